@@ -1,0 +1,26 @@
+"""Train a concept slider for SDXL from folders of images, one folder per multiplier. `--help` lists the flags."""
+
+import sys
+
+from sliders.errors import InputError
+from sliders.settings import load_settings
+
+
+def main(argv: list[str]) -> int:
+    try:
+        runs, flags = load_settings(argv)
+        # torch comes in only now: --help and a mistyped key answer at once
+        from sliders.runs import run_all
+
+        run_all(runs, dry_run=flags.dry_run)
+    except InputError as error:
+        print("\n".join(f"error: {line}" for line in str(error).splitlines()), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; sliders that were saved are whole", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

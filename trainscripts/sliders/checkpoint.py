@@ -1,0 +1,166 @@
+"""Slider files: .safetensors with the keys and metadata that web UIs know, written whole or not at all."""
+
+import hashlib
+import json
+import os
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load, save
+from torch import Tensor
+
+from sliders import __version__
+from sliders.dataset import ScaleFolders
+from sliders.errors import InputError
+from sliders.models.schedule import EPSILON, V_PREDICTION
+from sliders.models.sdxl_keys import file_key, sdxl_file_keys
+from sliders.network import AdaptorNetwork
+from sliders.schema import Settings
+
+
+def slider_tensors(network: AdaptorNetwork, dtype: torch.dtype) -> dict[str, Tensor]:
+    """{key as web UIs read it: tensor on the CPU}. `alpha` stays float32, for a loader divides by it."""
+    found = {}
+    for path, parts in network.tensors().items():
+        for part, tensor in parts.items():
+            kept = torch.float32 if part == "alpha" else dtype
+            found[f"{file_key(path)}.{part}"] = tensor.to("cpu", kept).contiguous()
+    return found
+
+
+def save_slider(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write `path` under a temporary name, read it back, check it, then give it its name.
+
+    Raises RuntimeError if what was written is not what was meant; nothing then bears the name.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(serialize(tensors, metadata))
+            file.flush()
+            os.fsync(file.fileno())
+        _check_written(temporary, tensors)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def serialize(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
+    """A .safetensors file's bytes, the same for the same content.
+
+    The library writes metadata in an order that changes from process to process, so the header is written here: eight
+    bytes of its length, then JSON. `sshs_model_hash` is sha256 of all bytes behind the header, by which A1111 tells
+    files apart whatever their metadata say.
+    """
+    raw = save(tensors)
+    start = 8 + int.from_bytes(raw[:8], "little")
+    body = raw[start:]
+    metadata = dict(sorted({**metadata, "sshs_model_hash": hashlib.sha256(body).hexdigest()}.items()))
+    text = json.dumps({"__metadata__": metadata, **json.loads(raw[8:start])}, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the format aligns tensors to eight bytes
+    return len(text).to_bytes(8, "little") + text + body
+
+
+def _check_written(path: Path, tensors: dict[str, Tensor]) -> None:
+    unknown = sorted({key.split(".", 1)[0] for key in tensors} - sdxl_file_keys())
+    if unknown:
+        raise RuntimeError(
+            f"{path}: {len(unknown)} modules are not SDXL's, so no web UI would load them: {unknown[:3]}"
+        )
+    with safe_open(path, framework="pt") as file:
+        same = set(file.keys()) == set(tensors) and all(torch.equal(file.get_tensor(k), t) for k, t in tensors.items())
+    if not same:
+        raise RuntimeError(f"{path}: what was read back is not what was written: the disk may be failing")
+
+
+def load_slider(path: Path, network: AdaptorNetwork) -> None:
+    """Put a saved slider's weights into a network of the same layers. Raises InputError if any layer differs."""
+    try:
+        tensors = load(path.read_bytes())
+    except Exception as error:
+        raise InputError(f"{path}: is no readable .safetensors file: choose another.") from error
+    parts: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        module, _, part = key.partition(".")
+        parts.setdefault(module, {})[part] = tensor
+    wanted = [file_key(p) for p in network.module_paths]
+    if set(wanted) != set(parts):
+        differing = sorted(set(wanted) ^ set(parts))
+        raise InputError(
+            f"{path}: {len(differing)} layers are not the network's, such as {differing[0]}: choose the settings it was made with."
+        )
+    for key, adaptor in zip(wanted, network.adaptors, strict=True):
+        adaptor.load_tensors(parts[key])
+
+
+def slider_metadata(
+    settings: Settings, data: ScaleFolders, *, stem: str, steps: int, started: float, prediction: str
+) -> dict[str, str]:
+    """What web UIs show, and how the slider was made: strings only, JSON where a value has parts."""
+    network, train = settings.network, settings.train
+    resolution = max(p.resolution for p in settings.prompts)
+    predicted = {EPSILON: "epsilon", V_PREDICTION: "v"}[prediction]
+    buckets: dict[tuple[int, int], int] = {}
+    for name in range(len(data.names)):
+        size = data.fitted_size(name, resolution)
+        buckets[size] = buckets.get(size, 0) + len(data.scales)
+    folders = dict(zip(data.folders, data.scales, strict=True))
+    found = {
+        "ss_base_model_version": "sdxl_base_v1-0",  # without it A1111 takes any file with metadata for SD 1
+        "ss_v2": "False",
+        "ss_output_name": stem,
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": network.rank,
+        "ss_network_alpha": network.alpha,
+        "ss_sd_model_name": _model_name(settings),
+        "ss_training_started_at": started,
+        "ss_steps": steps,
+        "ss_max_train_steps": train.iterations,
+        "ss_learning_rate": train.lr,
+        "ss_optimizer": train.optimizer,
+        "ss_lr_scheduler": train.lr_scheduler,
+        "ss_seed": train.seed,
+        "ss_mixed_precision": train.precision,
+        "ss_resolution": f"({resolution}, {resolution})",
+        "ss_dataset_dirs": {f: {"n_repeats": 1, "img_count": len(data.names)} for f in data.folders},
+        "ss_bucket_info": {
+            "buckets": {str(i): {"resolution": s, "count": n} for i, (s, n) in enumerate(buckets.items())}
+        },
+        "ss_tag_frequency": {f: _tags(settings, len(data.names)) for f in data.folders},
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": "stable-diffusion-xl-v1-base/lora",
+        "modelspec.implementation": "diffusers",
+        "modelspec.title": stem,
+        "modelspec.date": time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(started)),
+        "modelspec.resolution": f"{resolution}x{resolution}",
+        "modelspec.prediction_type": predicted,
+        "sliders.version": __version__,
+        "sliders.folders": folders,
+        "sliders.prompts": [p.model_dump() for p in settings.prompts],
+        "sliders.config": _shareable(settings),
+        "sliders.versions": {name: version(name) for name in ("torch", "diffusers", "transformers", "safetensors")},
+    }
+    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in found.items()}
+
+
+def _shareable(settings: Settings) -> dict:
+    """The settings without where things lie on the user's disk: files like these are uploaded."""
+    config = settings.model_dump(mode="json", include={"pretrained_model", "network", "train", "save", "other"})
+    config["pretrained_model"] = {**config["pretrained_model"], "name_or_path": _model_name(settings), "config": None}
+    del config["save"]["path"]
+    return config
+
+
+def _model_name(settings: Settings) -> str:
+    """Hub id as it is, of a path only the last part."""
+    name = settings.pretrained_model.name_or_path
+    return Path(name).name if Path(name).exists() else name
+
+
+def _tags(settings: Settings, count: int) -> dict[str, int]:
+    """The prompts as tags, which A1111's card shows as training words; no empty one."""
+    return {p: count for p in dict.fromkeys(s.positive for s in settings.prompts) if p}

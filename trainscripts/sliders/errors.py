@@ -1,0 +1,14 @@
+"""The one exception that a user is meant to read."""
+
+
+class InputError(ValueError):
+    """Wrong input, said in sentences that hold the value, the place and the remedy.
+
+    Entry scripts print it without a traceback and exit with status 2; anything else that is raised is a bug of ours.
+    """
+
+
+def either(names) -> str:
+    """`"a, b or c"`: how an error lists the values that would have been right."""
+    names = [str(name) for name in names]
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"

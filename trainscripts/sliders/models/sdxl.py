@@ -1,0 +1,238 @@
+"""SDXL (Podell et al. 2023, arXiv:2307.01952): loading it, and its way to encode text and images and to denoise."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, StableDiffusionXLPipeline
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from sliders.errors import InputError
+from sliders.models.narrow import build_narrow_sdxl
+from sliders.models.schedule import EPSILON, V_PREDICTION, NoiseSchedule
+from sliders.schema import PretrainedModel
+
+TINY = "tiny"
+SINGLE_FILES = (".safetensors", ".ckpt")
+LATENT_FACTOR = 8  # px per latent, each way
+
+
+@dataclass(frozen=True)
+class PromptEmbeds:
+    """A prompt as the UNet takes it: `tokens` [77, 2048], both encoders side by side; `pooled` [1280]."""
+
+    tokens: Tensor
+    pooled: Tensor
+
+
+class SDXL:
+    """A diffusers pipeline with the few calls a trainer needs. Built on the CPU; parts move to a device when asked.
+
+    Attributes: `pipe`, `unet` (frozen), `schedule`, `name` (as the user wrote it), `clip_skip`.
+    """
+
+    def __init__(
+        self, pipe: StableDiffusionXLPipeline, schedule: NoiseSchedule, name: str, clip_skip: int | None = None
+    ):
+        self.pipe, self.schedule, self.name, self.clip_skip = pipe, schedule, name, clip_skip
+        self.unet = pipe.unet.requires_grad_(False).eval()
+        pipe.vae.requires_grad_(False).eval()
+
+    @property
+    def scaling_factor(self) -> float:
+        return self.pipe.vae.config.scaling_factor
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: list[str], device: str) -> dict[str, PromptEmbeds]:
+        """Each different prompt, encoded once. The encoders are on `device` only meanwhile."""
+        pipe = self.pipe
+        for encoder in (pipe.text_encoder, pipe.text_encoder_2):
+            encoder.to(device)
+        found = {}
+        for prompt in dict.fromkeys(prompts):
+            self._warn_if_cut(prompt)
+            tokens, _, pooled, _ = pipe.encode_prompt(
+                prompt, device=torch.device(device), do_classifier_free_guidance=False, clip_skip=self.clip_skip
+            )
+            found[prompt] = PromptEmbeds(tokens[0], pooled[0])
+        for encoder in (pipe.text_encoder, pipe.text_encoder_2):
+            encoder.to("cpu")
+        return found
+
+    def _warn_if_cut(self, prompt: str) -> None:
+        limit = self.pipe.tokenizer.model_max_length
+        length = len(self.pipe.tokenizer(prompt, truncation=False).input_ids)
+        if length > limit:
+            print(
+                f"note: the prompt {prompt[:40]!r}… has {length} tokens, of which the model reads {limit}: shorten it."
+            )
+
+    def free_text_encoders(self) -> None:
+        self.pipe.text_encoder = self.pipe.text_encoder_2 = None
+
+    @torch.no_grad()
+    def encode_image(self, image: Image.Image) -> tuple[Tensor, Tensor]:
+        """RGB picture of W × H px → mean and standard deviation of its latents' posterior, float32 [4, H/8, W/8], on the CPU.
+
+        Not yet multiplied by the scaling factor. The VAE runs in float32: in float16 SDXL's overflows.
+        """
+        vae = self.pipe.vae
+        pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(1, image.height, image.width, 3)
+        pixels = pixels.to(vae.device).permute(0, 3, 1, 2).float() / 127.5 - 1
+        posterior = vae.encode(pixels).latent_dist
+        return posterior.mean[0].cpu(), posterior.std[0].cpu()
+
+    def denoise(self, noisy: Tensor, timesteps: Tensor, tokens: Tensor, pooled: Tensor, time_ids: Tensor) -> Tensor:
+        """The UNet's prediction, float32 [B, 4, h, w].
+
+        noisy [B, 4, h, w] float32, timesteps [B] int64, tokens [B, 77, 2048], pooled [B, 1280], time_ids [B, 6]
+        float32 (original height and width, crop top and left, target height and width).
+        """
+        return self.unet(
+            noisy.to(self.unet.dtype),
+            timesteps,
+            encoder_hidden_states=tokens,
+            added_cond_kwargs={"text_embeds": pooled, "time_ids": time_ids},
+            return_dict=False,
+        )[0].float()
+
+
+def load_sdxl(settings: PretrainedModel, dtype: torch.dtype) -> SDXL:
+    """Hub id, diffusers folder, single file or `tiny` → SDXL on the CPU, the VAE in float32, the rest in `dtype`.
+
+    Raises InputError where the source is missing, broken or no SDXL base model.
+    """
+    announced = check_source(settings)
+    path = Path(settings.name_or_path)
+    try:
+        if settings.name_or_path == TINY:
+            pipe = build_narrow_sdxl().to(dtype)
+            pipe.vae.float()
+        elif path.suffix.lower() in SINGLE_FILES and path.is_file():
+            pipe = _load_single_file(path, settings.config, dtype)
+        else:
+            pipe = _load_folder_or_hub(settings.name_or_path, dtype)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise InputError(_cannot_load(settings.name_or_path, error)) from error
+    unet = pipe.unet
+    if unet.config.in_channels != 4 or unet.config.addition_embed_type != "text_time" or pipe.text_encoder is None:
+        raise InputError(
+            f"pretrained_model: {settings.name_or_path} is no SDXL base model (an inpainting or refiner one?): use one."
+        )
+    config = dict(pipe.scheduler.config)
+    announced_v, zero_snr = announced or (
+        config.get("prediction_type") == V_PREDICTION,
+        config.get("rescale_betas_zero_snr", False),
+    )
+    prediction = V_PREDICTION if _v_pred(settings, announced_v) else EPSILON
+    schedule = NoiseSchedule.from_scheduler_config(config, prediction, bool(zero_snr))
+    return SDXL(pipe, schedule, settings.name_or_path, settings.clip_skip)
+
+
+def _v_pred(settings: PretrainedModel, announced: bool) -> bool:
+    """An explicit `v_pred: false` for a model that announces v-prediction would train noise into the slider."""
+    if settings.v_pred is False and announced:
+        raise InputError(
+            f"pretrained_model.v_pred is false, but {settings.name_or_path} says that it predicts v: remove the key or set it to true."
+        )
+    return announced if settings.v_pred is None else settings.v_pred
+
+
+def _cannot_load(name: str, error: Exception) -> str:
+    reason = str(error).strip().splitlines()
+    shown = reason[0][:200] if reason else type(error).__name__
+    hint = (
+        ""
+        if Path(name).exists()
+        else " Is it a path that does not exist, or a hub id that is misspelt, gated or offline?"
+    )
+    return f"pretrained_model.name_or_path: {name} cannot be loaded as SDXL ({shown}).{hint}"
+
+
+def check_source(settings: PretrainedModel) -> tuple[bool, bool] | None:
+    """What can be said about the model without loading weights.
+
+    Returns (v-prediction, zero terminal SNR) as a single file's keys announce them, None for other sources.
+    Raises InputError for paths that do not exist, unreadable files and models that are not SDXL.
+    """
+    name, path = settings.name_or_path, Path(settings.name_or_path)
+    if name == TINY:
+        return None
+    if path.is_dir():
+        _check_folder(path)
+        return None
+    if path.suffix.lower() in SINGLE_FILES:
+        if not path.is_file():
+            raise InputError(f"pretrained_model.name_or_path: {path} does not exist: check the path.")
+        if settings.config is not None and not (Path(settings.config) / "model_index.json").is_file():
+            raise InputError(
+                f"pretrained_model.config: {settings.config} holds no model_index.json: name a diffusers folder."
+            )
+        return _check_safetensors(path) if path.suffix.lower() == ".safetensors" else None
+    looks_like_path = name.startswith((".", "/", "~")) or "\\" in name or name.count("/") != 1
+    if looks_like_path:
+        raise InputError(
+            f"pretrained_model.name_or_path: {name} is neither a folder nor a .safetensors or .ckpt file that exists, "
+            "nor a hub id like stabilityai/stable-diffusion-xl-base-1.0: check it."
+        )
+    return None
+
+
+def _check_folder(path: Path) -> None:
+    try:
+        name = json.loads((path / "model_index.json").read_text(encoding="utf-8"))["_class_name"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"pretrained_model.name_or_path: {path} holds no readable model_index.json: name a diffusers folder."
+        ) from error
+    if not str(name).startswith("StableDiffusionXL"):
+        raise InputError(
+            f"pretrained_model.name_or_path: {path} is a {name}, but only SDXL is trained here: choose an SDXL model."
+        )
+
+
+def _check_safetensors(path: Path) -> tuple[bool, bool]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            keys = set(file.keys())
+    except (OSError, SafetensorError) as error:
+        raise InputError(
+            f"pretrained_model.name_or_path: {path} is no whole .safetensors file: download it again."
+        ) from error
+    if not any(key.startswith("conditioner.embedders.1.") for key in keys) or not any(
+        key.startswith("conditioner.embedders.0.transformer.") for key in keys
+    ):
+        raise InputError(
+            f"pretrained_model.name_or_path: {path} is no SDXL checkpoint (SD 1, a LoRA, a UNet alone?): choose an SDXL one."
+        )
+    return "v_pred" in keys, "ztsnr" in keys
+
+
+def _load_single_file(path: Path, config: str | None, dtype: torch.dtype) -> StableDiffusionXLPipeline:
+    """`.ckpt` goes through torch's weights-only unpickler: no code in it is run."""
+    vae_config = {} if config is None else {"config": config, "subfolder": "vae"}
+    vae = AutoencoderKL.from_single_file(str(path), torch_dtype=torch.float32, **vae_config)
+    return StableDiffusionXLPipeline.from_single_file(
+        str(path), vae=vae, torch_dtype=dtype, config=config, add_watermarker=False
+    )
+
+
+def _load_folder_or_hub(name: str, dtype: torch.dtype) -> StableDiffusionXLPipeline:
+    """From the hub, what is in the cache is taken before anything is downloaded, and half-precision files before full ones."""
+    dtypes = {"default": dtype, "vae": torch.float32}
+    attempts = [{}] if Path(name).is_dir() else [
+        {"local_files_only": True},
+        {"local_files_only": True, "variant": "fp16"},
+        {"variant": "fp16"},
+        {},
+    ]  # fmt: skip
+    for last, options in ((options is attempts[-1], options) for options in attempts):
+        try:
+            return StableDiffusionXLPipeline.from_pretrained(name, torch_dtype=dtypes, add_watermarker=False, **options)
+        except (OSError, ValueError):
+            if last:
+                raise
+    raise AssertionError("unreachable")

@@ -1,0 +1,87 @@
+"""Names → optimizer and learning-rate schedule, each from its own library."""
+
+import ast
+import importlib
+from collections.abc import Iterable
+
+import torch
+from torch.optim import Optimizer
+from torch.optim import lr_scheduler as schedules
+
+from sliders.errors import InputError
+from sliders.schema import Train
+
+# name → module, class, what brings the module
+CLASSES = {
+    "adam": ("torch.optim", "Adam", ""),
+    "adamw": ("torch.optim", "AdamW", ""),
+    "lion": ("lion_pytorch", "Lion", "--extra optimizers"),
+    "prodigy": ("prodigyopt", "Prodigy", "--extra optimizers"),
+    "dadaptadam": ("dadaptation", "DAdaptAdam", "--extra optimizers"),
+    "dadaptlion": ("dadaptation", "DAdaptLion", "--extra optimizers"),
+    "adam8bit": ("bitsandbytes.optim", "Adam8bit", ""),
+    "adamw8bit": ("bitsandbytes.optim", "AdamW8bit", ""),
+    "lion8bit": ("bitsandbytes.optim", "Lion8bit", ""),
+}
+FINDS_LR_ITSELF = ("prodigy", "dadaptadam", "dadaptlion")  # lr is a factor on the step size they estimate
+LR_FLOOR = 0.01  # a decaying schedule ends at this share of lr
+
+
+def parse_optimizer_args(text: str) -> dict[str, object]:
+    """`"weight_decay=0.1 betas=(0.9,0.99)"` → dict. Values are Python literals; nothing is ever run."""
+    found = {}
+    for word in text.split():
+        key, equals, value = word.partition("=")
+        try:
+            found[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
+            raise InputError(
+                f"train.optimizer_args: {word!r} is no key=value with a number, True, False or a tuple without spaces: "
+                "write for example weight_decay=0.01 betas=(0.9,0.99)."
+            ) from error
+        if not key.isidentifier() or not equals:
+            raise InputError(f"train.optimizer_args: {word!r} is no key=value: write for example weight_decay=0.01.")
+    return found
+
+
+def import_optimizer(name: str) -> type[Optimizer]:
+    """Class behind a `train.optimizer` name; InputError if its library is not installed."""
+    module, cls, extra = CLASSES[name]
+    try:
+        return getattr(importlib.import_module(module), cls)
+    except ImportError as error:
+        remedy = f"start the trainer with `uv run {extra} …`" if extra else f"install {module.split('.')[0]}"
+        raise InputError(
+            f"train.optimizer: {name} needs a package that is not installed ({error}): {remedy}."
+        ) from error
+
+
+def build_optimizer(settings: Train, parameters: Iterable[torch.nn.Parameter]) -> Optimizer:
+    """The optimizer of `train.optimizer` over float32 parameters, `train.optimizer_args` passed on."""
+    cls, arguments = import_optimizer(settings.optimizer), parse_optimizer_args(settings.optimizer_args)
+    try:
+        return cls(list(parameters), lr=arguments.pop("lr", settings.lr), **arguments)
+    except (TypeError, ValueError, AssertionError) as error:
+        raise InputError(
+            f"train.optimizer_args: {settings.optimizer} does not take them ({error}): correct or remove them."
+        ) from error
+
+
+def build_lr_scheduler(settings: Train, optimizer: Optimizer) -> schedules.LRScheduler:
+    """The schedule of `train.lr_scheduler` over `train.iterations` steps of the optimizer.
+
+    constant; cosine and linear fall to a hundredth of lr; cosine_with_restarts starts anew after 1/10, 3/10 and 7/10
+    of the run; step takes 0.1 % off after each hundredth of it.
+    """
+    n, floor = settings.iterations, optimizer.param_groups[0]["lr"] * LR_FLOOR
+    match settings.lr_scheduler:
+        case "constant":
+            return schedules.LambdaLR(optimizer, lambda step: 1.0)
+        case "cosine":
+            return schedules.CosineAnnealingLR(optimizer, T_max=n, eta_min=floor)
+        case "cosine_with_restarts":
+            return schedules.CosineAnnealingWarmRestarts(optimizer, T_0=max(1, n // 10), T_mult=2, eta_min=floor)
+        case "step":
+            return schedules.StepLR(optimizer, step_size=max(1, n // 100), gamma=0.999)
+        case "linear":
+            return schedules.LinearLR(optimizer, start_factor=1.0, end_factor=LR_FLOOR, total_iters=n)

@@ -1,0 +1,130 @@
+"""Everything about a run that can be checked and told before weights are loaded."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import torch
+
+from sliders.attention import check_attention
+from sliders.dataset import ScaleFolders
+from sliders.errors import InputError
+from sliders.images import fitted_size
+from sliders.models.sdxl import TINY, check_source
+from sliders.models.sdxl_unet import weightless_unet
+from sliders.network import AdaptorNetwork
+from sliders.optim import FINDS_LR_ITSELF, build_lr_scheduler, build_optimizer
+from sliders.schema import Settings
+from sliders.trainer import torch_device
+
+
+def check_run(settings: Settings) -> ScaleFolders:
+    """Raises InputError for whatever would stop the run later; returns its data set."""
+    torch_device(settings.device)
+    check_source(settings.pretrained_model)
+    check_attention(settings.other)
+    if settings.logging.use_wandb and importlib.util.find_spec("wandb") is None:
+        raise InputError(
+            "logging.use_wandb is true, but wandb is not installed: start with `uv run --extra wandb …`, or set it to false."
+        )
+    optimizer = build_optimizer(settings.train, [torch.nn.Parameter(torch.zeros(1))])
+    build_lr_scheduler(settings.train, optimizer)
+    data = ScaleFolders.find(settings.data)
+    _check_output(settings)
+    return data
+
+
+def _check_output(settings: Settings) -> None:
+    """Sliders made earlier are not written over, and the folder must be one that can be written to."""
+    run_dir = settings.run_dir
+    if run_dir.exists() and not run_dir.is_dir():
+        raise InputError(f"save.path: {run_dir} is a file, not a folder: choose another --name or --save_path.")
+    earlier = sorted(run_dir.glob("*.safetensors")) if run_dir.exists() else []
+    if earlier and not settings.overwrite:
+        raise InputError(
+            f"{run_dir} holds {len(earlier)} slider(s) of an earlier run: choose another --name, or add --overwrite to replace them."
+        )
+    parent = run_dir
+    while not parent.exists():
+        parent = parent.parent
+    try:
+        probe = parent / ".sliders-write-test"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(
+            f"save.path: {parent} cannot be written to ({error.strerror}): choose another --save_path."
+        ) from error
+
+
+def describe_run(settings: Settings, data: ScaleFolders) -> str:
+    """The plan, as `--dry_run` prints it."""
+    network, train = settings.network, settings.train
+    with torch.device("meta"):
+        adaptors = AdaptorNetwork(weightless_unet(settings.pretrained_model.name_or_path), network)
+    sets = [f"{p.batch_size} pair(s) at {_sizes(settings, data, p)} px" for p in settings.prompts]
+    saves = (train.iterations - 1) // settings.save.per_steps
+    lines = [
+        f"slider  {settings.run_dir}",
+        f"model   {settings.pretrained_model.name_or_path}, {train.precision} on {torch_device(settings.device)}",
+        f"layers  {len(adaptors.module_paths)} of {network.type} {network.training_method}: {network.algo} rank {network.rank} "
+        f"alpha {network.alpha:g}, {adaptors.num_parameters():,} parameters",
+        f"steps   {train.iterations} of {' or '.join(dict.fromkeys(sets))}, {train.optimizer} lr {train.lr:g} {train.lr_scheduler}, seed {train.seed}",
+        f"files   {saves + 1}: {f'every {settings.save.per_steps} steps, and ' if saves else ''}{settings.stem}_last.safetensors",
+        f"images  {len(data.names)} names × {len(data.scales)} scales",
+        "",
+        data.table(),
+        *_remarks(settings, data),
+    ]
+    if settings.logging.verbose:
+        lines += [
+            "",
+            "prompts",
+            *(f"  {p.model_dump_json()}" for p in settings.prompts),
+            "",
+            "layers",
+            *(f"  {p}" for p in adaptors.module_paths),
+        ]
+    return "\n".join(lines)
+
+
+def _sizes(settings: Settings, data: ScaleFolders, prompts) -> str:
+    sizes = sorted({fitted_size(s, prompts.resolution) for s in data.sizes})
+    shown = ", ".join(f"{w}×{h}" for w, h in sizes[:4]) + (" …" if len(sizes) > 4 else "")
+    return (
+        shown
+        + (" and smaller" if prompts.dynamic_resolution else "")
+        + (" in random crops" if prompts.dynamic_crops else "")
+    )
+
+
+def _remarks(settings: Settings, data: ScaleFolders) -> list[str]:
+    """What is allowed, but perhaps not meant."""
+    remarks = []
+    if data.ignored:
+        remarks.append(
+            f"ignored, being no images: {', '.join(data.ignored[:8])}{' …' if len(data.ignored) > 8 else ''}."
+        )
+    resolution = max(p.resolution for p in settings.prompts)
+    small = [n for n, (w, h) in zip(data.names, data.sizes, strict=True) if w * h < 0.8 * resolution**2]
+    if small:
+        remarks.append(
+            f"{len(small)} name(s), such as {small[0]}, are smaller than {resolution} px and will be enlarged."
+        )
+    if settings.train.optimizer in FINDS_LR_ITSELF and settings.train.lr < 0.1:
+        remarks.append(
+            f"{settings.train.optimizer} finds its step size itself and takes lr as a factor: 1.0 is usual, {settings.train.lr:g} is not."
+        )
+    if settings.device.isdigit() and torch.cuda.device_count() == 0:
+        remarks.append(_why_no_gpu(settings))
+    return ["", *(f"note: {r}" for r in remarks)] if remarks else []
+
+
+def _why_no_gpu(settings: Settings) -> str:
+    if sys.platform == "win32" and torch.version.cuda is None:
+        return (
+            "this PyTorch cannot use a GPU, as Windows' standard build cannot: once, `uv pip install --torch-backend=auto "
+            f"torch=={torch.__version__.partition('+')[0]}`, then start with `uv run --no-sync …`."
+        )
+    tiny = settings.pretrained_model.name_or_path == TINY or Path(settings.pretrained_model.name_or_path).is_dir()
+    return "no CUDA GPU was found, so the CPU trains" + ("." if tiny else ": for SDXL that is far too slow.")

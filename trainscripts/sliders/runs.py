@@ -1,0 +1,46 @@
+"""From settings to finished sliders: check all runs, tell the plan, train one after the other."""
+
+import gc
+import time
+
+import torch
+
+from sliders.plan import check_run, describe_run
+from sliders.schema import Settings
+from sliders.trainer import Report, Trainer
+
+
+def run_all(runs: list[Settings], dry_run: bool = False) -> list[Report]:
+    """Every run is checked before the first one starts. With `dry_run` nothing is loaded or written."""
+    checked = [(settings, check_run(settings)) for settings in runs]
+    reports = []
+    for settings, data in checked:
+        print(describe_run(settings, data), flush=True)
+        if dry_run:
+            continue
+        began = time.perf_counter()
+        report = Trainer(settings, data).run()
+        reports.append(report)
+        print(summary(settings, report, time.perf_counter() - began), flush=True)
+        gc.collect()  # before the next model of a --stylecheck is loaded
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+    if dry_run:
+        print("\ndry run: nothing was loaded or written")
+    return reports
+
+
+def summary(settings: Settings, report: Report, seconds: float) -> str:
+    """Speed, memory, and the prompt to paste into a web UI with Dynamic Prompts in combinatorial mode."""
+    memory = "" if report.peak_memory is None else f", peak GPU memory {report.peak_memory / 2**30:.1f} GiB"
+    return (
+        f"saved   {report.path}\n"
+        f"speed   {1 / report.seconds_per_step:.2f} steps/s, {seconds:.0f} s in all{memory}\n"
+        f"prompt  {prompt_to_paste(report.path.stem, settings.data.scales)}"
+    )
+
+
+def prompt_to_paste(stem: str, scales: tuple[float, ...]) -> str:
+    """`{<lora:STEM:0>|<lora:STEM:0.67>|…}`: one picture per multiplier, the base model's first."""
+    multipliers = [0.0, *(s for s in scales if s != 0)]
+    return "{" + "|".join(f"<lora:{stem}:{m:g}>" for m in multipliers) + "}"

@@ -1,0 +1,255 @@
+"""What may stand in a config or prompts YAML: every key with its type, default and meaning.
+
+Each key either works or is refused here with a sentence; nothing is read by nobody. The keys and defaults are the
+fork's; what this project adds is marked (ours).
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, field_validator, model_validator
+
+NAME_LIMIT = 120  # bytes; leaves room for `_alpha…_rank…_method_…steps.safetensors.tmp` in a 255-byte file name
+UNSAFE_IN_NAMES = '<>:"/\\|?*'  # A1111 ends a `<lora:…>` at `:` or `>`; Windows refuses the rest
+TRAINING_METHODS = (
+    "full", "noxattn", "innoxattn", "selfattn", "xattn", "xattn-strict", "noxattn-hspace", "noxattn-hspace-last",
+)  # fmt: skip
+OPTIMIZERS = (
+    "adam", "adamw", "lion", "prodigy", "dadaptadam", "dadaptlion", "adam8bit", "adamw8bit", "lion8bit",
+)  # fmt: skip
+
+FP16_ADVICE = "float16 needs loss scaling to train and is not offered: use bfloat16, or float32 where a card lacks it"
+
+
+def _no_bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("should be a number, not true or false")
+    return value
+
+
+def _spelled(aliases: dict[str, str]) -> BeforeValidator:
+    """Accept the short spellings that the ancestors' files use, in any letter case."""
+    return BeforeValidator(lambda v: aliases.get(v.lower(), v.lower()) if isinstance(v, str) else v)
+
+
+_PRECISION_ALIASES = {"fp32": "float32", "float": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16"}
+Whole = Annotated[int, BeforeValidator(_no_bool)]
+Number = Annotated[FiniteFloat, BeforeValidator(_no_bool)]
+TrainPrecision = Annotated[Literal["bfloat16", "float32"], _spelled(_PRECISION_ALIASES)]
+SavePrecision = Annotated[Literal["float32", "float16", "bfloat16"], _spelled(_PRECISION_ALIASES)]
+
+
+class Section(BaseModel):
+    """A YAML mapping whose unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class PretrainedModel(Section):
+    name_or_path: Annotated[str, Field(min_length=1)]  # hub id, diffusers folder, .safetensors, .ckpt, or `tiny`
+    config: str | None = None  # (ours) folder with a single file's JSON and tokenizer files; none: asks the hub
+    v2: bool = False
+    v_pred: bool | None = None  # none: what the checkpoint says
+    clip_skip: Annotated[Whole, Field(ge=0, le=10)] | None = None  # text-encoder layers skipped before the usual one
+
+    @field_validator("v2")
+    @classmethod
+    def _is_sdxl(cls, v2: bool) -> bool:
+        if v2:
+            raise ValueError("says Stable Diffusion 2, but this trainer trains SDXL: remove the key")
+        return v2
+
+
+class Network(Section):
+    type: Literal["lierla", "c3lier"] = "lierla"  # which layers
+    algo: Literal["lora"] = "lora"  # (ours) which mathematics
+    rank: Annotated[Whole, Field(ge=1, le=4096)] = 4
+    alpha: Annotated[Number, Field(gt=0)] = 1.0
+    training_method: Literal[TRAINING_METHODS] = "full"
+
+
+class Train(Section):
+    precision: TrainPrecision = "bfloat16"
+    noise_scheduler: Literal["ddim", "ddpm", "lms", "euler_a"] = "ddim"  # all four noise alike; see models/sdxl.py
+    iterations: Annotated[Whole, Field(ge=1)] = 500
+    lr: Annotated[Number, Field(gt=0)] = 1e-4
+    optimizer: Annotated[Literal[OPTIMIZERS], _spelled({})] = "adamw"
+    optimizer_args: str = ""
+    lr_scheduler: Annotated[Literal["constant", "cosine", "cosine_with_restarts", "step", "linear"], _spelled({})] = (
+        "constant"
+    )
+    max_denoising_steps: Annotated[Whole, Field(ge=2, le=1000)] = 50
+    loss: Literal["reference"] = "reference"  # (ours)
+    max_grad_norm: Annotated[Number, Field(ge=0)] = 0.0  # (ours) 0: gradients are not clipped
+    seed: Annotated[Whole, Field(ge=0, lt=2**63)] = 0  # (ours)
+
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _not_float16(cls, value: Any) -> Any:
+        if isinstance(value, str) and value.lower() in ("fp16", "float16", "half"):
+            raise ValueError(FP16_ADVICE)
+        return value
+
+    @field_validator("optimizer_args", mode="before")
+    @classmethod
+    def _none_is_empty(cls, value: Any) -> Any:
+        return "" if value is None else value
+
+
+class Save(Section):
+    name: str = "untitled"
+    path: Path = Path("./output")
+    per_steps: Annotated[Whole, Field(ge=1)] = 200
+    precision: SavePrecision = "float32"
+
+    @field_validator("name")
+    @classmethod
+    def _is_a_file_name(cls, name: str) -> str:
+        bad = sorted({c for c in name if c in UNSAFE_IN_NAMES or not c.isprintable()})
+        if bad:
+            shown = " ".join(c if c.isprintable() else repr(c) for c in bad)
+            raise ValueError(f"{name!r} holds {shown}, which a file name or a web UI's prompt cannot: leave them out")
+        if not name or name != name.strip() or name.startswith(".") or name.endswith("."):
+            raise ValueError(f"{name!r} must not be empty or start or end with a space or a dot")
+        if len(name.encode()) > NAME_LIMIT:
+            raise ValueError(
+                f"is {len(name.encode())} bytes long; {NAME_LIMIT} is the most a file name leaves room for"
+            )
+        return name
+
+
+class Logging(Section):
+    use_wandb: bool = False
+    verbose: bool = False
+
+
+class Other(Section):
+    use_xformers: bool = False
+    use_pytorch_SDPA: bool = True  # noqa: N815 - the fork's spelling
+    torch_compile: bool = False
+    lycorisize: bool = False
+    gradient_checkpointing: bool = False
+    torch_amp: bool = False
+
+    @field_validator("lycorisize")
+    @classmethod
+    def _no_lycoris_yet(cls, lycorisize: bool) -> bool:
+        if lycorisize:
+            raise ValueError("LyCORIS adaptors are not offered yet: set it to false to train a LoRA (network.algo)")
+        return lycorisize
+
+
+class Config(Section):
+    """The file given as `--config_file`."""
+
+    prompts_file: Annotated[str, Field(min_length=1)]
+    pretrained_model: PretrainedModel
+    network: Network = Network()
+    train: Train = Train()
+    save: Save = Save()
+    logging: Logging = Logging()
+    other: Other = Other()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_section_is_default(cls, data: Any) -> Any:
+        """`logging:` with nothing under it is YAML for null; a user means the defaults."""
+        if isinstance(data, dict):
+            sections = ("network", "train", "save", "logging", "other")
+            return {k: v for k, v in data.items() if not (k in sections and v is None)}
+        return data
+
+
+class PromptSet(Section):
+    """One entry of the prompts file.
+
+    `positive` conditions the image of the higher scale, `neutral` that of the lower one. `target` and `unconditional`
+    are what these two fall back to. Training runs at guidance 1, where the unconditional half cancels exactly;
+    `guidance_scale` is the guidance at which the slider is meant to be sampled.
+    """
+
+    target: str
+    positive: str
+    unconditional: str = ""
+    neutral: str
+    action: Literal["enhance"] = "enhance"
+    guidance_scale: Annotated[Number, Field(gt=0)] = 1.0
+    resolution: Annotated[Whole, Field(ge=64, le=4096)] = 512
+    dynamic_resolution: bool = False
+    batch_size: Annotated[Whole, Field(ge=1, le=256)] = 1  # pairs of images in one optimizer step
+    dynamic_crops: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, data: Any) -> Any:
+        """A key left out or left empty: positive falls back to target, neutral to unconditional, the rest to ""."""
+        if not isinstance(data, dict):
+            raise ValueError("should be a mapping that starts with `- target: …`")
+        data = {key: value for key, value in data.items() if value is not None or key == "target"}
+        if "target" in data:
+            data["target"] = "" if data["target"] is None else data["target"]
+            data.setdefault("positive", data["target"])
+        data.setdefault("neutral", data.get("unconditional", ""))
+        return data
+
+    @field_validator("target", "positive", "unconditional", "neutral")
+    @classmethod
+    def _no_placeholder(cls, prompt: str) -> str:
+        if "{" in prompt or "}" in prompt:
+            raise ValueError(f"{prompt!r} still holds a {{placeholder}}: replace it, braces too, with your own words")
+        return prompt
+
+    @field_validator("action", mode="before")
+    @classmethod
+    def _only_enhance(cls, action: Any) -> Any:
+        if action == "erase":
+            raise ValueError("'erase' means nothing here, since the images say which way a slider goes: use enhance")
+        return action
+
+    @field_validator("resolution")
+    @classmethod
+    def _fits_the_unet(cls, resolution: int) -> int:
+        if resolution % 32:
+            raise ValueError(
+                f"{resolution} is no multiple of 32, which SDXL's latents need: use {resolution // 32 * 32}"
+            )
+        return resolution
+
+    def with_attribute(self, attribute: str) -> "PromptSet":
+        """The same set with `attribute` and a space before each of its prompts."""
+        keys = ("target", "positive", "neutral", "unconditional")
+        return self.model_copy(update={k: f"{attribute} {getattr(self, k)}" for k in keys})
+
+
+class Data(Section):
+    """Where the images lie and what multiplier each folder stands for; both tuples are in ascending order of scale."""
+
+    folder_main: Path
+    folders: tuple[str, ...]
+    scales: tuple[float, ...]
+
+
+class Settings(Section):
+    """Everything that one run is told: the config with the flags laid over it, the prompts, and the data."""
+
+    config_file: Path
+    pretrained_model: PretrainedModel
+    network: Network
+    train: Train
+    save: Save
+    logging: Logging
+    other: Other
+    prompts: tuple[PromptSet, ...]
+    data: Data
+    device: str  # "cpu", "mps" or a CUDA index
+    overwrite: bool = False
+
+    @property
+    def stem(self) -> str:
+        """Name of the run's folder, and the start of every file in it."""
+        n = self.network
+        return f"{self.save.name}_alpha{n.alpha}_rank{n.rank}_{n.training_method}"
+
+    @property
+    def run_dir(self) -> Path:
+        return self.save.path / self.stem
