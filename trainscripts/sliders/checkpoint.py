@@ -39,7 +39,7 @@ def save_slider(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     try:
-        with open(temporary, "wb") as file:
+        with temporary.open("wb") as file:
             file.write(serialize(tensors, metadata))
             file.flush()
             os.fsync(file.fileno())

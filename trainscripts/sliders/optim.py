@@ -34,7 +34,7 @@ def parse_optimizer_args(text: str) -> dict[str, object]:
         key, equals, value = word.partition("=")
         try:
             found[key] = ast.literal_eval(value)
-        except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
+        except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
             raise InputError(
                 f"train.optimizer_args: {word!r} is no key=value with a number, True, False or a tuple without spaces: "
                 "write for example weight_decay=0.01 betas=(0.9,0.99)."
@@ -61,7 +61,7 @@ def build_optimizer(settings: Train, parameters: Iterable[torch.nn.Parameter]) -
     cls, arguments = import_optimizer(settings.optimizer), parse_optimizer_args(settings.optimizer_args)
     try:
         return cls(list(parameters), lr=arguments.pop("lr", settings.lr), **arguments)
-    except (TypeError, ValueError, AssertionError) as error:
+    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
         raise InputError(
             f"train.optimizer_args: {settings.optimizer} does not take them ({error}): correct or remove them."
         ) from error

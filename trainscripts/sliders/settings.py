@@ -52,7 +52,7 @@ def _main_folders(flags: argparse.Namespace, config: schema.Config) -> list[tupl
     """(main folder, slider name) of every run."""
     if flags.stylecheck is None:
         return [(flags.folder_main, config.save.name)]
-    folders = [flags.folder_main.with_name(f"{flags.folder_main.name}{i}") for i in flags.stylecheck]
+    folders = [flags.folder_main.parent / f"{flags.folder_main.name}{i}" for i in flags.stylecheck]
     return [(folder, folder.name) for folder in folders]
 
 

@@ -1,0 +1,88 @@
+"""What the tests share: a generated data set, an experiment on the tiny model, and the command line run in process."""
+
+import importlib.util
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test goes to the network; before huggingface_hub is imported
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+SCRIPTS = ROOT / "trainscripts" / "imagesliders"
+FOUR_FOLDERS = ("verylow", "low", "high", "veryhigh")
+EXPERIMENT = {
+    "pretrained_model": {"name_or_path": "tiny"},
+    "network": {"type": "c3lier", "rank": 4, "alpha": 2.0, "training_method": "noxattn"},
+    "train": {"precision": "float32", "iterations": 3, "lr": 1e-3, "max_denoising_steps": 50},
+    "save": {"name": "probe", "per_steps": 100},
+}
+PROMPT_SET = {"target": "", "resolution": 64}
+
+
+def load_script(file_name: str):
+    """A script of trainscripts/imagesliders as a module; their names hold dashes, so `import` cannot reach them."""
+    spec = importlib.util.spec_from_file_location(file_name.replace("-", "_"), SCRIPTS / f"{file_name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def train_main():
+    """`train_main(argv)` runs the trainer's command line in this process and returns its exit status."""
+    return load_script("train_lora-scale-xl").main
+
+
+def disc(size: tuple[int, int], brightness: float, radius: float = 0.6) -> Image.Image:
+    """A disc of `brightness` (0 to 1) on a colour gradient; `radius` as a share of half the shorter side."""
+    width, height = size
+    x, y = np.meshgrid(np.linspace(-1, 1, width), np.linspace(-1, 1, height))
+    short = min(size)
+    inside = (x * width / short) ** 2 + (y * height / short) ** 2 < radius**2
+    backdrop = np.stack([x + 1, y + 1, 1 - x], axis=-1) / 4
+    pixels = np.where(inside[..., None], brightness, backdrop)
+    return Image.fromarray((pixels.clip(0, 1) * 255).astype(np.uint8))
+
+
+def make_scale_folders(root: Path, folders=FOUR_FOLDERS, names=("one", "two"), size=(64, 64), suffix=".png") -> Path:
+    """`root/{folder}/{name}{suffix}`: a disc brighter from folder to folder and larger from name to name. Returns `root`."""
+    for f, folder in enumerate(folders):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+        for n, name in enumerate(names):
+            picture = disc(size, brightness=(f + 1) / len(folders), radius=0.4 + 0.4 * n / max(1, len(names) - 1))
+            picture.save(root / folder / f"{name}{suffix}")
+    return root
+
+
+def write_experiment(tmp_path: Path, flags=(), prompts=None, data: Path | None = None, **overrides) -> list[str]:
+    """Write a config and a prompts file for the tiny model under `tmp_path` and return the command line to train it.
+
+    `overrides` are sections of the config, laid over `EXPERIMENT` key by key (`train={"iterations": 20}`); a section or
+    key given as None is left out. `prompts` replaces the list of prompt sets. `flags` are put at the end. Unless `data`
+    names a data set, `tmp_path/"data"` is taken, and made with four folders of two images if it is not there.
+    """
+    config = {"prompts_file": str(tmp_path / "prompts.yaml"), **{k: dict(v) for k, v in EXPERIMENT.items()}}
+    config["save"]["path"] = str(tmp_path / "models")
+    for section, value in overrides.items():
+        merged = {**config.get(section, {}), **value} if isinstance(value, dict) else value
+        config[section] = {k: v for k, v in merged.items() if v is not None} if isinstance(merged, dict) else merged
+    config = {section: value for section, value in config.items() if value is not None}
+    write_yaml(tmp_path / "config.yaml", config)
+    write_yaml(tmp_path / "prompts.yaml", [PROMPT_SET] if prompts is None else prompts)
+    if data is None:
+        data = tmp_path / "data"
+        if not data.exists():
+            make_scale_folders(data)
+    return [
+        "--config_file", str(tmp_path / "config.yaml"), "--folder_main", str(data), "--device", "cpu", *flags,
+    ]  # fmt: skip
+
+
+def write_yaml(path: Path, content) -> Path:
+    """`content` as YAML; a string is written as it is, mistakes and all."""
+    path.write_text(content if isinstance(content, str) else yaml.safe_dump(content), encoding="utf-8")
+    return path

@@ -1,0 +1,174 @@
+"""One optimizer step against the naive reimplementation in naive.py, and what a step must never do."""
+
+import dataclasses
+
+import pytest
+import torch
+from conftest import make_scale_folders, write_experiment
+from naive import NaiveTrainer
+from sliders.models.sdxl import load_sdxl
+from sliders.plan import check_run
+from sliders.schema import PretrainedModel
+from sliders.settings import load_settings
+from sliders.trainer import NonFiniteError, Trainer
+
+SCALES = (0.67, 1.0, 1.3, 2.0)
+FOLDERS = ("small", "base", "large", "huge")
+PROMPTS = [
+    {"target": "a disc", "positive": "a bright disc", "neutral": "a disc", "unconditional": "", "resolution": 64},
+    {"target": "a circle", "positive": "a white circle", "neutral": "", "resolution": 64, "batch_size": 3},
+]
+
+
+def make_trainer(tmp_path, flags=(), prompts=None, folders=FOLDERS, names=("a", "b", "c"), **overrides):
+    data = make_scale_folders(tmp_path / "data", folders=FOLDERS, names=names)
+    scales = ", ".join(map(str, SCALES))
+    flags = [*flags, "--folders", ", ".join(folders), "--scales", scales]
+    argv = write_experiment(tmp_path, flags=flags, prompts=prompts or PROMPTS, data=data, **overrides)
+    (settings,), _ = load_settings(argv)
+    return Trainer(settings, check_run(settings))
+
+
+def randomize(network, seed=1):
+    """Away from the all-zero start, where the gradients of `down` vanish."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for adaptor in network.adaptors:
+            adaptor.up.normal_(std=0.05, generator=generator)
+
+
+def naive_trainer(trainer):
+    model = load_sdxl(PretrainedModel(name_or_path="tiny"), torch.float32)
+    network = trainer.network
+    downs, ups = [a.down for a in network.adaptors], [a.up for a in network.adaptors]
+    alpha = trainer.settings.network.alpha
+    return NaiveTrainer(model.unet, model.pipe.vae, network.module_paths, downs, ups, alpha)
+
+
+def naive_loss(naive, trainer, draw):
+    """Mean over the pairs of one draw; the random numbers are drawn in the documented order: noise, lower, higher."""
+    losses = []
+    chosen = trainer.settings.prompts[draw.prompt]
+    embeds = trainer.make_batch.prompt_embeds
+    for pair in draw.pairs:
+        generator = torch.Generator().manual_seed(pair.noise_seed)
+        noise, eps_low, eps_high = (torch.randn(4, 8, 8, generator=generator) for _ in range(3))
+        folder = trainer.settings.data.folder_main
+        name = trainer.data.names[pair.name]
+        low = naive.encode(folder / FOLDERS[pair.low] / f"{name}.png", eps_low)
+        high = naive.encode(folder / FOLDERS[pair.high] / f"{name}.png", eps_high)
+        prompts = (embeds[chosen.positive], embeds[chosen.neutral], embeds[chosen.neutral])
+        scales = (SCALES[pair.low], SCALES[pair.high])
+        losses.append(naive.step(low, high, noise[None].double(), pair.timestep, prompts, 64, scales))
+    return sum(losses) / len(losses)
+
+
+def relative_error(found, wanted):
+    return ((found.double() - wanted).norm() / wanted.norm()).item()
+
+
+@pytest.mark.parametrize("step", range(6))
+def test_a_step_equals_the_ancestors_with_the_pairing_mended(tmp_path, step):
+    """Steps 0 to 5 draw both prompt sets, one pair and three pairs a step."""
+    trainer = make_trainer(tmp_path)
+    randomize(trainer.network)
+    draw = trainer.draw(step)
+    naive = naive_trainer(trainer)
+    wanted = naive_loss(naive, trainer, draw)
+
+    loss = trainer.forward(trainer.make_batch(draw))
+    loss.backward()
+
+    assert loss.item() == pytest.approx(wanted, rel=1e-5)
+    for path, adaptor in zip(trainer.network.module_paths, trainer.network.adaptors, strict=True):
+        pairs = len(draw.pairs)
+        assert relative_error(adaptor.down.grad, naive.lora.downs[path].grad / pairs) < 2e-4, path
+        assert relative_error(adaptor.up.grad, naive.lora.ups[path].grad / pairs) < 2e-4, path
+
+
+def test_both_kinds_of_step_were_among_them(tmp_path):
+    trainer = make_trainer(tmp_path)
+    assert {len(trainer.draw(step).pairs) for step in range(6)} == {1, 3}
+
+
+@pytest.mark.parametrize("swapped", [(0, 1), (1, 2), (2, 3), (0, 3), (0, 2), (1, 3)])
+def test_folder_i_is_trained_at_scale_i(tmp_path, swapped):
+    """The comparison above notices any two folders being swapped: gradients then are far from the naive step's."""
+    order = list(FOLDERS)
+    i, j = swapped
+    order[i], order[j] = order[j], order[i]
+    trainer = make_trainer(tmp_path, folders=tuple(order), prompts=PROMPTS[:1])
+    randomize(trainer.network)
+    draws = (trainer.draw(step) for step in range(1000))
+    draw = next(d for d in draws if {d.pairs[0].low, d.pairs[0].high} & {i, j} and d.pairs[0].timestep < 200)
+    trainer.forward(trainer.make_batch(draw)).backward()
+    naive = naive_trainer(trainer)
+    naive_loss(naive, trainer, draw)
+    pairs = zip(trainer.network.module_paths, trainer.network.adaptors, strict=True)
+    assert max(relative_error(adaptor.up.grad, naive.lora.ups[path].grad) for path, adaptor in pairs) > 0.01
+
+
+def test_gradient_checkpointing_changes_no_gradient(tmp_path):
+    """Per-row multipliers are read again when the forward is repeated inside backward."""
+    gradients = []
+    for checkpointing in (False, True):
+        trainer = make_trainer(tmp_path / str(checkpointing), other={"gradient_checkpointing": checkpointing})
+        randomize(trainer.network)
+        trainer.forward(trainer.make_batch(trainer.draw(0))).backward()
+        gradients.append([p.grad for p in trainer.network.parameters()])
+        assert any(
+            m.gradient_checkpointing for m in trainer.model.unet.modules() if hasattr(m, "gradient_checkpointing")
+        ) is (checkpointing)
+    assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-8) for a, b in zip(*gradients, strict=True))
+
+
+def test_only_the_adaptors_learn(tmp_path):
+    trainer = make_trainer(tmp_path)
+    before = {k: v.clone() for k, v in trainer.model.unet.state_dict().items()}
+    for step in range(2):
+        trainer.step(step)
+    assert all(torch.equal(before[k], v) for k, v in trainer.model.unet.state_dict().items())
+    assert all(p.dtype == torch.float32 and p.abs().sum() > 0 for p in trainer.network.parameters())
+
+
+def test_bfloat16_trains_float32_adaptors(tmp_path):
+    trainer = make_trainer(tmp_path, train={"precision": "bfloat16"})
+    full = make_trainer(tmp_path / "full")
+    assert trainer.model.unet.dtype == torch.bfloat16
+    assert trainer.model.pipe.vae.dtype == torch.float32
+    assert trainer.step(0).loss == pytest.approx(full.step(0).loss, rel=0.02)
+    assert {p.dtype for p in trainer.network.parameters()} == {torch.float32}
+
+
+def test_amp_runs_a_float32_model_in_bfloat16(tmp_path):
+    trainer = make_trainer(tmp_path, other={"torch_amp": True})
+    full = make_trainer(tmp_path / "full")
+    loss, exact = (t.forward(t.make_batch(t.draw(0))).item() for t in (trainer, full))
+    assert loss != exact
+    assert loss == pytest.approx(exact, rel=0.02)
+
+
+def test_a_non_finite_gradient_stops_before_the_optimizer(tmp_path):
+    trainer = make_trainer(tmp_path)
+    trainer.step(0)
+    before = [p.detach().clone() for p in trainer.network.parameters()]
+    batches = trainer.make_batch
+    trainer.make_batch = lambda draw: dataclasses.replace(batches(draw), noise=batches(draw).noise * float("inf"))
+    draw = trainer.draw(1)
+    with pytest.raises(NonFiniteError) as stopped:
+        trainer.step(1)
+    assert "step 2" in str(stopped.value)
+    assert trainer.data.names[draw.pairs[0].name] in str(stopped.value)
+    assert f"{SCALES[draw.pairs[0].high]:g}" in str(stopped.value)
+    assert all(torch.equal(a, b) for a, b in zip(before, trainer.network.parameters(), strict=True))
+
+
+def test_gradients_are_clipped_to_max_grad_norm(tmp_path):
+    """With plain gradient descent (Adam without momentum would hide it) the step's length is at most lr · max_grad_norm."""
+    trainer = make_trainer(tmp_path, train={"max_grad_norm": 1e-3})
+    trainer.optimizer = torch.optim.SGD(trainer.network.parameters(), lr=1.0)
+    before = torch.cat([p.detach().flatten().clone() for p in trainer.network.parameters()])
+    norm = trainer.step(0).grad_norm
+    after = torch.cat([p.detach().flatten() for p in trainer.network.parameters()])
+    assert norm > 1e-3
+    assert (after - before).norm().item() == pytest.approx(1e-3, rel=1e-2)
