@@ -32,12 +32,12 @@ class ScaleFolders:
         Raises one InputError with a line for everything that is wrong: folders that are missing, empty or the same,
         names without a partner, two files of one name, files that cannot be read, sizes that differ within a name.
         """
-        paths = _folder_paths(data)
+        paths, missing = _folder_paths(data)
         found = {folder: _images_by_name(path) for folder, path in paths.items()}
-        _raise_if(_unmatched(found))
-        keys = sorted(next(iter(found.values()))[0])
-        files = tuple(tuple(found[f][0][key][0] for f in data.folders) for key in keys)
-        sizes = _checked_sizes(files)
+        keys = sorted({key for images, _ in found.values() for key in images})
+        files = tuple(tuple(p for images, _ in found.values() for p in images.get(key, ())) for key in keys)
+        sizes, unfit = _checked_sizes(files)
+        _raise_if(missing + _unmatched(found) + unfit)
         return cls(
             folder_main=data.folder_main,
             folders=data.folders,
@@ -81,7 +81,8 @@ def _listed(names) -> str:
     return ", ".join(names[:SHOWN]) + more
 
 
-def _folder_paths(data: Data) -> dict[str, Path]:
+def _folder_paths(data: Data) -> tuple[dict[str, Path], list[str]]:
+    """{folder: path} of those that are there, each once, and what is wrong with the others."""
     if not data.folder_main.is_dir():
         raise InputError(f"--folder_main: {data.folder_main} is no folder: check the path.")
     paths = {folder: data.folder_main / folder for folder in data.folders}
@@ -97,8 +98,7 @@ def _folder_paths(data: Data) -> dict[str, Path]:
                 f"--folders: {folder!r} and {seen[path.resolve()]!r} are the same folder: give each scale its own."
             )
         seen.setdefault(path.resolve(), folder)
-    _raise_if(problems)
-    return paths
+    return {folder: paths[folder] for resolved, folder in seen.items() if resolved.is_dir()}, problems
 
 
 def _images_by_name(folder: Path) -> tuple[dict[str, list[Path]], list[str]]:
@@ -134,7 +134,8 @@ def _unmatched(found: dict[str, tuple[dict[str, list[Path]], list[str]]]) -> lis
     return problems
 
 
-def _checked_sizes(files: tuple[tuple[Path, ...], ...]) -> tuple[tuple[int, int], ...]:
+def _checked_sizes(files: tuple[tuple[Path, ...], ...]) -> tuple[tuple[tuple[int, int], ...], list[str]]:
+    """Size of each name, and what is wrong with its files."""
     problems, sizes = [], []
     for row in tqdm(files, "checking images", unit="name", disable=sum(map(len, files)) < PROGRESS_FROM):
         row_sizes = {}
@@ -147,5 +148,4 @@ def _checked_sizes(files: tuple[tuple[Path, ...], ...]) -> tuple[tuple[int, int]
             shown = " but ".join(f"{path.parent.name}/{path.name} is {w}×{h}" for (w, h), path in row_sizes.items())
             problems.append(f"{shown}: images of one name must have one size.")
         sizes.append(next(iter(row_sizes), (0, 0)))
-    _raise_if(problems)
-    return tuple(sizes)
+    return tuple(sizes), problems

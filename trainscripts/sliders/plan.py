@@ -67,9 +67,10 @@ def describe_run(settings: Settings, data: ScaleFolders) -> str:
     lines = [
         f"slider  {settings.run_dir}",
         f"model   {settings.pretrained_model.name_or_path}, {train.precision} on {torch_device(settings.device)}",
-        f"layers  {len(adaptors.module_paths)} of {network.type} {network.training_method}: {network.algo} rank {network.rank} "
-        f"alpha {network.alpha:g}, {adaptors.num_parameters():,} parameters",
-        f"steps   {train.iterations} of {' or '.join(dict.fromkeys(sets))}, {train.optimizer} lr {train.lr:g} {train.lr_scheduler}, seed {train.seed}",
+        f"layers  {len(adaptors.module_paths)} of {network.type} {network.training_method}: {network.algo} "
+        f"rank {network.rank} alpha {network.alpha:g}, {adaptors.num_parameters():,} parameters",
+        f"steps   {train.iterations} of {' or '.join(dict.fromkeys(sets))}, {train.optimizer} lr {train.lr:g} "
+        f"{train.lr_scheduler}, seed {train.seed}",
         f"files   {saves + 1}: {f'every {settings.save.per_steps} steps, and ' if saves else ''}{settings.stem}_last.safetensors",
         f"images  {len(data.names)} names × {len(data.scales)} scales",
         "",

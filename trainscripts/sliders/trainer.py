@@ -52,14 +52,17 @@ class Report:
 
 
 class Trainer:
-    """One slider in the making. `Trainer(settings, data).run()` trains and saves it."""
+    """One slider in the making. `Trainer(settings, data).run()` trains and saves it.
 
-    def __init__(self, settings: Settings, data: ScaleFolders):
+    `model`: an SDXL on the CPU in place of the one that the settings name.
+    """
+
+    def __init__(self, settings: Settings, data: ScaleFolders, model: SDXL | None = None):
         self.settings, self.data = settings, data
         self.device = torch_device(settings.device)
         self.started = training_time()
-        self.model, batches = self._encode()
-        self.make_batch = batches
+        self.model = model or load_sdxl(settings.pretrained_model, DTYPES[settings.train.precision])
+        self.make_batch = self._encode()
         self.network = self._adapt()
         train = settings.train
         self.optimizer = build_optimizer(train, self.network.parameters())
@@ -70,16 +73,15 @@ class Trainer:
             max_denoising_steps=train.max_denoising_steps, shape_of=data.fitted_size,
         )  # fmt: skip
 
-    def _encode(self) -> tuple[SDXL, BatchMaker]:
-        """Model and batches: images and prompts are encoded, then VAE and text encoders leave the device."""
-        settings, device = self.settings, self.device
-        model = load_sdxl(settings.pretrained_model, DTYPES[settings.train.precision])
+    def _encode(self) -> BatchMaker:
+        """Images and prompts are encoded once, then VAE and text encoders leave the device."""
+        settings, device, model = self.settings, self.device, self.model
         cache = LatentCache(model, self.data, views(settings.prompts), device)
         prompts = [p for s in settings.prompts for p in (s.neutral, s.positive)]
         embeds = model.encode_prompts(prompts, device)
         model.free_text_encoders()
         model.schedule = model.schedule.to(device)
-        return model, BatchMaker(cache, settings.prompts, embeds, self.data.scales, device)
+        return BatchMaker(cache, settings.prompts, embeds, self.data.scales, device)
 
     def _adapt(self) -> AdaptorNetwork:
         other, unet = self.settings.other, self.model.unet

@@ -122,6 +122,7 @@ def load_sdxl(settings: PretrainedModel, dtype: torch.dtype) -> SDXL:
         raise InputError(
             f"pretrained_model: {settings.name_or_path} is no SDXL base model (an inpainting or refiner one?): use one."
         )
+    _check_whole(pipe, settings.name_or_path)
     config = dict(pipe.scheduler.config)
     announced_v, zero_snr = announced or (
         config.get("prediction_type") == V_PREDICTION,
@@ -130,6 +131,16 @@ def load_sdxl(settings: PretrainedModel, dtype: torch.dtype) -> SDXL:
     prediction = V_PREDICTION if _v_pred(settings, announced_v) else EPSILON
     schedule = NoiseSchedule.from_scheduler_config(config, prediction, bool(zero_snr))
     return SDXL(pipe, schedule, settings.name_or_path, settings.clip_skip)
+
+
+def _check_whole(pipe: StableDiffusionXLPipeline, name: str) -> None:
+    """diffusers leaves weights that a single file lacks on the meta device, and says nothing."""
+    parts = {n: getattr(pipe, n) for n in ("unet", "vae", "text_encoder", "text_encoder_2")}
+    missing = [f"{part}.{n}" for part, model in parts.items() for n, p in model.named_parameters() if p.is_meta]
+    if missing:
+        raise InputError(
+            f"pretrained_model.name_or_path: {name} lacks {len(missing)} weights, such as {missing[0]}: choose a complete SDXL checkpoint."
+        )
 
 
 def _v_pred(settings: PretrainedModel, announced: bool) -> bool:
