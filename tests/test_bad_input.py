@@ -78,7 +78,10 @@ def not_installed(library: str):
 # --- flags
 
 ROOT_YAML = "trainscripts/imagesliders/data"
-case("unknown flag", flags("--foldres", "a"), "--foldres", "--help")
+case("unknown flag", flags("--foldres", "a"), "--foldres", "did you mean --folders", "--help")
+case("a path too long", flags("--folder_main", "x" * 300), "File name too long", "check the path")
+case("a hub id that is none", flags("--model", "no body/x:y"), "name_or_path", "no body/x:y", "check it")
+case("a number with an underscore", flags("--scales", "1_0, 2, 3, 4"), "--scales", "1_0", "write for example")
 case("config_file left out", lambda tmp_path: write_experiment(tmp_path)[2:], "--config_file", "required", "--help")
 case("folder_main left out", lambda tmp_path: write_experiment(tmp_path)[:2], "--folder_main", "required", "--help")
 case("config_file is not there", lambda tmp_path: ["--config_file", "no.yaml", *write_experiment(tmp_path)[2:]],
@@ -134,6 +137,13 @@ case("wrong type", config(train={"iterations": "many"}), "config.yaml", "train.i
 case("true for a number", config(network={"rank": True}), "config.yaml", "network.rank", "number, not true")
 case("a list for a section", config_text("prompts_file: prompts.yaml\npretrained_model: {name_or_path: tiny}\ntrain: [1]"),
      "config.yaml: train: a list", "dictionary")  # fmt: skip
+case(
+    "a key twice",
+    config_text("prompts_file: p.yaml\ntrain: {lr: 1, iterations: 3, lr: 2}\n"),
+    "config.yaml",
+    "line 2",
+    "lr stands there twice",
+)
 case("prompts_file left out", config(prompts_file=None), "config.yaml", "prompts_file", "missing", "add it")
 case("prompts_file is not there", config(prompts_file="no.yaml"), "prompts_file", "no.yaml", "check the path")
 case("YAML syntax", config_text("train:\n  lr: [1\nsave: {}\n"), "config.yaml", "line 3", "mend that line")
@@ -287,13 +297,13 @@ case("a .safetensors with SDXL's keys and no weights", model("m.safetensors", wr
      "m.safetensors", "cannot be loaded as SDXL")  # fmt: skip
 case("a .safetensors that is no SDXL", model("m.safetensors", write_sd1), "m.safetensors", "choose an SDXL one")
 case("a pickle that runs code", model("m.ckpt", lambda p: p.write_bytes(pickle.dumps(Bomb()))),
-     "name_or_path", "m.ckpt", "cannot be loaded")  # fmt: skip
+     "name_or_path", "m.ckpt", "cannot be read as weights alone", "use a .safetensors file")  # fmt: skip
 case("a torch file that runs code", model("m.ckpt", lambda p: torch.save({"state_dict": Bomb()}, p)),
-     "name_or_path", "m.ckpt", "cannot be loaded")  # fmt: skip
+     "name_or_path", "m.ckpt", "cannot be read as weights alone", "use a .safetensors file")  # fmt: skip
 case("text named .ckpt", model("m.ckpt", lambda p: p.write_text("<html>404</html>")), "name_or_path", "m.ckpt",
-     "cannot be loaded")  # fmt: skip
+     "cannot be read as weights alone", "use a .safetensors file")  # fmt: skip
 case("a .ckpt that is no SDXL", model("m.ckpt", lambda p: torch.save({"weight": torch.zeros(2)}, p)), "name_or_path",
-     "m.ckpt", "cannot be loaded")  # fmt: skip
+     "m.ckpt", "no SDXL checkpoint", "choose an SDXL one")  # fmt: skip
 
 # --- where the slider goes
 

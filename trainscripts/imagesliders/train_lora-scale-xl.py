@@ -16,6 +16,13 @@ def main(argv: list[str]) -> int:
     except InputError as error:
         print("\n".join(f"error: {line}" for line in str(error).splitlines()), file=sys.stderr)
         return 2
+    except OSError as error:
+        place = f"{str(error.filename)[:80]}: " if error.filename else ""
+        print(
+            f"error: {place}{error.strerror or error}: check the path, its permissions and the space left.",
+            file=sys.stderr,
+        )
+        return 2
     except KeyboardInterrupt:
         print("stopped; sliders that were saved are whole", file=sys.stderr)
         return 130

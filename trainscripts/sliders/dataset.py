@@ -37,7 +37,7 @@ class ScaleFolders:
         keys = sorted({key for images, _ in found.values() for key in images})
         files = tuple(tuple(p for images, _ in found.values() for p in images.get(key, ())) for key in keys)
         sizes, unfit = _checked_sizes(files)
-        _raise_if(missing + _unmatched(found) + unfit)
+        _raise_if(missing + _unmatched(data.folder_main, found) + unfit)
         return cls(
             folder_main=data.folder_main,
             folders=data.folders,
@@ -112,23 +112,23 @@ def _images_by_name(folder: Path) -> tuple[dict[str, list[Path]], list[str]]:
     return images, ignored
 
 
-def _unmatched(found: dict[str, tuple[dict[str, list[Path]], list[str]]]) -> list[str]:
+def _unmatched(main: Path, found: dict[str, tuple[dict[str, list[Path]], list[str]]]) -> list[str]:
     problems = []
     for folder, (images, ignored) in found.items():
         if not images:
             others = f" (only {_listed(ignored)})" if ignored else ""
-            problems.append(f"folder {folder!r} holds no images{others}: put the images of this scale there.")
+            problems.append(f"{main}: folder {folder!r} holds no images{others}: put the images of this scale there.")
         for paths in images.values():
             if len(paths) > 1:
                 problems.append(
-                    f"folder {folder!r} holds {_listed(p.name for p in paths)}, which are one name: keep one of them."
+                    f"{main}: folder {folder!r} holds {_listed(p.name for p in paths)}, which are one name: keep one of them."
                 )
     everything = {key: paths[0].name for images, _ in found.values() for key, paths in images.items()}
     for folder, (images, _) in found.items():
         missing = [name for key, name in everything.items() if key not in images]
         if images and missing:
             problems.append(
-                f"folder {folder!r} has {len(images)} of {len(everything)} images and lacks {_listed(missing)}: "
+                f"{main}: folder {folder!r} has {len(images)} of {len(everything)} images and lacks {_listed(missing)}: "
                 "each image must be in every folder under the same name."
             )
     return problems
@@ -145,7 +145,7 @@ def _checked_sizes(files: tuple[tuple[Path, ...], ...]) -> tuple[tuple[tuple[int
             except InputError as error:
                 problems.append(str(error))
         if len(row_sizes) > 1:
-            shown = " but ".join(f"{path.parent.name}/{path.name} is {w}×{h}" for (w, h), path in row_sizes.items())
+            shown = " but ".join(f"{path} is {w}×{h}" for (w, h), path in row_sizes.items())
             problems.append(f"{shown}: images of one name must have one size.")
         sizes.append(next(iter(row_sizes), (0, 0)))
     return tuple(sizes), problems

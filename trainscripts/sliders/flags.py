@@ -1,6 +1,7 @@
 """The command line: its flags, and every spelling in which shells hand over a list of numbers or names."""
 
 import argparse
+import difflib
 import math
 import re
 from pathlib import Path
@@ -17,6 +18,10 @@ class _Parser(argparse.ArgumentParser):
     """argparse, but its complaints are `InputError`s like all others."""
 
     def error(self, message: str):
+        for word in message.partition("unrecognized arguments: ")[2].split():
+            near = difflib.get_close_matches(word.partition("=")[0], self._option_string_actions, n=1)
+            message = f"{word} is not a flag that is known here{f': did you mean {near[0]}' if near else ''}"
+            break
         raise InputError(f"{message[0].upper()}{message[1:]} (see --help).")
 
 
@@ -108,7 +113,7 @@ def parse_scales(text: str) -> tuple[float, ...]:
     scales = []
     for word in re.split(r"[,\s]+", text.replace("\N{MINUS SIGN}", "-").strip(", \t\n")):
         try:
-            scale = float(word)
+            scale = float(word.replace("_", "x"))  # Python would take 1_0 for 10
         except ValueError:
             scale = math.nan
         if not math.isfinite(scale):

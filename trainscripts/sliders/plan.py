@@ -1,6 +1,7 @@
 """Everything about a run that can be checked and told before weights are loaded."""
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
 
@@ -47,14 +48,8 @@ def _check_output(settings: Settings) -> None:
     parent = run_dir
     while not parent.exists():
         parent = parent.parent
-    try:
-        probe = parent / ".sliders-write-test"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise InputError(
-            f"save.path: {parent} cannot be written to ({error.strerror}): choose another --save_path."
-        ) from error
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise InputError(f"save.path: {parent} cannot be written to: choose another --save_path.")
 
 
 def describe_run(settings: Settings, data: ScaleFolders) -> str:

@@ -5,6 +5,8 @@ import time
 
 import torch
 
+from sliders.dataset import ScaleFolders
+from sliders.errors import InputError
 from sliders.plan import check_run, describe_run
 from sliders.schema import Settings
 from sliders.trainer import Report, Trainer
@@ -12,7 +14,7 @@ from sliders.trainer import Report, Trainer
 
 def run_all(runs: list[Settings], dry_run: bool = False) -> list[Report]:
     """Every run is checked before the first one starts. With `dry_run` nothing is loaded or written."""
-    checked = [(settings, check_run(settings)) for settings in runs]
+    checked = check_all(runs)
     reports = []
     for settings, data in checked:
         print(describe_run(settings, data), flush=True)
@@ -28,6 +30,19 @@ def run_all(runs: list[Settings], dry_run: bool = False) -> list[Report]:
     if dry_run:
         print("\ndry run: nothing was loaded or written")
     return reports
+
+
+def check_all(runs: list[Settings]) -> list[tuple[Settings, ScaleFolders]]:
+    """Each run with its data set. Raises one InputError with what is wrong in any of them."""
+    checked, problems = [], []
+    for settings in runs:
+        try:
+            checked.append((settings, check_run(settings)))
+        except InputError as error:
+            problems += str(error).splitlines()
+    if problems:
+        raise InputError("\n".join(dict.fromkeys(problems)))
+    return checked
 
 
 def summary(settings: Settings, report: Report, seconds: float) -> str:

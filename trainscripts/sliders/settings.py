@@ -124,17 +124,33 @@ def _read_yaml(path: Path, flag: str) -> Any:
             raise InputError(
                 f"{flag}: {path} is larger than {MAX_YAML_BYTES:,} bytes, so no YAML of settings: check the path."
             )
-        return yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        reason = getattr(error, "strerror", None) or "is no UTF-8 text"
-        raise InputError(f"{flag}: {path} cannot be read ({reason}): check the path.") from error
-    except (yaml.YAMLError, RecursionError) as error:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise InputError(f"{flag}: {path} cannot be read ({error.strerror}): check the path.") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{flag}: {path} is no UTF-8 text: save it as UTF-8.") from error
+    try:
+        return yaml.load(text, _UniqueKeyLoader)  # a SafeLoader: it builds plain values only
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "cannot be parsed"
         raise InputError(f"{path}{where}: is not valid YAML ({problem}): mend that line.") from error
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML lets the last of two equal keys win without a word; here that is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = set()
+        for key_node, _ in node.value:
+            if isinstance(key_node, yaml.ScalarNode):
+                if key_node.value in seen:
+                    raise yaml.MarkedYAMLError(
+                        problem=f"{key_node.value} stands there twice", problem_mark=key_node.start_mark
+                    )
+                seen.add(key_node.value)
+        return super().construct_mapping(node, deep)
 
 
 def _validated(model: type[BaseModel], raw: Any, source: str, places: dict[str, str] | None = None) -> Any:

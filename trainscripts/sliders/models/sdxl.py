@@ -1,6 +1,8 @@
 """SDXL (Podell et al. 2023, arXiv:2307.01952): loading it, and its way to encode text and images and to denoise."""
 
 import json
+import re
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from sliders.schema import PretrainedModel
 
 TINY = "tiny"
 SINGLE_FILES = (".safetensors", ".ckpt")
+HUB_ID = r"[A-Za-z0-9][\w.-]*/[\w.-]+"
 LATENT_FACTOR = 8  # px per latent, each way
 
 
@@ -153,14 +156,13 @@ def _v_pred(settings: PretrainedModel, announced: bool) -> bool:
 
 
 def _cannot_load(name: str, error: Exception) -> str:
-    reason = str(error).strip().splitlines()
-    shown = reason[0][:200] if reason else type(error).__name__
-    hint = (
-        ""
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    remedy = (
+        "choose a whole SDXL checkpoint or diffusers folder"
         if Path(name).exists()
-        else " Is it a path that does not exist, or a hub id that is misspelt, gated or offline?"
+        else "check the hub id, whether the model is gated, and the network"
     )
-    return f"pretrained_model.name_or_path: {name} cannot be loaded as SDXL ({shown}).{hint}"
+    return f"pretrained_model.name_or_path: {name} cannot be loaded as SDXL ({reason}): {remedy}."
 
 
 def check_source(settings: PretrainedModel) -> tuple[bool, bool] | None:
@@ -182,9 +184,8 @@ def check_source(settings: PretrainedModel) -> tuple[bool, bool] | None:
             raise InputError(
                 f"pretrained_model.config: {settings.config} holds no model_index.json: name a diffusers folder."
             )
-        return _check_safetensors(path) if path.suffix.lower() == ".safetensors" else None
-    looks_like_path = name.startswith((".", "/", "~")) or "\\" in name or name.count("/") != 1
-    if looks_like_path:
+        return _check_single_file(path)
+    if not re.fullmatch(HUB_ID, name):
         raise InputError(
             f"pretrained_model.name_or_path: {name} is neither a folder nor a .safetensors or .ckpt file that exists, "
             "nor a hub id like stabilityai/stable-diffusion-xl-base-1.0: check it."
@@ -205,21 +206,35 @@ def _check_folder(path: Path) -> None:
         )
 
 
-def _check_safetensors(path: Path) -> tuple[bool, bool]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            keys = set(file.keys())
-    except (OSError, SafetensorError) as error:
-        raise InputError(
-            f"pretrained_model.name_or_path: {path} is no whole .safetensors file: download it again."
-        ) from error
-    if not any(key.startswith("conditioner.embedders.1.") for key in keys) or not any(
-        key.startswith("conditioner.embedders.0.transformer.") for key in keys
-    ):
+def _check_single_file(path: Path) -> tuple[bool, bool]:
+    keys = _keys_of_safetensors(path) if path.suffix.lower() == ".safetensors" else _keys_of_ckpt(path)
+    encoders = ("conditioner.embedders.0.transformer.", "conditioner.embedders.1.")
+    if not all(any(key.startswith(prefix) for key in keys) for prefix in encoders):
         raise InputError(
             f"pretrained_model.name_or_path: {path} is no SDXL checkpoint (SD 1, a LoRA, a UNet alone?): choose an SDXL one."
         )
     return "v_pred" in keys, "ztsnr" in keys
+
+
+def _keys_of_safetensors(path: Path) -> set[str]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return set(file.keys())
+    except (OSError, SafetensorError) as error:
+        raise InputError(
+            f"pretrained_model.name_or_path: {path} is no whole .safetensors file: download it again."
+        ) from error
+
+
+def _keys_of_ckpt(path: Path) -> set[str]:
+    """Through torch's weights-only unpickler, which runs no code; mapped, so that gigabytes are not read for it."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        return set(state.get("state_dict", state))
+    except Exception as error:  # unpickling foreign bytes can raise nearly anything
+        raise InputError(
+            f"pretrained_model.name_or_path: {path} cannot be read as weights alone (damaged, or it holds code): use a .safetensors file."
+        ) from error
 
 
 def _load_single_file(path: Path, config: str | None, dtype: torch.dtype) -> StableDiffusionXLPipeline:
