@@ -17,8 +17,9 @@ schema
 flags samplers images attention compilation adaptors.lora models.layers models.sdxl_keys models.narrow models.schedule
 adaptors settings models.sdxl optim dataset
 models.sdxl_unet network latents
-batch
-losses checkpoint
+batch checkpoint preview
+denoiser
+losses
 trainer
 plan
 runs

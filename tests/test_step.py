@@ -7,6 +7,7 @@ import torch
 from conftest import make_scale_folders, write_experiment
 from naive import NaiveTrainer
 from sliders.models.sdxl import load_sdxl
+from sliders.optim import build_lr_scheduler
 from sliders.plan import check_run
 from sliders.schema import PretrainedModel
 from sliders.settings import load_settings
@@ -46,17 +47,17 @@ def naive_trainer(trainer):
 
 
 def naive_loss(naive, trainer, draw):
-    """Mean over the pairs of one draw; the random numbers are drawn in the documented order: noise, lower, higher."""
+    """Mean over the pairs of one draw; the random numbers are drawn in the documented order: noise, posterior."""
     losses = []
     chosen = trainer.settings.prompts[draw.prompt]
     embeds = trainer.make_batch.prompt_embeds
     for pair in draw.pairs:
         generator = torch.Generator().manual_seed(pair.noise_seed)
-        noise, eps_low, eps_high = (torch.randn(4, 8, 8, generator=generator) for _ in range(3))
+        noise, eps = (torch.randn(4, 8, 8, generator=generator) for _ in range(2))
         folder = trainer.settings.data.folder_main
         name = trainer.data.names[pair.name]
-        low = naive.encode(folder / FOLDERS[pair.low] / f"{name}.png", eps_low)
-        high = naive.encode(folder / FOLDERS[pair.high] / f"{name}.png", eps_high)
+        low = naive.encode(folder / FOLDERS[pair.low] / f"{name}.png", eps)
+        high = naive.encode(folder / FOLDERS[pair.high] / f"{name}.png", eps)
         prompts = (embeds[chosen.positive], embeds[chosen.neutral], embeds[chosen.neutral])
         scales = (SCALES[pair.low], SCALES[pair.high])
         losses.append(naive.step(low, high, noise[None].double(), pair.timestep, prompts, 64, scales))
@@ -167,6 +168,7 @@ def test_gradients_are_clipped_to_max_grad_norm(tmp_path):
     """With plain gradient descent (Adam without momentum would hide it) the step's length is at most lr · max_grad_norm."""
     trainer = make_trainer(tmp_path, train={"max_grad_norm": 1e-3})
     trainer.optimizer = torch.optim.SGD(trainer.network.parameters(), lr=1.0)
+    trainer.lr_scheduler = build_lr_scheduler(trainer.settings.train, trainer.optimizer)
     before = torch.cat([p.detach().flatten().clone() for p in trainer.network.parameters()])
     norm = trainer.step(0).grad_norm
     after = torch.cat([p.detach().flatten() for p in trainer.network.parameters()])

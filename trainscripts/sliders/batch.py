@@ -15,7 +15,8 @@ from sliders.schema import PromptSet
 class Batch:
     """One optimizer step's rows, B = 2 · pairs. Both rows of a pair share noise, timestep and crop."""
 
-    latents: Tensor  # [B, 4, h, w] float32, scaled by the VAE's factor
+    latents: Tensor  # [B, 4, h, w] float32, scaled by the VAE's factor: the image of the row's scale
+    sources: Tensor  # the same shape: the image of a third scale, one for both rows of a pair, or of one of the two
     noise: Tensor  # [B, 4, h, w] float32
     timesteps: Tensor  # [B] int64; noises the latents and conditions the UNet
     scales: Tensor  # [B] float32: the multiplier of each row
@@ -38,12 +39,13 @@ class BatchMaker:
         chosen = self.prompts[draw.prompt]
         view = View(draw.resolution, chosen.dynamic_crops)
         rows = [row for pair in draw.pairs for row in self._rows(pair, self.cache[pair.name, view])]
-        latents, noise, time_ids = (torch.stack(column) for column in zip(*rows, strict=True))
+        latents, sources, noise, time_ids = (torch.stack(column) for column in zip(*rows, strict=True))
         timesteps = torch.tensor([pair.timestep for pair in draw.pairs for _ in range(2)])
         scales = torch.tensor([self.scales[i] for pair in draw.pairs for i in (pair.low, pair.high)])
         embeds = [self.prompt_embeds[chosen.neutral], self.prompt_embeds[chosen.positive]] * len(draw.pairs)
         return Batch(
             latents=self._move(latents),
+            sources=self._move(sources),
             noise=self._move(noise),
             timesteps=self._move(timesteps),
             scales=self._move(scales),
@@ -52,8 +54,11 @@ class BatchMaker:
             time_ids=self._move(time_ids),
         )
 
-    def _rows(self, pair: PairDraw, image: EncodedImage) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """(latents, noise, time ids) of the lower and of the higher scale."""
+    def _rows(self, pair: PairDraw, image: EncodedImage) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """(latents, source, noise, time ids) of the lower and of the higher scale.
+
+        One draw of the posteriors serves all of a pair's images: where they are the same, so are their latents.
+        """
         generator = torch.Generator().manual_seed(pair.noise_seed)
         height, width = (side // LATENT_FACTOR for side in image.target)
         top, left = image.crop_offset(pair.crop)
@@ -61,12 +66,12 @@ class BatchMaker:
         noise = torch.randn((image.mean.shape[1], height, width), generator=generator)
         corner = (image.crop[0] + top * LATENT_FACTOR, image.crop[1] + left * LATENT_FACTOR)
         time_ids = torch.tensor([*image.original, *corner, *image.target], dtype=torch.float32)
-        rows = []
-        for scale in (pair.low, pair.high):
-            mean, std = image.mean[scale][window], image.std[scale][window]
-            sample = mean + std * torch.randn(mean.shape, generator=generator)
-            rows.append((sample * self.cache.scaling_factor, noise, time_ids))
-        return rows
+        deviation = torch.randn(noise.shape, generator=generator)
+        low, high, source = (
+            (image.mean[scale][window] + image.std[scale][window] * deviation) * self.cache.scaling_factor
+            for scale in (pair.low, pair.high, pair.source)
+        )
+        return [(low, source, noise, time_ids), (high, source, noise, time_ids)]
 
     def _move(self, tensor: Tensor) -> Tensor:
         """To the device without waiting for it: only a copy from pinned memory is asynchronous."""

@@ -32,22 +32,25 @@ class AdaptorNetwork(nn.Module):
         self.adaptors = nn.ModuleList(
             algorithm(layer, settings.rank, settings.alpha, generator) for layer in layers.values()
         )
-        self.to(next(unet.parameters()).device)
         self._layers = tuple(layers.values())  # a tuple, so that the base layers are not registered as ours
         self._shadowed = tuple(layer.__dict__.get("forward") for layer in self._layers)
-        self._multipliers = torch.ones(1, device=next(unet.parameters()).device)
+        self._device = next(unet.parameters()).device
+        self._multipliers: Tensor | None = torch.ones(1, device=self._device)
+        self.to(self._device)
         for layer, adaptor in zip(self._layers, self.adaptors, strict=True):
             layer.forward = self._adapted(layer.forward, adaptor)
 
     def _adapted(self, base_forward: Callable[[Tensor], Tensor], adaptor: nn.Module) -> Callable[[Tensor], Tensor]:
         def forward(x: Tensor) -> Tensor:
+            if self._multipliers is None:
+                return base_forward(x)
             return base_forward(x) + adaptor(x, self._multipliers)
 
         return forward
 
-    def set_multipliers(self, multipliers: Tensor) -> None:
-        """multipliers [B], one per row of the next batch, or [1] for all rows."""
-        self._multipliers = multipliers.to(self._multipliers.device, torch.float32)
+    def set_multipliers(self, multipliers: Tensor | None) -> None:
+        """multipliers [B], one per row of the next batch, or [1] for all rows. None: the base model alone."""
+        self._multipliers = None if multipliers is None else multipliers.to(self._device, torch.float32)
 
     def remove(self) -> None:
         """Leave the denoiser bit for bit as it was found. Networks hung on top of this one must come off first."""

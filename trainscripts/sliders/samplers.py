@@ -23,6 +23,7 @@ class PairDraw:
     timestep: int
     noise_seed: int
     crop: tuple[float, float]  # place of a random crop, top and left, each in [0, 1)
+    source: int  # index of the scale whose image the crossing losses add noise to
 
 
 @dataclass(frozen=True)
@@ -74,4 +75,5 @@ class StepSampler:
     def _pair(self, rng: random.Random, name: int) -> PairDraw:
         low, high = sorted(rng.sample(range(self.num_scales), 2))
         timestep = timestep_of(rng.randrange(1, self.max_denoising_steps), self.max_denoising_steps)
-        return PairDraw(name, low, high, timestep, rng.getrandbits(63), (rng.random(), rng.random()))
+        noise_seed, crop = rng.getrandbits(63), (rng.random(), rng.random())
+        return PairDraw(name, low, high, timestep, noise_seed, crop, source=rng.randrange(self.num_scales))

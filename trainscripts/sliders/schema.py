@@ -79,7 +79,7 @@ class Train(Section):
         "constant"
     )
     max_denoising_steps: Annotated[Whole, Field(ge=2, le=1000)] = 50
-    loss: Literal["reference"] = "reference"  # (ours)
+    loss: Literal["reference", "crossing", "difference"] = "reference"  # (ours)
     max_grad_norm: Annotated[Number, Field(ge=0)] = 0.0  # (ours) 0: gradients are not clipped
     seed: Annotated[Whole, Field(ge=0, lt=2**63)] = 0  # (ours)
 

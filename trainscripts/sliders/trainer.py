@@ -18,6 +18,7 @@ from sliders.batch import Batch, BatchMaker
 from sliders.checkpoint import save_slider, slider_metadata, slider_tensors
 from sliders.compilation import compile_blocks
 from sliders.dataset import ScaleFolders
+from sliders.denoiser import AdaptedDenoiser
 from sliders.errors import InputError
 from sliders.latents import LatentCache, views
 from sliders.losses import LOSSES
@@ -68,6 +69,7 @@ class Trainer:
         self.optimizer = build_optimizer(train, self.network.parameters())
         self.lr_scheduler = build_lr_scheduler(train, self.optimizer)
         self.loss = LOSSES[train.loss]
+        self.denoiser = AdaptedDenoiser(self.model, self.network)
         self.draw = StepSampler(
             seed=train.seed, prompts=settings.prompts, num_names=len(data.names), num_scales=len(data.scales),
             max_denoising_steps=train.max_denoising_steps, shape_of=data.fitted_size,
@@ -96,9 +98,8 @@ class Trainer:
 
     def forward(self, batch: Batch) -> Tensor:
         """batch → loss of the step: a pair's is the sum of its rows', a step's the mean of its pairs'. float32, 0-dim."""
-        self.network.set_multipliers(batch.scales)
         with torch.autocast(self.device.partition(":")[0], torch.bfloat16, enabled=self.settings.other.torch_amp):
-            rows = self.loss(self.model, batch)
+            rows = self.loss(self.denoiser, batch)
         return rows.view(-1, 2).sum(1).mean()
 
     def step(self, step: int) -> StepResult:

@@ -41,10 +41,26 @@ class NoiseSchedule:
         alpha, sigma = self.coefficients(timesteps)
         return alpha * latents + sigma * noise
 
-    def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """What the model shall predict for `add_noise(latents, noise, timesteps)`: ε, or v = α·ε − σ·x₀
-        (Salimans & Ho 2022, arXiv:2202.00512)."""
-        if self.prediction_type == EPSILON:
-            return noise
+    def target(self, noisy: Tensor, latents: Tensor, timesteps: Tensor) -> Tensor:
+        """What the model shall predict for `noisy` so that one step of full length leads to `latents`.
+
+        ε = (x_t − α·x₀) / σ, or v = α·ε − σ·x₀ (Salimans & Ho 2022, arXiv:2202.00512). Where `noisy` was made from
+        `latents`, ε is the noise that was added. [B, 4, h, w] float32.
+        """
         alpha, sigma = self.coefficients(timesteps)
-        return alpha * noise - sigma * latents
+        noise = (noisy - alpha * latents) / sigma
+        return noise if self.prediction_type == EPSILON else alpha * noise - sigma * latents
+
+    def shift(self, sources: Tensor, latents: Tensor, timesteps: Tensor) -> Tensor:
+        """What a prediction that leads to `sources` lacks to lead to `latents`: `target` of the one less the other's."""
+        alpha, sigma = self.coefficients(timesteps)
+        factor = alpha / sigma if self.prediction_type == EPSILON else 1 / sigma
+        return factor * (sources - latents)
+
+    def crossing_weight(self, timesteps: Tensor) -> Tensor:
+        """[B]: the squared error counts in ε while noise prevails, in the image itself (σ²/α² of that in ε) once the image
+        does; there a target in ε would grow without bound for a fixed difference of images."""
+        alpha, sigma = (c.flatten() for c in self.coefficients(timesteps))
+        if self.prediction_type == EPSILON:
+            return (sigma / alpha).square().clamp(max=1)
+        return torch.minimum(alpha, sigma).square()
