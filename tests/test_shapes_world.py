@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 from shapesworld.attributes import ATTRIBUTES, EVALUATION_COUNT, EVALUATION_SEEDS, evaluation_scenes, training_scenes
-from shapesworld.make_dataset import to_picture, write_dataset
+from shapesworld.make_dataset import write_dataset
 from shapesworld.world import (
     COLOURS,
     IMAGE_SIZE,
@@ -22,6 +22,7 @@ from shapesworld.world import (
     sample_scenes,
     words,
 )
+from sliders.preview import to_picture
 
 ROOT = Path(__file__).parents[1]
 

@@ -22,7 +22,7 @@ from sliders.models.narrow import build_scheduler
 from sliders.models.schedule import EPSILON, NoiseSchedule
 from sliders.models.sdxl import SDXL, PromptEmbeds, load_sdxl
 from sliders.models.sdxl_unet import SDXL_BASE_UNET
-from sliders.schema import Data, Logging, Network, Other, PretrainedModel, PromptSet, Save, Settings, Train
+from sliders.schema import Data, Logging, Network, Other, PretrainedModel, Preview, PromptSet, Save, Settings, Train
 from sliders.trainer import DTYPES, Trainer, torch_device
 
 SDXL_VAE = {
@@ -83,6 +83,7 @@ def make_settings(args: argparse.Namespace, root: Path, optimizer: str, resoluti
         network=Network(type="c3lier", rank=args.rank, alpha=args.rank / 2, training_method="noxattn"),
         train=Train(precision=args.precision, iterations=args.steps, optimizer=optimizer, max_denoising_steps=850),
         save=Save(name="bench", path=root),
+        preview=Preview(),
         logging=Logging(),
         other=Other(gradient_checkpointing=args.gradient_checkpointing, torch_compile=args.torch_compile),
         prompts=(PromptSet(target="", resolution=resolution, batch_size=args.batch_size),),

@@ -8,9 +8,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load, save
-from torch import Tensor
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
 
 from sliders import __version__
 from sliders.dataset import ScaleFolders
@@ -18,7 +18,7 @@ from sliders.errors import InputError
 from sliders.models.schedule import EPSILON, V_PREDICTION
 from sliders.models.sdxl_keys import file_key, sdxl_file_keys
 from sliders.network import AdaptorNetwork
-from sliders.schema import Settings
+from sliders.schema import Network, Settings
 
 
 def slider_tensors(network: AdaptorNetwork, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -79,10 +79,7 @@ def _check_written(path: Path, tensors: dict[str, Tensor]) -> None:
 
 def load_slider(path: Path, network: AdaptorNetwork) -> None:
     """Put a saved slider's weights into a network of the same layers. Raises InputError if any layer differs."""
-    try:
-        tensors = load(path.read_bytes())
-    except Exception as error:
-        raise InputError(f"{path}: is no readable .safetensors file: choose another.") from error
+    tensors = _read(path)[0]
     parts: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         module, _, part = key.partition(".")
@@ -95,6 +92,28 @@ def load_slider(path: Path, network: AdaptorNetwork) -> None:
         )
     for key, adaptor in zip(wanted, network.adaptors, strict=True):
         adaptor.load_tensors(parts[key])
+
+
+def open_slider(path: Path, unet: nn.Module) -> AdaptorNetwork:
+    """A slider of this project, hung on `unet` with the settings that its metadata tell."""
+    metadata = _read(path)[1]
+    try:
+        settings = Network.model_validate(json.loads(metadata["sliders.config"])["network"])
+    except (KeyError, ValueError) as error:
+        raise InputError(
+            f"{path}: does not say how it was made, so it is no slider of this trainer: choose one."
+        ) from error
+    network = AdaptorNetwork(unet, settings)
+    load_slider(path, network)
+    return network
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118 - no dict
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path}: is no readable .safetensors file: choose another.") from error
 
 
 def slider_metadata(

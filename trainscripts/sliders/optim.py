@@ -23,6 +23,7 @@ CLASSES = {
     "adamw8bit": ("bitsandbytes.optim", "AdamW8bit", ""),
     "lion8bit": ("bitsandbytes.optim", "Lion8bit", ""),
 }
+FUSED = ("adam", "adamw")  # one kernel for all tensors instead of several for each
 FINDS_LR_ITSELF = ("prodigy", "dadaptadam", "dadaptlion")  # lr is a factor on the step size they estimate
 LR_FLOOR = 0.01  # a decaying schedule ends at this share of lr
 
@@ -59,6 +60,8 @@ def import_optimizer(name: str) -> type[Optimizer]:
 def build_optimizer(settings: Train, parameters: Iterable[torch.nn.Parameter]) -> Optimizer:
     """The optimizer of `train.optimizer` over float32 parameters, `train.optimizer_args` passed on."""
     cls, arguments = import_optimizer(settings.optimizer), parse_optimizer_args(settings.optimizer_args)
+    if settings.optimizer in FUSED and "foreach" not in arguments:
+        arguments.setdefault("fused", True)
     try:
         return cls(list(parameters), lr=arguments.pop("lr", settings.lr), **arguments)
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:

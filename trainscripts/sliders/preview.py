@@ -51,7 +51,9 @@ def sample_grid(
     return torch.stack(found).view(len(prompts), len(multipliers), 3, sampling.height, sampling.width)
 
 
-def _sample(model: SDXL, embeds: list[PromptEmbeds], seeds: list[int], negative: PromptEmbeds, sampling: Sampling) -> Tensor:
+def _sample(
+    model: SDXL, embeds: list[PromptEmbeds], seeds: list[int], negative: PromptEmbeds, sampling: Sampling
+) -> Tensor:
     """Latents [B, 4, h, w] of a batch, by diffusers' own pipeline."""
     unet, pipe = model.unet, model.pipe
     shape = (4, sampling.height // LATENT_FACTOR, sampling.width // LATENT_FACTOR)

@@ -118,6 +118,15 @@ class Save(Section):
         return name
 
 
+class Preview(Section):
+    """(ours) The labelled picture written next to the last slider: prompts in rows, multipliers in columns."""
+
+    prompts: tuple[str, ...] = ()  # none: no picture
+    multipliers: tuple[Number, ...] | None = None  # none: 0, the scales, and one step beyond the highest
+    seed: Annotated[Whole, Field(ge=0, lt=2**63)] = 0  # of the first row; each row has the next one
+    steps: Annotated[Whole, Field(ge=1, le=1000)] = 30
+
+
 class Logging(Section):
     use_wandb: bool = False
     verbose: bool = False
@@ -147,6 +156,7 @@ class Config(Section):
     network: Network = Network()
     train: Train = Train()
     save: Save = Save()
+    preview: Preview = Preview()
     logging: Logging = Logging()
     other: Other = Other()
 
@@ -155,7 +165,7 @@ class Config(Section):
     def _empty_section_is_default(cls, data: Any) -> Any:
         """`logging:` with nothing under it is YAML for null; a user means the defaults."""
         if isinstance(data, dict):
-            sections = ("network", "train", "save", "logging", "other")
+            sections = ("network", "train", "save", "preview", "logging", "other")
             return {k: v for k, v in data.items() if not (k in sections and v is None)}
         return data
 
@@ -237,6 +247,7 @@ class Settings(Section):
     network: Network
     train: Train
     save: Save
+    preview: Preview
     logging: Logging
     other: Other
     prompts: tuple[PromptSet, ...]

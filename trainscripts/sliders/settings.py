@@ -38,7 +38,7 @@ def load_settings(argv: list[str]) -> tuple[list[schema.Settings], argparse.Name
     for folder_main, name in _main_folders(flags, config):
         save = config.save.model_copy(update={"name": _validated(schema.Save, {"name": name}, "--stylecheck").name})
         data = schema.Data(folder_main=folder_main, folders=folders, scales=scales)
-        rest = {k: getattr(config, k) for k in ("pretrained_model", "network", "train", "logging", "other")}
+        rest = {k: getattr(config, k) for k in ("pretrained_model", "network", "train", "preview", "logging", "other")}
         runs.append(
             schema.Settings(
                 config_file=flags.config_file, prompts=prompts, data=data, save=save,

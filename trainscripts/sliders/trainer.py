@@ -20,11 +20,13 @@ from sliders.compilation import compile_blocks
 from sliders.dataset import ScaleFolders
 from sliders.denoiser import AdaptedDenoiser
 from sliders.errors import InputError
+from sliders.images import fitted_size
 from sliders.latents import LatentCache, views
 from sliders.losses import LOSSES
 from sliders.models.sdxl import SDXL, load_sdxl
 from sliders.network import AdaptorNetwork
 from sliders.optim import build_lr_scheduler, build_optimizer
+from sliders.preview import Sampling, labelled_grid, sample_grid
 from sliders.samplers import StepDraw, StepSampler
 from sliders.schema import Settings
 
@@ -80,7 +82,7 @@ class Trainer:
         settings, device, model = self.settings, self.device, self.model
         cache = LatentCache(model, self.data, views(settings.prompts), device)
         prompts = [p for s in settings.prompts for p in (s.neutral, s.positive)]
-        embeds = model.encode_prompts(prompts, device)
+        embeds = model.encode_prompts([*prompts, *settings.preview.prompts, ""], device)
         model.free_text_encoders()
         model.schedule = model.schedule.to(device)
         return BatchMaker(cache, settings.prompts, embeds, self.data.scales, device)
@@ -152,6 +154,8 @@ class Trainer:
                     self.save(f"{done}steps", done)
         peak = torch.cuda.max_memory_allocated(self.device) if self.device.startswith("cuda") else None
         path = self.save("last", train.iterations)
+        if self.settings.preview.prompts:
+            self.preview(path.with_suffix(".preview.png"))
         return Report(path, tuple(losses), sorted(seconds)[len(seconds) // 2], peak)
 
     def _scales(self, step: int) -> str:
@@ -172,6 +176,31 @@ class Trainer:
         )
         save_slider(path, slider_tensors(self.network, DTYPES[settings.save.precision]), metadata)
         return path
+
+    def preview(self, path: Path) -> None:
+        """Write the picture of `preview.prompts` × multipliers, at the size and guidance of the first prompt set."""
+        settings, first = self.settings.preview, self.settings.prompts[0]
+        width, height = fitted_size(self.data.sizes[0], first.resolution)
+        multipliers = settings.multipliers or preview_multipliers(self.data.scales)
+        embeds = self.make_batch.prompt_embeds
+        pictures = sample_grid(
+            self.model,
+            self.network,
+            [(embeds[prompt], settings.seed + row) for row, prompt in enumerate(settings.prompts)],
+            embeds[""],
+            multipliers,
+            Sampling(width, height, settings.steps, first.guidance_scale),
+        )
+        picture = labelled_grid(pictures, settings.prompts, [f"{m:g}" for m in multipliers])
+        temporary = path.with_name(path.name + ".tmp")
+        picture.save(temporary, format="PNG")
+        temporary.replace(path)
+
+
+def preview_multipliers(scales: tuple[float, ...]) -> tuple[float, ...]:
+    """0, the scales, and as far beyond the highest again as it lies above the one before."""
+    beyond = round(2 * scales[-1] - scales[-2], 6)
+    return tuple(sorted({0.0, *scales, beyond}))
 
 
 def torch_device(name: str) -> str:

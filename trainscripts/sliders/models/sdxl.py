@@ -240,9 +240,9 @@ def _keys_of_ckpt(path: Path) -> set[str]:
 def _load_single_file(path: Path, config: str | None, dtype: torch.dtype) -> StableDiffusionXLPipeline:
     """`.ckpt` goes through torch's weights-only unpickler: no code in it is run."""
     vae_config = {} if config is None else {"config": config, "subfolder": "vae"}
-    vae = AutoencoderKL.from_single_file(str(path), torch_dtype=torch.float32, **vae_config)
+    vae = AutoencoderKL.from_single_file(str(path), dtype=torch.float32, **vae_config)
     return StableDiffusionXLPipeline.from_single_file(
-        str(path), vae=vae, torch_dtype=dtype, config=config, add_watermarker=False
+        str(path), vae=vae, dtype=dtype, config=config, add_watermarker=False
     )
 
 
@@ -257,7 +257,7 @@ def _load_folder_or_hub(name: str, dtype: torch.dtype) -> StableDiffusionXLPipel
     ]  # fmt: skip
     for last, options in ((options is attempts[-1], options) for options in attempts):
         try:
-            return StableDiffusionXLPipeline.from_pretrained(name, torch_dtype=dtypes, add_watermarker=False, **options)
+            return StableDiffusionXLPipeline.from_pretrained(name, dtype=dtypes, add_watermarker=False, **options)
         except (OSError, ValueError):
             if last:
                 raise

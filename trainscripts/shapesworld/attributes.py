@@ -1,0 +1,116 @@
+"""What a slider can be trained on and measured by: which folder shows what, at which scale, and how much is wanted."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+
+from shapesworld.world import BACKGROUNDS, COLOURS, IMAGE_SIZE, SHAPES, Scenes, caption, captions, rgb_at_hue
+
+TRAINING_RADIUS = 20.0  # pixels: the size attribute's at scale 1
+CENTRE = IMAGE_SIZE / 2
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """One row of the table: folders and scales in pairs, and what a measure should say at a scale."""
+
+    folders: tuple[str, ...]
+    scales: tuple[float, ...]
+    at_scale: Callable[[float], float]  # the wanted value: linear in the scale, so it holds between and beyond them too
+    unit: str
+    measure: str  # the field of world.Measures that tells it
+    colours: tuple[str, ...] = tuple(COLOURS)  # the captions for which it means something
+    paint_range: tuple[tuple, tuple] | None = None  # for world.measure
+
+    @property
+    def wanted(self) -> tuple[float, ...]:
+        return tuple(self.at_scale(scale) for scale in self.scales)
+
+
+ATTRIBUTES = {
+    "size": Attribute(
+        folders=("small", "base", "large", "huge"),
+        scales=(0.67, 1.0, 1.3, 2.0),
+        at_scale=lambda scale: TRAINING_RADIUS * scale,
+        unit="px radius",
+        measure="radius",
+    ),
+    # 0 is the model's own red, 2.5 nearly its yellow; only captions that say "red" are held against it.
+    "hue": Attribute(
+        folders=("vermilion", "orange", "amber", "gold"),
+        scales=(0.5, 1.0, 1.5, 2.0),
+        at_scale=lambda scale: 20.0 * scale,
+        unit="degrees of hue",
+        measure="hue",
+        colours=("red",),
+        paint_range=(rgb_at_hue(0), rgb_at_hue(60)),
+    ),
+    # 0 is the middle, where the model's own pictures lie on average.
+    "position": Attribute(
+        folders=("far_left", "left", "right", "far_right"),
+        scales=(-2.0, -1.0, 1.0, 2.0),
+        at_scale=lambda scale: CENTRE + 10.0 * scale,
+        unit="px from the left",
+        measure="x",
+    ),
+}
+
+# Chosen, not drawn: every shape twice, every colour once, all four backgrounds, a light and a dark one for each shape,
+# and at every size and place of the attributes wholly inside the frame: a slider breaks first what it was never shown.
+# shape, colour, background, x, y, radius (for attributes other than size)
+TRAINING_SCENES = (
+    ("circle", "red", "white", 52.0, 58.0, 20.0),
+    ("circle", "yellow", "black", 76.0, 70.0, 28.0),
+    ("square", "green", "grey", 50.0, 76.0, 24.0),
+    ("square", "purple", "white", 78.0, 54.0, 32.0),
+    ("triangle", "blue", "beige", 58.0, 70.0, 26.0),
+    ("triangle", "cyan", "black", 70.0, 76.0, 22.0),
+)
+
+EVALUATION_COUNT = 16
+EVALUATION_SEEDS = tuple(range(1000, 1000 + EVALUATION_COUNT))  # the noise of each evaluation scene's picture
+
+
+def training_scenes(name: str, scale: float) -> Scenes:
+    """The six scenes with the attribute at a scale; all else is the same at every scale."""
+    scenes = _scenes(TRAINING_SCENES)
+    wanted = torch.full((len(scenes),), ATTRIBUTES[name].at_scale(scale))
+    if name == "size":
+        return replace(scenes, radius=wanted)
+    if name == "position":
+        return replace(scenes, x=wanted)
+    red = torch.full_like(scenes.colour, list(COLOURS).index("red"))
+    return replace(scenes, colour=red, paint=torch.tensor(rgb_at_hue(wanted[0].item())).repeat(len(scenes), 1))
+
+
+def evaluation_scenes(name: str) -> Scenes:
+    """Sixteen scenes whose captions no training scene has; places and sizes are fillers, since no caption tells them.
+
+    Each step changes shape, colour and background, and pairs shapes with other colours than the training does. Where
+    fewer than sixteen are left (hue: the six other captions that say "red") they come again, with another seed.
+    """
+    trained = set(captions(training_scenes(name, 1.0)))
+    colours = ATTRIBUTES[name].colours
+    chosen: list[tuple] = []
+    step = 0
+    while len(chosen) < EVALUATION_COUNT:
+        shape = SHAPES[step % len(SHAPES)]
+        colour = colours[(step + step // 3) % len(colours)]
+        background = tuple(BACKGROUNDS)[step % len(BACKGROUNDS)]
+        if caption(shape, colour, background) not in trained:
+            chosen.append((shape, colour, background, CENTRE, CENTRE, TRAINING_RADIUS))
+        step += 1
+    return _scenes(tuple(chosen))
+
+
+def _scenes(rows: tuple[tuple, ...]) -> Scenes:
+    shape, colour, background, x, y, radius = zip(*rows, strict=True)
+    return Scenes(
+        shape=torch.tensor([SHAPES.index(name) for name in shape]),
+        colour=torch.tensor([list(COLOURS).index(name) for name in colour]),
+        background=torch.tensor([list(BACKGROUNDS).index(name) for name in background]),
+        x=torch.tensor(x),
+        y=torch.tensor(y),
+        radius=torch.tensor(radius),
+    )

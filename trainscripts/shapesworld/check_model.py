@@ -1,0 +1,80 @@
+"""Is the model faithful to its world? Samples captions with the stock pipeline and measures the pictures.
+
+uv run trainscripts/shapesworld/check_model.py --model trainscripts/shapesworld/model --grid grid.png
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusionXLPipeline
+from PIL import Image
+from sliders.preview import to_picture
+from torch import Tensor
+
+from shapesworld.world import Scenes, captions, measure, render, sample_scenes
+
+BATCH_SIZE = 16
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    pipe = StableDiffusionXLPipeline.from_pretrained(arguments.model).to(arguments.device)
+    pipe.set_progress_bar_config(disable=True)
+    scenes = sample_scenes(arguments.images, torch.Generator().manual_seed(arguments.seed))
+    started = time.time()
+    images = sample(pipe, captions(scenes), arguments.seed, arguments.steps, arguments.guidance)
+    print(f"{len(images)} images in {time.time() - started:.1f} s on {arguments.device}")
+    report("model", images, scenes)
+    many = sample_scenes(4096, torch.Generator().manual_seed(arguments.seed))
+    report("world", render(many), many)
+    if arguments.grid:
+        save_grid(images[: arguments.columns**2], arguments.columns, arguments.grid)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, default=Path(__file__).parent / "model")
+    parser.add_argument("--images", type=int, default=48)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--guidance", type=float, default=3.0)
+    parser.add_argument("--seed", type=int, default=123)
+    parser.add_argument("--grid", type=Path, help="picture of the first images to write")
+    parser.add_argument("--columns", type=int, default=6, help="and rows, of that picture")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    return parser.parse_args()
+
+
+def sample(pipe: StableDiffusionXLPipeline, texts: list[str], seed: int, steps: int, guidance: float) -> Tensor:
+    """[N, 3, 128, 128] in [0, 1] on the CPU; picture i starts from the noise of seed + i, whatever the batch."""
+    batches = []
+    for start in range(0, len(texts), BATCH_SIZE):
+        prompts = texts[start : start + BATCH_SIZE]
+        generators = [torch.Generator().manual_seed(seed + start + row) for row in range(len(prompts))]
+        result = pipe(
+            prompts, num_inference_steps=steps, guidance_scale=guidance, generator=generators, output_type="pt"
+        )
+        batches.append(result.images.float().cpu())
+    return torch.cat(batches)
+
+
+def report(name: str, images: Tensor, scenes: Scenes) -> None:
+    measures = measure(images, scenes)
+    radius = measures.radius
+    print(
+        f"{name}: {len(images)} images, radius {radius.mean():.2f} ± {radius.std():.2f} px,"
+        f" mess {measures.mess.mean():.4f} (worst {measures.mess.max():.4f}), colour error {measures.colour_error.nanmean():.4f},"
+        f" x {measures.x.nanmean():.1f} px, empty {(radius < 1).sum().item()}",
+        flush=True,
+    )
+
+
+def save_grid(images: Tensor, columns: int, path: Path) -> None:
+    rows = [torch.cat(list(row), dim=2) for row in images.split(columns) if len(row) == columns]
+    picture: Image.Image = to_picture(torch.cat(rows, dim=1))
+    picture.save(path)
+
+
+if __name__ == "__main__":
+    main()

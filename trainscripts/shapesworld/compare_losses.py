@@ -1,0 +1,142 @@
+"""Train every objective on every attribute with several seeds, measure each slider, and print the table of README.md.
+
+    uv run trainscripts/shapesworld/compare_losses.py --results results.jsonl --workers 2
+
+Each run takes one thread for some minutes. Results are kept as they come, one line each: the same command again makes
+only the runs that are missing.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import statistics
+import sys
+import tempfile
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from itertools import product
+from multiprocessing import get_context
+from pathlib import Path
+
+LOSSES = ("reference", "crossing", "difference")
+ATTRIBUTE_NAMES = ("size", "hue", "position")
+
+
+def train_and_measure(loss: str, attribute: str, seed: int, settings: dict) -> dict:
+    """One slider from nothing to its curve."""
+    import torch
+
+    torch.set_num_threads(1)  # as many processes run as there are cores
+    from sliders.checkpoint import open_slider
+    from sliders.runs import run_all
+    from sliders.settings import load_settings
+
+    from shapesworld.attributes import ATTRIBUTES
+    from shapesworld.evaluate import evaluate, load_model
+    from shapesworld.make_dataset import write_dataset
+
+    table = ATTRIBUTES[attribute]
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(None), _quiet():
+        root = Path(folder)
+        write_dataset(attribute, root / "data")
+        config, prompts = (
+            _config(root, loss, settings),
+            [{"target": "", "resolution": 128, "batch_size": settings["pairs"]}],
+        )
+        (root / "config.yaml").write_text(json.dumps(config))  # JSON is YAML
+        (root / "prompts.yaml").write_text(json.dumps(prompts))
+        argv = ["--config_file", str(root / "config.yaml"), "--folder_main", str(root / "data"), "--seed", str(seed)]
+        argv += [
+            "--folders",
+            ", ".join(table.folders),
+            "--scales",
+            ", ".join(map(str, table.scales)),
+            "--device",
+            "cpu",
+        ]
+        (report,) = run_all(load_settings(argv)[0])
+        model = load_model()
+        curve = evaluate(model, open_slider(report.path, model.unet), attribute)
+    return {"loss": loss, "attribute": attribute, "seed": seed, **settings, **curve.as_json()}
+
+
+def _quiet() -> contextlib.AbstractContextManager:
+    return contextlib.redirect_stderr(Path(os.devnull).open("w", encoding="utf-8"))
+
+
+def _config(root: Path, loss: str, settings: dict) -> dict:
+    from shapesworld.evaluate import MODEL
+
+    return {
+        "prompts_file": str(root / "prompts.yaml"),
+        "pretrained_model": {"name_or_path": str(MODEL)},
+        "network": {"type": "c3lier", "training_method": "noxattn", "rank": 16, "alpha": 16.0},
+        "train": {
+            "precision": "float32",
+            "iterations": settings["steps"],
+            "lr": settings["lr"],
+            "lr_scheduler": "cosine",
+            "max_denoising_steps": 1000,
+            "loss": loss,
+        },
+        "save": {"path": str(root / "models"), "per_steps": 10**6},
+    }
+
+
+def format_table(results: list[dict]) -> str:
+    """Markdown: mean over the seeds, and for calibration each seed's."""
+    lines = [
+        "| attribute | objective | calibration (each seed) | at the trained scales (spread) | rising | mess at 1 / highest |",
+        "|---|---|---:|---|---:|---:|",
+    ]
+    for attribute, loss in product(ATTRIBUTE_NAMES, LOSSES):
+        runs = sorted((r for r in results if (r["attribute"], r["loss"]) == (attribute, loss)), key=lambda r: r["seed"])
+        if runs:
+            lines.append(_row(attribute, loss, runs))
+    return "\n".join(lines)
+
+
+def _row(attribute: str, loss: str, runs: list[dict]) -> str:
+    from shapesworld.attributes import ATTRIBUTES
+
+    scales = ATTRIBUTES[attribute].scales
+
+    def mean(column: str, scale: float) -> float:
+        return statistics.mean(r[column][r["multipliers"].index(scale)] for r in runs)
+
+    calibrations = [r["calibration"] for r in runs]
+    each = ", ".join(f"{c:.1f}" for c in calibrations)
+    values = " / ".join(f"{mean('mean', s):.1f} ({mean('spread', s):.0f})" for s in scales)
+    rising = f"{sum(r['ordered'] for r in runs)} of {len(runs)}"
+    mess = f"{mean('mess', 1.0):.3f} / {mean('mess', scales[-1]):.3f}"
+    return f"| {attribute} | {loss} | **{statistics.mean(calibrations):.1f}** ({each}) | {values} | {rising} | {mess} |"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, required=True, metavar="JSONL", help="where results are kept")
+    parser.add_argument("--losses", nargs="+", choices=LOSSES, default=LOSSES)
+    parser.add_argument("--attributes", nargs="+", choices=ATTRIBUTE_NAMES, default=ATTRIBUTE_NAMES)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=700)
+    parser.add_argument("--pairs", type=int, default=1, help="pairs of images in a step")
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--workers", type=int, default=os.cpu_count())
+    args = parser.parse_args()
+    settings = {"steps": args.steps, "lr": args.lr, "pairs": args.pairs}
+    results = [json.loads(line) for line in args.results.read_text().splitlines()] if args.results.exists() else []
+    done = {tuple(r[k] for k in ("loss", "attribute", "seed", *settings)) for r in results}
+    jobs = [j for j in product(args.losses, args.attributes, args.seeds) if (*j, *settings.values()) not in done]
+    with ProcessPoolExecutor(args.workers, mp_context=get_context("spawn")) as pool:
+        waiting = {pool.submit(train_and_measure, *job, settings): job for job in jobs}
+        for n, finished in enumerate(as_completed(waiting), start=1):
+            results.append(finished.result())
+            with args.results.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(results[-1]) + "\n")
+            print(f"{n} of {len(jobs)}: {waiting[finished]} calibration {results[-1]['calibration']:.2f}", flush=True)
+    print(format_table([r for r in results if all(r[k] == v for k, v in settings.items())]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
