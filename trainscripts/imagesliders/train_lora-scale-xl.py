@@ -30,4 +30,6 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # Windows' code pages lack some of the signs in the plan
     sys.exit(main(sys.argv[1:]))
