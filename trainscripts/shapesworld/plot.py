@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 from shapesworld.attributes import ATTRIBUTES
 from shapesworld.evaluate import Curve
 
-WIDTH, HEIGHT, MARGIN = 480, 360, 48
+WIDTH, HEIGHT, MARGIN = 480, 360, 56
 COLOURS = ("#1f5fbf", "#c2410c", "#15803d", "#7e22ce", "#a16207", "#0e7490")
 WANTED = "#9ca3af"
 
@@ -48,7 +48,7 @@ class Panel:
 def _padded(values: Sequence[float]) -> tuple[float, float]:
     low, high = min(values), max(values)
     room = (high - low) * 0.05 or 1.0
-    return low - room, high + room
+    return (low - room if low else 0.0), high + room  # an axis that starts at zero starts there
 
 
 def plot_curves(curves: dict[str, Curve], path: Path) -> None:

@@ -51,7 +51,7 @@ class Report:
     path: Path
     losses: tuple[float, ...]
     seconds_per_step: float  # median, so that compiling and warming up do not count
-    peak_memory: int | None  # bytes on the GPU
+    peak_memory: int | None  # bytes on the GPU, encoding included
 
 
 class Trainer:
@@ -64,6 +64,8 @@ class Trainer:
         self.settings, self.data = settings, data
         self.device = torch_device(settings.device)
         self.started = training_time()
+        if self.device.startswith("cuda"):
+            torch.cuda.reset_peak_memory_stats(self.device)
         self.model = model or load_sdxl(settings.pretrained_model, DTYPES[settings.train.precision])
         self.make_batch = self._encode()
         self.network = self._adapt()
@@ -136,8 +138,6 @@ class Trainer:
         """Train for `train.iterations` steps, saving every `save.per_steps` and at the end."""
         train = self.settings.train
         losses, seconds = [], []
-        if self.device.startswith("cuda"):
-            torch.cuda.reset_peak_memory_stats(self.device)
         with trackers(self.settings) as log, tqdm(total=train.iterations, desc="training", unit="step") as bar:
             for step in range(train.iterations):
                 began = time.perf_counter()
