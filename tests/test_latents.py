@@ -80,8 +80,8 @@ def test_latents_are_what_the_vae_says(tmp_path):
             pixels = np.asarray(Image.open(path).convert("RGB"), dtype=np.float32).transpose(2, 0, 1) / 127.5 - 1
             with torch.no_grad():
                 posterior = vae.encode(torch.from_numpy(pixels.copy())[None]).latent_dist
-            assert torch.allclose(encoded.mean[scale], posterior.mean[0], atol=1e-5)
-            assert torch.allclose(encoded.std[scale], posterior.std[0], atol=1e-5)
+            assert torch.allclose(encoded.mean[scale], posterior.mean[0], atol=1e-4)
+            assert torch.allclose(encoded.std[scale], posterior.std[0], atol=1e-4)
 
 
 def test_views_are_encoded_once():

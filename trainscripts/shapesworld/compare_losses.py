@@ -78,6 +78,7 @@ def _config(root: Path, loss: str, settings: dict) -> dict:
             "lr_scheduler": "cosine",
             "max_denoising_steps": 1000,
             "loss": loss,
+            "max_grad_norm": settings["max_grad_norm"],
         },
         "save": {"path": str(root / "models"), "per_steps": 10**6},
     }
@@ -118,12 +119,13 @@ def main() -> int:
     parser.add_argument("--losses", nargs="+", choices=LOSSES, default=LOSSES)
     parser.add_argument("--attributes", nargs="+", choices=ATTRIBUTE_NAMES, default=ATTRIBUTE_NAMES)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=700)
-    parser.add_argument("--pairs", type=int, default=1, help="pairs of images in a step")
-    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--pairs", type=int, default=2, help="pairs of images in a step")
+    parser.add_argument("--lr", type=float, default=2.5e-3)
+    parser.add_argument("--max_grad_norm", type=float, default=0.5)
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     args = parser.parse_args()
-    settings = {"steps": args.steps, "lr": args.lr, "pairs": args.pairs}
+    settings = {"steps": args.steps, "lr": args.lr, "pairs": args.pairs, "max_grad_norm": args.max_grad_norm}
     results = [json.loads(line) for line in args.results.read_text().splitlines()] if args.results.exists() else []
     done = {tuple(r[k] for k in ("loss", "attribute", "seed", *settings)) for r in results}
     jobs = [j for j in product(args.losses, args.attributes, args.seeds) if (*j, *settings.values()) not in done]
