@@ -27,26 +27,25 @@ def config(**sections):
     return lambda tmp_path: write_experiment(tmp_path, **sections)
 
 
-def config_text(text: str):
+def file_text(name: str, text: str):
     def arrange(tmp_path):
         argv = write_experiment(tmp_path)
-        write_yaml(tmp_path / "config.yaml", text)
+        write_yaml(tmp_path / name, text)
         return argv
 
     return arrange
+
+
+def config_text(text: str):
+    return file_text("config.yaml", text)
+
+
+def prompts_text(text: str):
+    return file_text("prompts.yaml", text)
 
 
 def prompts(**keys):
     return lambda tmp_path: write_experiment(tmp_path, prompts=[{**PROMPT_SET, **keys}])
-
-
-def prompts_text(text: str):
-    def arrange(tmp_path):
-        argv = write_experiment(tmp_path)
-        write_yaml(tmp_path / "prompts.yaml", text)
-        return argv
-
-    return arrange
 
 
 def data(spoil, *words: str):

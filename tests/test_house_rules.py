@@ -12,7 +12,7 @@ FILES = sorted(p for p in TRAINSCRIPTS.rglob("*.py"))
 # flags + YAML → settings → model + data set → network → batch → loss → step → checkpoint: a file imports only from
 # lines above its own. Files on one line do not know each other.
 FLOORS = """
-errors
+errors files
 schema
 flags samplers images attention compilation adaptors.lora models.layers models.sdxl_keys models.narrow models.schedule
 adaptors settings models.sdxl optim dataset

@@ -9,9 +9,9 @@ from sliders.losses import LOSSES, crossing, difference, reference
 from sliders.models.schedule import EPSILON, V_PREDICTION, NoiseSchedule
 from sliders.plan import check_run
 from sliders.settings import load_settings
+from test_models import SDXL_BETAS
 from test_step import make_trainer, randomize
 
-SDXL_BETAS = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 TIMESTEPS = torch.tensor([20, 300, 700, 990])
 
 

@@ -5,9 +5,8 @@ import torch
 from conftest import write_experiment
 from PIL import Image
 from sliders.models.sdxl import load_sdxl
-from sliders.preview import Sampling, labelled_grid, sample_grid, to_picture
+from sliders.preview import Sampling, labelled_grid, preview_multipliers, sample_grid, to_picture
 from sliders.schema import PretrainedModel
-from sliders.trainer import preview_multipliers
 from test_interop import random_network
 
 

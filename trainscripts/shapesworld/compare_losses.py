@@ -18,56 +18,37 @@ from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
 
-LOSSES = ("reference", "crossing", "difference")
-ATTRIBUTE_NAMES = ("size", "hue", "position")
+import torch
+from sliders.checkpoint import open_slider
+from sliders.losses import LOSSES
+from sliders.runs import run_all
+from sliders.settings import load_settings
+
+from shapesworld.attributes import ATTRIBUTES
+from shapesworld.evaluate import MODEL, evaluate, load_model
+from shapesworld.make_dataset import write_dataset
+from shapesworld.world import IMAGE_SIZE
 
 
 def train_and_measure(loss: str, attribute: str, seed: int, settings: dict) -> dict:
     """One slider from nothing to its curve."""
-    import torch
-
     torch.set_num_threads(1)  # as many processes run as there are cores
-    from sliders.checkpoint import open_slider
-    from sliders.runs import run_all
-    from sliders.settings import load_settings
-
-    from shapesworld.attributes import ATTRIBUTES
-    from shapesworld.evaluate import evaluate, load_model
-    from shapesworld.make_dataset import write_dataset
-
-    table = ATTRIBUTES[attribute]
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(None), _quiet():
-        root = Path(folder)
-        write_dataset(attribute, root / "data")
-        config, prompts = (
-            _config(root, loss, settings),
-            [{"target": "", "resolution": 128, "batch_size": settings["pairs"]}],
-        )
-        (root / "config.yaml").write_text(json.dumps(config))  # JSON is YAML
-        (root / "prompts.yaml").write_text(json.dumps(prompts))
-        argv = ["--config_file", str(root / "config.yaml"), "--folder_main", str(root / "data"), "--seed", str(seed)]
-        argv += [
-            "--folders",
-            ", ".join(table.folders),
-            "--scales",
-            ", ".join(map(str, table.scales)),
-            "--device",
-            "cpu",
-        ]
-        (report,) = run_all(load_settings(argv)[0])
+    with contextlib.ExitStack() as stack:
+        root = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        nowhere = stack.enter_context(Path(os.devnull).open("w", encoding="utf-8"))
+        stack.enter_context(contextlib.redirect_stdout(nowhere))
+        stack.enter_context(contextlib.redirect_stderr(nowhere))
+        argv = _write_experiment(root, loss, attribute, settings)
+        (report,) = run_all(load_settings([*argv, "--seed", str(seed)])[0])
         model = load_model()
         curve = evaluate(model, open_slider(report.path, model.unet), attribute)
     return {"loss": loss, "attribute": attribute, "seed": seed, **settings, **curve.as_json()}
 
 
-def _quiet() -> contextlib.AbstractContextManager:
-    return contextlib.redirect_stderr(Path(os.devnull).open("w", encoding="utf-8"))
-
-
-def _config(root: Path, loss: str, settings: dict) -> dict:
-    from shapesworld.evaluate import MODEL
-
-    return {
+def _write_experiment(root: Path, loss: str, attribute: str, settings: dict) -> list[str]:
+    """Data, config and prompts under `root`; returns the trainer's command line."""
+    write_dataset(attribute, root / "data")
+    config = {
         "prompts_file": str(root / "prompts.yaml"),
         "pretrained_model": {"name_or_path": str(MODEL)},
         "network": {"type": "c3lier", "training_method": "noxattn", "rank": 16, "alpha": 16.0},
@@ -82,6 +63,13 @@ def _config(root: Path, loss: str, settings: dict) -> dict:
         },
         "save": {"path": str(root / "models"), "per_steps": 10**6},
     }
+    prompts = [{"target": "", "resolution": IMAGE_SIZE, "batch_size": settings["pairs"]}]
+    (root / "config.yaml").write_text(json.dumps(config))  # JSON is YAML
+    (root / "prompts.yaml").write_text(json.dumps(prompts))
+    table = ATTRIBUTES[attribute]
+    folders, scales = ", ".join(table.folders), ", ".join(map(str, table.scales))
+    paths = ["--config_file", str(root / "config.yaml"), "--folder_main", str(root / "data")]
+    return [*paths, "--folders", folders, "--scales", scales, "--device", "cpu"]
 
 
 def format_table(results: list[dict]) -> str:
@@ -90,7 +78,7 @@ def format_table(results: list[dict]) -> str:
         "| attribute | objective | calibration (each seed) | at the trained scales (spread) | rising | mess at 1 / highest |",
         "|---|---|---:|---|---:|---:|",
     ]
-    for attribute, loss in product(ATTRIBUTE_NAMES, LOSSES):
+    for attribute, loss in product(ATTRIBUTES, LOSSES):
         runs = sorted((r for r in results if (r["attribute"], r["loss"]) == (attribute, loss)), key=lambda r: r["seed"])
         if runs:
             lines.append(_row(attribute, loss, runs))
@@ -98,8 +86,6 @@ def format_table(results: list[dict]) -> str:
 
 
 def _row(attribute: str, loss: str, runs: list[dict]) -> str:
-    from shapesworld.attributes import ATTRIBUTES
-
     scales = ATTRIBUTES[attribute].scales
 
     def mean(column: str, scale: float) -> float:
@@ -116,8 +102,8 @@ def _row(attribute: str, loss: str, runs: list[dict]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, required=True, metavar="JSONL", help="where results are kept")
-    parser.add_argument("--losses", nargs="+", choices=LOSSES, default=LOSSES)
-    parser.add_argument("--attributes", nargs="+", choices=ATTRIBUTE_NAMES, default=ATTRIBUTE_NAMES)
+    parser.add_argument("--losses", nargs="+", choices=LOSSES, default=tuple(LOSSES))
+    parser.add_argument("--attributes", nargs="+", choices=ATTRIBUTES, default=tuple(ATTRIBUTES))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--pairs", type=int, default=2, help="pairs of images in a step")

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from sliders.models.sdxl import SDXL, load_sdxl
 from sliders.network import AdaptorNetwork
-from sliders.preview import Sampling, sample_grid
+from sliders.preview import Sampling, preview_multipliers, sample_grid
 from sliders.schema import PretrainedModel
 
 from shapesworld.attributes import ATTRIBUTES, EVALUATION_SEEDS, Attribute, evaluation_scenes
@@ -62,10 +62,8 @@ class Curve:
 
 def dense_multipliers(attribute: Attribute) -> tuple[float, ...]:
     """0, the trained scales, the middles between them, and one step beyond the highest."""
-    scales = attribute.scales
-    middles = [(a + b) / 2 for a, b in pairwise(scales)]
-    beyond = 2 * scales[-1] - scales[-2]
-    return tuple(sorted({round(m, 4) for m in (0.0, *scales, *middles, beyond)}))
+    middles = [round((a + b) / 2, 6) for a, b in pairwise(attribute.scales)]
+    return tuple(sorted({*preview_multipliers(attribute.scales), *middles}))
 
 
 def evaluate(

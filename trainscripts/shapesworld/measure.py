@@ -2,7 +2,7 @@
 
     uv run trainscripts/shapesworld/measure.py models/size_alpha16.0_rank16_noxattn/size_alpha16.0_rank16_noxattn_last.safetensors
 
-Prints calibration, spread, order and mess, beside the base model's, and writes them next to the first slider as JSON and
+Prints calibration, spread, order and mess, beside the base model's, and writes them next to the slider as JSON and
 as one PNG. With `--compare` several sliders stand side by side.
 """
 
@@ -22,11 +22,11 @@ from shapesworld.plot import plot_curves
 def main() -> int:
     arguments = parse_arguments()
     try:
-        curves = measure_all([*arguments.sliders, *arguments.compare], arguments.attribute)
+        curves = measure_all([arguments.slider, *arguments.compare], arguments.attribute)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    out = (arguments.out or arguments.sliders[0].parent) / f"{arguments.sliders[0].stem}.measure"
+    out = (arguments.out or arguments.slider.parent) / f"{arguments.slider.stem}.measure"
     out.with_suffix(".measure.json").write_text(json.dumps({n: c.as_json() for n, c in curves.items()}, indent=1))
     plot_curves(
         {name: curve for name, curve in curves.items() if name != "base model"}, out.with_suffix(".measure.png")
@@ -37,8 +37,8 @@ def main() -> int:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sliders", type=Path, nargs="+", metavar="SLIDER.safetensors")
-    parser.add_argument("--compare", type=Path, nargs="+", default=[], metavar="SLIDER", help="further sliders")
+    parser.add_argument("slider", type=Path, metavar="SLIDER.safetensors")
+    parser.add_argument("--compare", type=Path, nargs="+", default=[], metavar="SLIDER", help="others to put beside it")
     parser.add_argument("--attribute", choices=ATTRIBUTES, default="size")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for JSON and PNG (default: the slider's)")
     return parser.parse_args()

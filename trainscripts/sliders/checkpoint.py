@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from sliders import __version__
 from sliders.dataset import ScaleFolders
 from sliders.errors import InputError
+from sliders.files import written_whole
 from sliders.models.schedule import EPSILON, V_PREDICTION
 from sliders.models.sdxl_keys import file_key, sdxl_file_keys
 from sliders.network import AdaptorNetwork
@@ -37,16 +38,12 @@ def save_slider(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]
     Raises RuntimeError if what was written is not what was meant; nothing then bears the name.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    try:
+    with written_whole(path) as temporary:
         with temporary.open("wb") as file:
             file.write(serialize(tensors, metadata))
             file.flush()
             os.fsync(file.fileno())
         _check_written(temporary, tensors)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def serialize(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:

@@ -10,12 +10,11 @@ import torch
 from sliders.attention import check_attention
 from sliders.dataset import ScaleFolders
 from sliders.errors import InputError
-from sliders.images import fitted_size
 from sliders.models.sdxl import TINY, check_source
 from sliders.models.sdxl_unet import weightless_unet
 from sliders.network import AdaptorNetwork
 from sliders.optim import FINDS_LR_ITSELF, build_lr_scheduler, build_optimizer
-from sliders.schema import Settings
+from sliders.schema import PromptSet, Settings
 from sliders.trainer import torch_device
 
 
@@ -57,7 +56,7 @@ def describe_run(settings: Settings, data: ScaleFolders) -> str:
     network, train = settings.network, settings.train
     with torch.device("meta"):
         adaptors = AdaptorNetwork(weightless_unet(settings.pretrained_model.name_or_path), network)
-    sets = [f"{p.batch_size} pair(s) at {_sizes(settings, data, p)} px" for p in settings.prompts]
+    sets = [f"{p.batch_size} pair(s) at {_sizes(data, p)} px" for p in settings.prompts]
     saves = (train.iterations - 1) // settings.save.per_steps
     lines = [
         f"slider  {settings.run_dir}",
@@ -84,8 +83,8 @@ def describe_run(settings: Settings, data: ScaleFolders) -> str:
     return "\n".join(lines)
 
 
-def _sizes(settings: Settings, data: ScaleFolders, prompts) -> str:
-    sizes = sorted({fitted_size(s, prompts.resolution) for s in data.sizes})
+def _sizes(data: ScaleFolders, prompts: PromptSet) -> str:
+    sizes = sorted({data.fitted_size(name, prompts.resolution) for name in range(len(data.names))})
     shown = ", ".join(f"{w}×{h}" for w, h in sizes[:4]) + (" …" if len(sizes) > 4 else "")
     return (
         shown

@@ -25,6 +25,12 @@ class Sampling:
     guidance: float
 
 
+def preview_multipliers(scales: Sequence[float]) -> tuple[float, ...]:
+    """0, the ascending `scales`, and as far beyond the highest again as it lies above the one before."""
+    beyond = round(2 * scales[-1] - scales[-2], 6)
+    return tuple(sorted({0.0, *scales, beyond}))
+
+
 @torch.no_grad()
 def sample_grid(
     model: SDXL,

@@ -20,13 +20,13 @@ from sliders.compilation import compile_blocks
 from sliders.dataset import ScaleFolders
 from sliders.denoiser import AdaptedDenoiser
 from sliders.errors import InputError
-from sliders.images import fitted_size
+from sliders.files import written_whole
 from sliders.latents import LatentCache, views
 from sliders.losses import LOSSES
 from sliders.models.sdxl import SDXL, load_sdxl
 from sliders.network import AdaptorNetwork
 from sliders.optim import build_lr_scheduler, build_optimizer
-from sliders.preview import Sampling, labelled_grid, sample_grid
+from sliders.preview import Sampling, labelled_grid, preview_multipliers, sample_grid
 from sliders.samplers import StepDraw, StepSampler
 from sliders.schema import Settings
 
@@ -42,6 +42,7 @@ class StepResult:
     loss: float
     grad_norm: float
     lr: float
+    scales: tuple[float, float]  # of the first pair
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,8 @@ class Trainer:
         self.optimizer.step()
         self.lr_scheduler.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return StepResult(loss_value, norm_value, lr)
+        first = draw.pairs[0]
+        return StepResult(loss_value, norm_value, lr, (self.data.scales[first.low], self.data.scales[first.high]))
 
     def _non_finite(self, step: int, draw: StepDraw) -> str:
         pairs = "; ".join(
@@ -145,9 +147,8 @@ class Trainer:
                 seconds.append(time.perf_counter() - began)
                 losses.append(result.loss)
                 log({"loss": result.loss, "lr": result.lr, "grad_norm": result.grad_norm}, step=step + 1)
-                bar.set_postfix_str(
-                    f"loss {result.loss:.4f} lr {result.lr:.2e} scales {self._scales(step)}", refresh=False
-                )
+                low, high = result.scales
+                bar.set_postfix_str(f"loss {result.loss:.4f} lr {result.lr:.2e} scales {low:g} {high:g}", refresh=False)
                 bar.update()
                 done = step + 1
                 if done % self.settings.save.per_steps == 0 and done < train.iterations:
@@ -157,10 +158,6 @@ class Trainer:
         if self.settings.preview.prompts:
             self.preview(path.with_suffix(".preview.png"))
         return Report(path, tuple(losses), sorted(seconds)[len(seconds) // 2], peak)
-
-    def _scales(self, step: int) -> str:
-        pair = self.draw(step).pairs[0]
-        return f"{self.data.scales[pair.low]:g} {self.data.scales[pair.high]:g}"
 
     def save(self, suffix: str, steps: int) -> Path:
         settings = self.settings
@@ -180,7 +177,7 @@ class Trainer:
     def preview(self, path: Path) -> None:
         """Write the picture of `preview.prompts` × multipliers, at the size and guidance of the first prompt set."""
         settings, first = self.settings.preview, self.settings.prompts[0]
-        width, height = fitted_size(self.data.sizes[0], first.resolution)
+        width, height = self.data.fitted_size(0, first.resolution)
         multipliers = settings.multipliers or preview_multipliers(self.data.scales)
         embeds = self.make_batch.prompt_embeds
         pictures = sample_grid(
@@ -192,15 +189,8 @@ class Trainer:
             Sampling(width, height, settings.steps, first.guidance_scale),
         )
         picture = labelled_grid(pictures, settings.prompts, [f"{m:g}" for m in multipliers])
-        temporary = path.with_name(path.name + ".tmp")
-        picture.save(temporary, format="PNG")
-        temporary.replace(path)
-
-
-def preview_multipliers(scales: tuple[float, ...]) -> tuple[float, ...]:
-    """0, the scales, and as far beyond the highest again as it lies above the one before."""
-    beyond = round(2 * scales[-1] - scales[-2], 6)
-    return tuple(sorted({0.0, *scales, beyond}))
+        with written_whole(path) as temporary:
+            picture.save(temporary, format="PNG")
 
 
 def torch_device(name: str) -> str:
