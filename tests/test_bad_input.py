@@ -174,8 +174,14 @@ case("no layer to adapt", config(network={"type": "lierla", "training_method": "
      "lierla", "noxattn-hspace-last", "use c3lier")  # fmt: skip
 case("wandb is not installed", config(logging={"use_wandb": True}), "logging.use_wandb", "--extra wandb",
      marks=not_installed("wandb"))  # fmt: skip
-case("xformers is not installed", config(other={"use_xformers": True}), "other.use_xformers", "set it to false",
-     marks=not_installed("xformers"))  # fmt: skip
+case("xformers is not installed", config(other={"use_xformers": True}), "other.attention: xformers", "not installed",
+     "use auto", marks=not_installed("xformers"))  # fmt: skip
+case("flash-attn is not installed", config(other={"attention": "flash-attn"}), "other.attention: flash-attn",
+     "--extra flash", marks=not_installed("flash_attn"))  # fmt: skip
+case("a GPU's attention on a CPU", config(other={"attention": "cudnn"}), "other.attention: cudnn", "on cpu", "use auto")
+case("unknown attention", config(other={"attention": "fast"}), "other.attention", "fast", "sdpa")
+case("unknown extent of compiling", config(other={"torch_compile": "some"}), "other.torch_compile", "some", "regional")
+case("log_every 0", config(logging={"log_every": 0}), "logging.log_every: 0")
 
 # --- the prompts
 

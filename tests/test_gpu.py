@@ -1,12 +1,20 @@
 """The same on a CUDA GPU; skipped where there is none."""
 
+import warnings
+
 import pytest
 import torch
 from conftest import make_scale_folders, write_experiment
 from safetensors.torch import load_file
+from sliders.attention import set_attention
+from sliders.fusion import fuse_blocks
+from sliders.models.narrow import build_narrow_sdxl
+from sliders.network import AdaptorNetwork
 from sliders.plan import check_run
+from sliders.schema import Network, Other
 from sliders.settings import load_settings
 from sliders.trainer import Trainer
+from test_interop import random_inputs
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
@@ -46,13 +54,83 @@ def test_optimizers_train_on_the_gpu(tmp_path, optimizer):
     assert report.peak_memory > 0
 
 
-def test_a_step_waits_for_the_gpu_once(tmp_path):
-    trainer = make_trainer(tmp_path, "0")
-    trainer.step(0)
+def count_waits(trainer, step):
     torch.cuda.set_sync_debug_mode("warn")
     try:
-        with pytest.warns(UserWarning) as caught:
-            trainer.step(1)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            trainer.step(step)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert sum("synchroniz" in str(w.message) for w in caught) == 1
+    return sum("synchroniz" in str(w.message) for w in caught)
+
+
+@pytest.mark.parametrize("graph", ["auto", "off"])
+def test_a_step_never_waits_for_the_gpu(tmp_path, graph):
+    trainer = make_trainer(tmp_path, "0", other={"cuda_graph": graph})
+    trainer.step(0)
+    assert count_waits(trainer, 1) == 0
+
+
+SEVERAL_SHAPES = [
+    {"target": "a disc", "resolution": 128, "dynamic_resolution": True, "dynamic_crops": True},
+    {"target": "a ring", "resolution": 64, "batch_size": 3},
+]
+
+
+@pytest.mark.parametrize("settings", [{}, {"gradient_checkpointing": True}, {"torch_compile": "regional"}])
+def test_the_graph_learns_what_single_kernels_do(tmp_path, settings):
+    """In float32, over batches of several shapes."""
+    losses, captured = [], []
+    for graph in ("off", "auto"):
+        other = {"cuda_graph": graph, **(settings if graph == "auto" else {})}
+        trainer = make_trainer(tmp_path, "0", prompts=SEVERAL_SHAPES, other=other)
+        losses.append(trainer.run().losses)
+        captured.append(len(getattr(trainer.gradients, "_captured", ())))
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+    assert captured[0] == 0 and captured[1] > 2
+
+
+KERNELS = {
+    "cudnn": "aten::_scaled_dot_product_cudnn_attention",
+    "flash": "aten::_scaled_dot_product_flash_attention",
+    "efficient": "aten::_scaled_dot_product_efficient_attention",
+    "math": "aten::_scaled_dot_product_attention_math",
+}
+
+
+def unet_output(unet):
+    inputs = random_inputs()
+    added = {k: v.to(unet.device) for k, v in inputs.pop("added_cond_kwargs").items()}
+    moved = {k: v.to(unet.device, unet.dtype if v.is_floating_point() else None) for k, v in inputs.items()}
+    added["text_embeds"] = added["text_embeds"].to(unet.dtype)
+    return unet(**moved, added_cond_kwargs=added).sample
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_every_attention_layer_computes_as_asked_for(name):
+    unet = build_narrow_sdxl().unet.to("cuda", torch.bfloat16).requires_grad_(False)
+    wanted = unet_output(unet)
+    set_attention(unet, Other(attention=name))
+    with torch.profiler.profile() as profiler:
+        found = unet_output(unet)
+    calls = sum(event.count for event in profiler.key_averages() if event.key == KERNELS[name])
+    assert calls == len(unet.attn_processors)
+    assert (found - wanted).float().norm() < 0.02 * wanted.float().norm()
+
+
+def test_fused_blocks_compute_what_the_plain_ones_do():
+    unet = build_narrow_sdxl().unet.to("cuda", memory_format=torch.channels_last).requires_grad_(False)
+    network = AdaptorNetwork(unet, Network(type="c3lier", rank=4, alpha=2.0))
+    for adaptor in network.adaptors:
+        torch.nn.init.normal_(adaptor.up, std=0.05)
+    results = []
+    for fused in (False, True):
+        if fused:
+            fuse_blocks(unet)
+        network.zero_grad()
+        output = unet_output(unet)
+        output.square().sum().backward()
+        results.append([output.detach(), *(p.grad.clone() for p in network.parameters())])
+    for plain, ours in zip(*results, strict=True):
+        assert (ours - plain).norm() <= 1e-4 * plain.norm() + 1e-8

@@ -14,11 +14,13 @@ FILES = sorted(p for p in TRAINSCRIPTS.rglob("*.py"))
 FLOORS = """
 errors files
 schema
-flags samplers images attention compilation adaptors.lora models.layers models.sdxl_keys models.narrow models.schedule
-adaptors settings models.sdxl optim dataset
+flags samplers images attention compilation kernels
+adaptors.base adaptors.low_rank models.layers models.sdxl_keys models.narrow models.schedule
+adaptors.lora fusion settings models.sdxl optim dataset journal
+adaptors
 models.sdxl_unet network latents
-batch checkpoint preview
-denoiser
+batch checkpoint preview flat
+denoiser gradients
 losses
 trainer
 plan

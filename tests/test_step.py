@@ -156,18 +156,33 @@ def test_a_non_finite_gradient_stops_before_the_optimizer(tmp_path):
     batches = trainer.make_batch
     trainer.make_batch = lambda draw: dataclasses.replace(batches(draw), noise=batches(draw).noise * float("inf"))
     draw = trainer.draw(1)
+    bad = trainer.step(1)
+    trainer.make_batch = batches
+    later = trainer.step(2)  # nobody has looked yet
     with pytest.raises(NonFiniteError) as stopped:
-        trainer.step(1)
+        trainer.read([bad, later])
     assert "step 2" in str(stopped.value)
     assert trainer.data.names[draw.pairs[0].name] in str(stopped.value)
     assert f"{SCALES[draw.pairs[0].high]:g}" in str(stopped.value)
     assert all(torch.equal(a, b) for a, b in zip(before, trainer.network.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "prodigy"])
+def test_every_optimizer_is_kept_from_it(tmp_path, optimizer):
+    """Fused AdamW by a flag on the device, the others by looking first."""
+    trainer = make_trainer(tmp_path, train={"optimizer": optimizer})
+    before = trainer.weights.master.detach().clone()
+    batches = trainer.make_batch
+    trainer.make_batch = lambda draw: dataclasses.replace(batches(draw), noise=batches(draw).noise * float("nan"))
+    with pytest.raises(NonFiniteError, match="step 1 "):
+        trainer.read([trainer.step(0)])
+    assert torch.equal(trainer.weights.master, before)
+
+
 def test_gradients_are_clipped_to_max_grad_norm(tmp_path):
     """With plain gradient descent (Adam without momentum would hide it) the step's length is at most lr · max_grad_norm."""
     trainer = make_trainer(tmp_path, train={"max_grad_norm": 1e-3})
-    trainer.optimizer = torch.optim.SGD(trainer.network.parameters(), lr=1.0)
+    trainer.optimizer = torch.optim.SGD([trainer.weights.master], lr=1.0)
     trainer.lr_scheduler = build_lr_scheduler(trainer.settings.train, trainer.optimizer)
     before = torch.cat([p.detach().flatten().clone() for p in trainer.network.parameters()])
     norm = trainer.step(0).grad_norm

@@ -2,23 +2,48 @@
 
 import pytest
 import torch
-from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from sliders.attention import set_attention
 from sliders.checkpoint import slider_tensors
-from sliders.compilation import compile_blocks
+from sliders.compilation import compile_unet
 from sliders.models.narrow import build_narrow_sdxl
 from sliders.models.sdxl_keys import sdxl_file_keys
 from sliders.schema import Other
 from test_interop import random_network, unet_output
 
+# What PyTorch runs underneath on a CPU; the kernels of a GPU are in test_gpu.py.
+OPERATIONS = {
+    "auto": "aten::_scaled_dot_product_flash_attention_for_cpu",
+    "sdpa": "aten::_scaled_dot_product_flash_attention_for_cpu",
+    "flash": "aten::_scaled_dot_product_flash_attention_for_cpu",
+    "math": "aten::_scaled_dot_product_attention_math",
+}
 
-@pytest.mark.parametrize(("sdpa", "processor"), [(True, AttnProcessor2_0), (False, AttnProcessor)])
-def test_attention_is_what_was_asked_for(sdpa, processor):
+
+def count_operation(unet, name):
+    with torch.profiler.profile() as profiler:
+        output = unet_output(unet)
+    return output, sum(event.count for event in profiler.key_averages() if event.key == name)
+
+
+@pytest.mark.parametrize(
+    ("settings", "operation"),
+    [({"attention": name}, operation) for name, operation in OPERATIONS.items()]
+    + [({"use_pytorch_SDPA": False}, OPERATIONS["math"])],
+)
+def test_every_attention_layer_computes_as_asked_for(settings, operation):
     unet = build_narrow_sdxl().unet
     wanted = unet_output(unet)
-    set_attention(unet, Other(use_pytorch_SDPA=sdpa))
-    assert {type(p) for p in unet.attn_processors.values()} == {processor}
-    assert torch.allclose(unet_output(unet), wanted, atol=1e-5)
+    set_attention(unet, Other(**settings))
+    found, calls = count_operation(unet, operation)
+    assert calls == len(unet.attn_processors)
+    assert torch.allclose(found, wanted, atol=1e-5)
+
+
+def test_the_forks_true_and_false_still_mean_what_they_did():
+    assert (Other(torch_compile=True).torch_compile, Other(torch_compile=False).torch_compile) == ("regional", "off")
+    assert Other(cuda_graph=False).cuda_graph == "off"  # YAML's bare off
+    assert Other(use_xformers=True).attention_backend == "xformers"
+    assert Other(use_xformers=True, attention="sdpa").attention_backend == "sdpa"
 
 
 def test_compiling_renames_nothing_and_changes_no_result():
@@ -26,7 +51,7 @@ def test_compiling_renames_nothing_and_changes_no_result():
     unet = build_narrow_sdxl().unet
     network = random_network(unet)
     names, wanted = [name for name, _ in unet.named_modules()], unet_output(unet)
-    assert compile_blocks(unet.mid_block, backend="eager") == 4  # two ResNets, a transformer of depth two
+    assert compile_unet(unet.mid_block, "regional", backend="eager") == 4  # two ResNets, a transformer of depth two
     assert torch.allclose(unet_output(unet), wanted, atol=1e-5)
     assert [name for name, _ in unet.named_modules()] == names
     keys = slider_tensors(network, torch.float32)

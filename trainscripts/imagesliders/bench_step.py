@@ -1,8 +1,10 @@
-"""Time the trainer's step on a full-size SDXL with random weights: seconds and memory need no real ones.
+"""Time the training step on a full-size SDXL with random weights, beside the work that the ancestors' step does.
 
-    uv run trainscripts/imagesliders/bench_step.py --resolutions 512 1024 --optimizers adamw adamw8bit
+    uv run trainscripts/imagesliders/bench_step.py --resolutions 512 1024 --modes naive eager graph regional
 
-On a machine without a GPU use `--model tiny`.
+Per resolution and number of pairs: median seconds of a step, how many times faster than the naive step, the share of
+the arithmetic floor (its floating-point operations at the rate of a large bfloat16 matrix product on this GPU), peak
+memory, seconds to the end of the first step. On a machine without a GPU use `--model tiny --modes naive eager`.
 """
 
 import argparse
@@ -12,164 +14,180 @@ import math
 import sys
 import tempfile
 import time
-import warnings
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionModel
-from PIL import Image
-from sliders.dataset import ScaleFolders
-from sliders.models.narrow import build_scheduler
-from sliders.models.schedule import EPSILON, NoiseSchedule
-from sliders.models.sdxl import SDXL, PromptEmbeds, load_sdxl
-from sliders.models.sdxl_unet import SDXL_BASE_UNET
-from sliders.schema import Data, Logging, Network, Other, PretrainedModel, Preview, PromptSet, Save, Settings, Train
+from bench_world import make_settings, step_flops, write_noise_images
+from naive_step import NaiveStep
+from sliders.models.layers import select_layers
+from sliders.models.random_sdxl import RandomSDXL
+from sliders.models.sdxl import SDXL, load_sdxl
+from sliders.schema import PretrainedModel
 from sliders.trainer import DTYPES, Trainer, torch_device
 
-SDXL_VAE = {
-    "down_block_types": ("DownEncoderBlock2D",) * 4,
-    "up_block_types": ("UpDecoderBlock2D",) * 4,
-    "block_out_channels": (128, 256, 512, 512),
-    "layers_per_block": 2,
-    "latent_channels": 4,
-    "sample_size": 1024,
-    "scaling_factor": 0.13025,
+MODES = {  # name → other.cuda_graph, other.torch_compile
+    "eager": ("off", "off"),
+    "graph": ("auto", "off"),
+    "regional": ("auto", "regional"),
+    "full": ("auto", "full"),
 }
-SCALES = {"low": 0.67, "middle": 1.0, "high": 2.0}
+WARM_UP, BLOCKS = 3, 5
 
 
-class RandomSDXL(SDXL):
-    """SDXL-base's UNet and VAE at full size with random weights, made on the device; prompts are random embeddings."""
-
-    def __init__(self, device: str, dtype: torch.dtype, seed: int = 0):
-        torch.manual_seed(seed)
-        with torch.device(device):
-            vae = AutoencoderKL(**SDXL_VAE)
-            torch.set_default_dtype(dtype)
-            unet = UNet2DConditionModel(**SDXL_BASE_UNET)
-            torch.set_default_dtype(torch.float32)
-        pipe = StableDiffusionXLPipeline(
-            vae=vae, unet=unet, scheduler=build_scheduler(), text_encoder=None, text_encoder_2=None,
-            tokenizer=None, tokenizer_2=None, add_watermarker=False,
-        )  # fmt: skip
-        super().__init__(
-            pipe, NoiseSchedule.from_scheduler_config(dict(pipe.scheduler.config), EPSILON, False), "random"
-        )
-
-    def encode_prompts(self, prompts: list[str], device: str) -> dict[str, PromptEmbeds]:
-        shape, dtype = self.unet.config, self.unet.dtype
-        pooled = shape.projection_class_embeddings_input_dim - 6 * shape.addition_time_embed_dim
-        draw = {"device": device, "dtype": dtype}
-        return {
-            p: PromptEmbeds(torch.randn(77, shape.cross_attention_dim, **draw), torch.randn(pooled, **draw))
-            for p in prompts
-        }
+def build_model(args: argparse.Namespace, device: str) -> SDXL:
+    dtype = DTYPES[args.precision]
+    if args.model == "full":
+        return RandomSDXL(device, dtype)
+    return load_sdxl(PretrainedModel(name_or_path="tiny"), dtype)
 
 
-def write_noise_images(root: Path, size: int) -> ScaleFolders:
-    """Two names in three folders, pictures of `size` px full of noise."""
-    generator = torch.Generator().manual_seed(0)
-    for folder in SCALES:
-        (root / folder).mkdir(parents=True)
-        for name in ("a", "b"):
-            pixels = torch.randint(0, 256, (size, size, 3), dtype=torch.uint8, generator=generator)
-            Image.frombytes("RGB", (size, size), bytes(pixels.flatten().tolist())).save(root / folder / f"{name}.png")
-    return ScaleFolders.find(Data(folder_main=root, folders=tuple(SCALES), scales=tuple(SCALES.values())))
+def synchronize(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
 
 
-def make_settings(args: argparse.Namespace, root: Path, optimizer: str, resolution: int) -> Settings:
-    return Settings(
-        config_file=root,
-        pretrained_model=PretrainedModel(name_or_path="tiny"),
-        network=Network(type="c3lier", rank=args.rank, alpha=args.rank / 2, training_method="noxattn"),
-        train=Train(precision=args.precision, iterations=args.steps, optimizer=optimizer, max_denoising_steps=850),
-        save=Save(name="bench", path=root),
-        preview=Preview(),
-        logging=Logging(),
-        other=Other(gradient_checkpointing=args.gradient_checkpointing, torch_compile=args.torch_compile),
-        prompts=(PromptSet(target="", resolution=resolution, batch_size=args.batch_size),),
-        data=Data(folder_main=root, folders=tuple(SCALES), scales=tuple(SCALES.values())),
-        device=args.device,
+def median_seconds(step, device: str, steps: int) -> float:
+    """Of blocks of steps, since a step that waits for nothing cannot be timed by itself."""
+    found = []
+    for _ in range(BLOCKS):
+        synchronize(device)
+        began = time.perf_counter()
+        for _ in range(steps):
+            step()
+        synchronize(device)
+        found.append((time.perf_counter() - began) / steps)
+    return sorted(found)[BLOCKS // 2]
+
+
+def measure_naive(args: argparse.Namespace, resolution: int, device: str) -> dict:
+    model = build_model(args, device)
+    layers = select_layers(model.unet, "c3lier", "noxattn")
+    naive = NaiveStep(model, layers, args.rank, resolution, device)
+    losses = [naive.step() for _ in range(WARM_UP)]
+    seconds = median_seconds(lambda: losses.append(naive.step()), device, 1)
+    return {"seconds": seconds, "finite": all(map(math.isfinite, losses))}
+
+
+def measure_mode(args: argparse.Namespace, mode: str, resolution: int, pairs: int, device: str) -> dict:
+    with tempfile.TemporaryDirectory() as folder:
+        data = write_noise_images(Path(folder) / "data", resolution)
+        graph, compiled = MODES[mode]
+        settings = make_settings(args, Path(folder), resolution, pairs, graph, compiled)
+        trainer = Trainer(settings, data, build_model(args, device))
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats()
+    began = time.perf_counter()
+    first = trainer.step(0)
+    first_values = first.loss
+    first_step = time.perf_counter() - began
+    results = [first, *(trainer.step(i) for i in range(1, WARM_UP))]
+    steps = iter(range(WARM_UP, 10**9))
+    seconds = median_seconds(lambda: results.append(trainer.step(next(steps))), device, args.steps)
+    losses = [loss for loss, _ in trainer.read(results)]
+    peak = torch.cuda.max_memory_allocated() / 2**30 if device.startswith("cuda") else None
+    if args.profile:
+        print_profile(trainer, next(steps))
+    return {
+        "seconds": seconds, "first_step": first_step, "peak_gib": peak, "losses": losses,
+        "finite": math.isfinite(first_values), "parameters": trainer.network.num_parameters(),
+    }  # fmt: skip
+
+
+def print_profile(trainer: Trainer, step: int) -> None:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+        trainer.step(step)
+        torch.cuda.synchronize()
+    rows = sorted(profiler.key_averages(), key=lambda e: -e.self_device_time_total)
+    total = sum(e.self_device_time_total for e in rows) / 1000
+    print(f"  kernels: {total:.1f} ms in {sum(e.count for e in rows)}")
+    for row in rows[:40]:
+        print(f"  {row.self_device_time_total / 1000:8.2f} ms {row.count:6d} × {row.key[:110]}")
+
+
+def peak_rate(device: str, size: int = 8192, runs: int = 20) -> float:
+    """FLOP/s of a bfloat16 matrix product of random matrices."""
+    a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
+    seconds = median_seconds(lambda: a @ b, device, runs)
+    return 2 * size**3 / seconds
+
+
+def compare_losses(results: list[dict]) -> list[str]:
+    """Each mode's losses against eager's of the same resolution and pairs, over the steps that both made."""
+    lines = []
+    eager = {(r["resolution"], r["pairs"]): r["losses"] for r in results if r["mode"] == "eager"}
+    for r in results:
+        wanted = eager.get((r["resolution"], r["pairs"]))
+        if wanted and r["mode"] not in ("eager", "naive"):
+            off = [abs(a / b - 1) for a, b in zip(r["losses"], wanted, strict=False)]
+            lines.append(
+                f"losses of {r['mode']} at {r['resolution']} px, {r['pairs']} pair(s) against eager over {len(off)} steps: "
+                f"relative difference {sum(off) / len(off):.1e} on average, {max(off):.1e} at most"
+            )
+    return lines
+
+
+def row_text(row: dict) -> str:
+    def shown(key: str, form: str) -> str:
+        return "–" if row.get(key) is None else format(row[key], form)
+
+    return (
+        f"{row['resolution']:5d} px {row['pairs']} pair(s) {row['mode']:9s} {row['seconds']:.4f} s/step  "
+        f"{shown('times', '.1f'):>5}× naive  {shown('share', '.0%'):>4} of the floor  peak {shown('peak_gib', '.1f')} GiB  "
+        f"first step {shown('first_step', '.1f')} s  finite {row['finite']}"
     )
 
 
-def measure(args: argparse.Namespace, optimizer: str, resolution: int, device: str) -> dict:
-    """Train `--steps` steps; the median leaves out the first three, in which libraries warm up."""
-    cuda = device.startswith("cuda")
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        settings, data = make_settings(args, root, optimizer, resolution), write_noise_images(root / "data", resolution)
-        dtype = DTYPES[args.precision]
-        model = RandomSDXL(device, dtype) if args.model == "full" else load_sdxl(settings.pretrained_model, dtype)
-        trainer = Trainer(settings, data, model)
-    if cuda:
-        torch.cuda.reset_peak_memory_stats()
-    seconds, losses = [], []
-    for step in range(args.steps):
-        began = time.perf_counter()
-        losses.append(trainer.step(step).loss)
-        if cuda:
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - began)
-    syncs = count_synchronizations(trainer, args.steps) if cuda else None
-    steady = sorted(seconds[3:])
-    return {
-        "optimizer": optimizer,
-        "resolution": resolution,
-        "batch_size": args.batch_size,
-        "first_step_s": round(seconds[0], 3),
-        "median_s": round(steady[len(steady) // 2], 4),
-        "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2) if cuda else None,
-        "synchronizations": syncs,
-        "parameters": trainer.network.num_parameters(),
-        "losses": [round(loss, 4) for loss in losses],
-        "finite": all(map(math.isfinite, losses)),
-    }
-
-
-def count_synchronizations(trainer: Trainer, step: int) -> int:
-    """How often one step waits for the GPU."""
-    torch.cuda.set_sync_debug_mode("warn")
-    try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            trainer.step(step)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    return sum("synchroniz" in str(w.message) for w in caught)
-
-
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=("full", "tiny"), default="full")
-    parser.add_argument("--resolutions", type=int, nargs="+", default=[512, 1024])
-    parser.add_argument("--optimizers", nargs="+", default=["adamw", "adamw8bit"])
-    parser.add_argument("--batch_size", type=int, default=1, help="pairs of images in a step")
-    parser.add_argument("--rank", type=int, default=96)
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--precision", choices=("bfloat16", "float32"), default="bfloat16")
-    parser.add_argument("--gradient_checkpointing", action="store_true")
-    parser.add_argument("--torch_compile", action="store_true")
-    parser.add_argument("--device", default="0")
-    parser.add_argument("--json", type=Path, help="write the results there")
-    args = parser.parse_args()
+    args = parse_args()
     device = torch_device(args.device)
-    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else "CPU"
-    print(f"{name}, torch {torch.__version__}, {args.model} model, {args.precision}, rank {args.rank}")
+    cuda = device.startswith("cuda")
+    name = torch.cuda.get_device_name(device) if cuda else "CPU"
+    rate = peak_rate(device) if cuda else None
+    print(
+        f"{name}, torch {torch.__version__}, {args.model} model, {args.precision}, rank {args.rank}, {args.optimizer}"
+    )
+    if rate:
+        print(f"bfloat16 matrix product: {rate / 1e12:.0f} TFLOP/s", flush=True)
     results = []
     for resolution in args.resolutions:
-        for optimizer in args.optimizers:
-            results.append(found := measure(args, optimizer, resolution, device))
-            print(
-                f"{resolution:5d} px  {optimizer:10s}  {found['median_s']:.4f} s/step  peak {found['peak_gib']} GiB  "
-                f"first step {found['first_step_s']} s  waits {found['synchronizations']}  finite {found['finite']}  "
-                f"loss {found['losses'][0]} … {found['losses'][-1]}",
-                flush=True,
-            )
-            gc.collect()  # the trainer before must not count in the next one's peak
+        naive = None
+        for pairs, mode in [(1, "naive")] * ("naive" in args.modes) + [
+            (p, m) for m in args.modes if m != "naive" for p in args.pairs
+        ]:
+            gc.collect()  # what the mode before held must not count in this one's peak
+            row = {"resolution": resolution, "pairs": pairs, "mode": mode}
+            if mode == "naive":
+                row |= measure_naive(args, resolution, device)
+                naive = row["seconds"]
+            else:
+                row |= measure_mode(args, mode, resolution, pairs, device)
+                row["times"] = naive * pairs / row["seconds"] if naive else None
+                row["share"] = step_flops(args, resolution, pairs) / rate / row["seconds"] if rate else None
+            results.append(row)
+            print(row_text(row), flush=True)
+    print(*compare_losses(results), sep="\n")
     if args.json:
-        args.json.write_text(json.dumps({"device": name, "torch": torch.__version__, "results": results}, indent=1))
+        args.json.write_text(json.dumps({"device": name, "torch": torch.__version__, "rate": rate, "results": results}))
     return 0 if all(r["finite"] for r in results) else 1
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=("full", "tiny"), default="full")
+    parser.add_argument("--modes", nargs="+", choices=("naive", *MODES), default=["naive", "eager", "graph"])
+    parser.add_argument("--resolutions", type=int, nargs="+", default=[512, 1024])
+    parser.add_argument("--pairs", type=int, nargs="+", default=[1], help="pairs of images in a step")
+    parser.add_argument("--rank", type=int, default=96)
+    parser.add_argument("--steps", type=int, default=10, help="in each of the five blocks that are timed")
+    parser.add_argument("--precision", choices=("bfloat16", "float32"), default="bfloat16")
+    parser.add_argument("--optimizer", default="adamw")
+    parser.add_argument("--attention", default="auto")
+    parser.add_argument("--quantize", default="none")
+    parser.add_argument("--gradient_checkpointing", action="store_true")
+    parser.add_argument("--profile", action="store_true", help="list the kernels of one step")
+    parser.add_argument("--device", default="0")
+    parser.add_argument("--json", type=Path, help="write the results there")
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

@@ -1,25 +1,93 @@
-"""How the UNet computes attention: `other.use_xformers` and `other.use_pytorch_SDPA` → what is set on it."""
+"""How the UNet computes attention: `other.attention` → the function that does it."""
 
 import importlib.util
+from collections.abc import Callable
 
 from diffusers import UNet2DConditionModel
-from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
+from diffusers.models.attention_processor import Attention
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sliders.errors import InputError
 from sliders.schema import Other
 
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # query, key, value [B, n, heads, d] → [B, n, heads, d]
 
-def check_attention(settings: Other) -> None:
-    if settings.use_xformers and importlib.util.find_spec("xformers") is None:
+# PyTorch's own kernels for scaled_dot_product_attention; sdpa leaves the choice to PyTorch.
+SDPA = {
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "math": SDPBackend.MATH,
+}
+PACKAGES = {
+    "xformers": ("xformers", "install xformers"),
+    "flash-attn": ("flash_attn", "start with `uv run --extra flash …`"),
+}
+ONLY_CUDA = ("cudnn", "efficient", "xformers", "flash-attn")
+ONLY_HALF = ("cudnn", "flash", "flash-attn")  # on a GPU these take no float32
+
+
+def check_attention(settings: Other, device: str, precision: str) -> None:
+    """Raises InputError for a backend that this machine, device or precision lacks. `device`: as torch calls it."""
+    name = settings.attention_backend
+    module, remedy = PACKAGES.get(name, (None, ""))
+    if module and importlib.util.find_spec(module) is None:
         raise InputError(
-            "other.use_xformers is true, but xformers is not installed: set it to false; PyTorch's own attention is as fast."
+            f"other.attention: {name} needs {module}, which is not installed: {remedy}, or use auto, which is as fast."
         )
+    cuda = device.startswith("cuda")
+    if name in ONLY_CUDA and not cuda:
+        raise InputError(f"other.attention: {name} needs a CUDA GPU, and this run is on {device}: use auto.")
+    if name in ONLY_HALF and cuda and precision == "float32":
+        raise InputError(f"other.attention: {name} computes no float32: use auto, or train.precision bfloat16.")
 
 
 def set_attention(unet: UNet2DConditionModel, settings: Other) -> None:
-    """xformers if asked for, else PyTorch's scaled_dot_product_attention, else the plain matrix products."""
-    check_attention(settings)
-    if settings.use_xformers:
-        unet.enable_xformers_memory_efficient_attention()
-    else:
-        unet.set_attn_processor(AttnProcessor2_0() if settings.use_pytorch_SDPA else AttnProcessor())
+    """Every attention layer of the UNet from now on computes with `other.attention`."""
+    unet.set_attn_processor(AttentionProcessor(_attend(settings.attention_backend)))
+
+
+class AttentionProcessor:
+    """Attention (Vaswani et al. 2017, arXiv:1706.03762) of SDXL's transformer blocks, without the steps that do nothing
+    in them: no mask, no group norm, no residual, no rescaling."""
+
+    def __init__(self, attend: Attend):
+        self.attend = attend
+
+    def __call__(
+        self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **_
+    ) -> Tensor:
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        shape = (attn.heads, -1)
+        query = attn.to_q(hidden_states).unflatten(-1, shape)
+        key, value = (layer(context).unflatten(-1, shape) for layer in (attn.to_k, attn.to_v))
+        return attn.to_out[0](self.attend(query, key, value).flatten(2))
+
+
+def _attend(name: str) -> Attend:
+    if name == "xformers":
+        from xformers.ops import memory_efficient_attention
+
+        return memory_efficient_attention
+    if name == "flash-attn":
+        from flash_attn import flash_attn_func
+
+        return flash_attn_func
+    if name in SDPA:
+        return _sdpa_of(SDPA[name])
+    return _sdpa
+
+
+def _sdpa(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    heads_first = (t.transpose(1, 2) for t in (query, key, value))
+    return F.scaled_dot_product_attention(*heads_first).transpose(1, 2)
+
+
+def _sdpa_of(backend: SDPBackend) -> Attend:
+    def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        with sdpa_kernel(backend):
+            return _sdpa(query, key, value)
+
+    return attend

@@ -1,4 +1,4 @@
-"""`other.torch_compile`: the UNet's repeated blocks, compiled where they stand, so that no module is renamed."""
+"""`other.torch_compile`: compiled where it stands, so that no module is renamed."""
 
 import torch
 from torch import nn
@@ -7,10 +7,12 @@ BLOCKS = ("BasicTransformerBlock", "ResnetBlock2D")
 RECOMPILE_LIMIT = 64  # the ResNets alone have more shapes than torch's default of 8 allows before it gives up
 
 
-def compile_blocks(unet: nn.Module, backend: str = "inductor") -> int:
-    """Compile each block in place; returns how many there are. Costs minutes at the first step, saves at every one."""
+def compile_unet(unet: nn.Module, extent: str, backend: str = "inductor") -> int:
+    """`extent`: regional compiles each of the repeated blocks, full the UNet as one, off nothing; returns how many
+    pieces that makes. Costs minutes at the first step, saves at every one."""
     torch._dynamo.config.recompile_limit = max(RECOMPILE_LIMIT, torch._dynamo.config.recompile_limit)
     blocks = [m for m in unet.modules() if type(m).__name__ in BLOCKS]
-    for block in blocks:
-        block.compile(backend=backend)
-    return len(blocks)
+    pieces = {"off": [], "regional": blocks, "full": [unet]}[extent]
+    for piece in pieces:
+        piece.compile(backend=backend)
+    return len(pieces)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from sliders.adaptors import ALGORITHMS
+from sliders.adaptors.base import Adaptor
 from sliders.errors import InputError
 from sliders.models.layers import select_layers
 from sliders.schema import Network
@@ -40,11 +41,11 @@ class AdaptorNetwork(nn.Module):
         for layer, adaptor in zip(self._layers, self.adaptors, strict=True):
             layer.forward = self._adapted(layer.forward, adaptor)
 
-    def _adapted(self, base_forward: Callable[[Tensor], Tensor], adaptor: nn.Module) -> Callable[[Tensor], Tensor]:
+    def _adapted(self, base_forward: Callable[[Tensor], Tensor], adaptor: Adaptor) -> Callable[[Tensor], Tensor]:
         def forward(x: Tensor) -> Tensor:
             if self._multipliers is None:
                 return base_forward(x)
-            return base_forward(x) + adaptor(x, self._multipliers)
+            return adaptor.adapted(base_forward, x, self._multipliers)
 
         return forward
 

@@ -70,6 +70,26 @@ def build_optimizer(settings: Train, parameters: Iterable[torch.nn.Parameter]) -
         ) from error
 
 
+class UpdateGuard:
+    """Keeps a gradient that is not finite from the weights without waiting for the device, where the optimizer can.
+
+    PyTorch's fused Adam takes a flag on the device, made for loss scaling, at which its kernel writes nothing. Once
+    raised it stays: after such a step nothing is learnt until somebody has looked.
+    """
+
+    def __init__(self, optimizer: Optimizer, device: str):
+        self._flag = None
+        if optimizer.defaults.get("fused"):
+            self._flag = optimizer.found_inf = torch.zeros((), device=device)
+
+    def holds_back(self, values: torch.Tensor) -> bool:
+        """values: loss and gradient norm on the device. False: the optimizer takes no flag, look before you step."""
+        if self._flag is None:
+            return False
+        self._flag.logical_or_(values.isfinite().all().logical_not())
+        return True
+
+
 def build_lr_scheduler(settings: Train, optimizer: Optimizer) -> schedules.LRScheduler:
     """The schedule of `train.lr_scheduler` over `train.iterations` steps of the optimizer.
 

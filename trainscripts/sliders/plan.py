@@ -20,9 +20,9 @@ from sliders.trainer import torch_device
 
 def check_run(settings: Settings) -> ScaleFolders:
     """Raises InputError for whatever would stop the run later; returns its data set."""
-    torch_device(settings.device)
+    device = torch_device(settings.device)
     check_source(settings.pretrained_model)
-    check_attention(settings.other)
+    check_attention(settings.other, device, settings.train.precision)
     if settings.logging.use_wandb and importlib.util.find_spec("wandb") is None:
         raise InputError(
             "logging.use_wandb is true, but wandb is not installed: start with `uv run --extra wandb …`, or set it to false."

@@ -32,6 +32,11 @@ def _spelled(aliases: dict[str, str]) -> BeforeValidator:
     return BeforeValidator(lambda v: aliases.get(v.lower(), v.lower()) if isinstance(v, str) else v)
 
 
+def _switch(on: str) -> BeforeValidator:
+    """true and false beside names: YAML reads a bare `off` as false, and the ancestors' files say true for `on`."""
+    return BeforeValidator(lambda v: (on if v else "off") if isinstance(v, bool) else v)
+
+
 _PRECISION_ALIASES = {"fp32": "float32", "float": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16"}
 Whole = Annotated[int, BeforeValidator(_no_bool)]
 Number = Annotated[FiniteFloat, BeforeValidator(_no_bool)]
@@ -48,6 +53,9 @@ class Section(BaseModel):
 class PretrainedModel(Section):
     name_or_path: Annotated[str, Field(min_length=1)]  # hub id, diffusers folder, .safetensors, .ckpt, or `tiny`
     config: str | None = None  # (ours) folder with a single file's JSON and tokenizer files; none: asks the hub
+    quantize: Annotated[Literal["none", "fp8", "int8", "nf4"], _switch("fp8")] = (
+        "none"  # (ours) the frozen UNet's weights
+    )
     v2: bool = False
     v_pred: bool | None = None  # none: what the checkpoint says
     clip_skip: Annotated[Whole, Field(ge=0, le=10)] | None = None  # text-encoder layers skipped before the usual one
@@ -128,14 +136,21 @@ class Preview(Section):
 
 
 class Logging(Section):
+    log_every: Annotated[Whole, Field(ge=1)] = (
+        10  # (ours) steps between readings of the loss, for each makes a GPU wait
+    )
     use_wandb: bool = False
     verbose: bool = False
 
 
 class Other(Section):
-    use_xformers: bool = False
-    use_pytorch_SDPA: bool = True  # noqa: N815 - the fork's spelling
-    torch_compile: bool = False
+    attention: Literal["auto", "sdpa", "cudnn", "flash", "efficient", "math", "xformers", "flash-attn"] = (
+        "auto"  # (ours)
+    )
+    use_xformers: bool = False  # the fork's way to say attention: xformers
+    use_pytorch_SDPA: bool = True  # noqa: N815 - the fork's spelling; false is its way to say attention: math
+    cuda_graph: Annotated[Literal["auto", "off"], _switch("auto")] = "auto"  # (ours)
+    torch_compile: Annotated[Literal["off", "regional", "full"], _switch("regional")] = "off"
     lycorisize: bool = False
     gradient_checkpointing: bool = False
     torch_amp: bool = False
@@ -146,6 +161,12 @@ class Other(Section):
         if lycorisize:
             raise ValueError("LyCORIS adaptors are not offered yet: set it to false to train a LoRA (network.algo)")
         return lycorisize
+
+    @property
+    def attention_backend(self) -> str:
+        if self.attention == "auto":
+            return "xformers" if self.use_xformers else "auto" if self.use_pytorch_SDPA else "math"
+        return self.attention
 
 
 class Config(Section):

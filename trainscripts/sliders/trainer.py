@@ -3,29 +3,32 @@
 import math
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
 from sliders.attention import set_attention
 from sliders.batch import Batch, BatchMaker
 from sliders.checkpoint import save_slider, slider_metadata, slider_tensors
-from sliders.compilation import compile_blocks
+from sliders.compilation import compile_unet
 from sliders.dataset import ScaleFolders
 from sliders.denoiser import AdaptedDenoiser
 from sliders.errors import InputError
 from sliders.files import written_whole
+from sliders.flat import FlatWeights
+from sliders.fusion import can_fuse, fuse_blocks
+from sliders.gradients import CapturedGradients, Gradients
+from sliders.journal import Journal, StepResult, trackers
 from sliders.latents import LatentCache, views
 from sliders.losses import LOSSES
 from sliders.models.sdxl import SDXL, load_sdxl
 from sliders.network import AdaptorNetwork
-from sliders.optim import build_lr_scheduler, build_optimizer
+from sliders.optim import UpdateGuard, build_lr_scheduler, build_optimizer
 from sliders.preview import Sampling, labelled_grid, preview_multipliers, sample_grid
 from sliders.samplers import StepDraw, StepSampler
 from sliders.schema import Settings
@@ -35,14 +38,6 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 class NonFiniteError(InputError):
     """Training ran into infinities or NaN."""
-
-
-@dataclass(frozen=True)
-class StepResult:
-    loss: float
-    grad_norm: float
-    lr: float
-    scales: tuple[float, float]  # of the first pair
 
 
 @dataclass(frozen=True)
@@ -66,15 +61,21 @@ class Trainer:
         self.device = torch_device(settings.device)
         self.started = training_time()
         if self.device.startswith("cuda"):
+            torch.zeros(0, device=self.device)  # CUDA starts with its first tensor, and knows no statistics before
             torch.cuda.reset_peak_memory_stats(self.device)
         self.model = model or load_sdxl(settings.pretrained_model, DTYPES[settings.train.precision])
         self.make_batch = self._encode()
         self.network = self._adapt()
         train = settings.train
-        self.optimizer = build_optimizer(train, self.network.parameters())
+        self.weights = FlatWeights(self.network, self.model.unet.dtype)
+        self.optimizer = build_optimizer(train, [self.weights.master])
         self.lr_scheduler = build_lr_scheduler(train, self.optimizer)
+        self.guard = UpdateGuard(self.optimizer, self.device)
         self.loss = LOSSES[train.loss]
         self.denoiser = AdaptedDenoiser(self.model, self.network)
+        self.gradients = Gradients(self.forward, self.weights, train.max_grad_norm)
+        if self.device.startswith("cuda") and settings.other.cuda_graph != "off":
+            self.gradients = CapturedGradients(self.gradients)
         self.draw = StepSampler(
             seed=train.seed, prompts=settings.prompts, num_names=len(data.names), num_scales=len(data.scales),
             max_denoising_steps=train.max_denoising_steps, shape_of=data.fitted_size,
@@ -92,13 +93,15 @@ class Trainer:
 
     def _adapt(self) -> AdaptorNetwork:
         other, unet = self.settings.other, self.model.unet
-        unet.to(self.device)
+        unet.to(self.device, memory_format=torch.channels_last)
         set_attention(unet, other)
+        if other.torch_compile == "off" and can_fuse(self.device):
+            fuse_blocks(unet)
         if other.gradient_checkpointing:
-            unet.enable_gradient_checkpointing()
+            # Nothing random runs inside; keeping the generator's state would make the GPU wait.
+            unet.enable_gradient_checkpointing(partial(checkpoint, use_reentrant=False, preserve_rng_state=False))
         network = AdaptorNetwork(unet, self.settings.network, seed=self.settings.train.seed)
-        if other.torch_compile:
-            compile_blocks(unet)
+        compile_unet(unet, other.torch_compile)
         return network
 
     def forward(self, batch: Batch) -> Tensor:
@@ -108,23 +111,25 @@ class Trainer:
         return rows.view(-1, 2).sum(1).mean()
 
     def step(self, step: int) -> StepResult:
-        """One optimizer step. Raises NonFiniteError, with the adaptor as it was before, if the gradient is not finite."""
-        draw, train = self.draw(step), self.settings.train
-        loss = self.forward(self.make_batch(draw))
-        loss.backward()
-        norm = torch.nn.utils.get_total_norm(p.grad for p in self.network.parameters())
-        # The step's only wait for the device: both numbers must be known before the optimizer may run.
-        loss_value, norm_value = torch.stack([loss.detach(), norm]).tolist()
-        if not (math.isfinite(loss_value) and math.isfinite(norm_value)):
-            raise NonFiniteError(self._non_finite(step, draw))
-        if train.max_grad_norm:
-            torch.nn.utils.clip_grads_with_norm_(self.network.parameters(), train.max_grad_norm, norm)
-        lr = self.lr_scheduler.get_last_lr()[0]
+        """One optimizer step. A gradient that is not finite changes nothing; `read` then raises NonFiniteError, here
+        already where the optimizer has to know it before."""
+        draw = self.draw(step)
+        result = StepResult(step, draw, self.lr_scheduler.get_last_lr()[0], self.gradients(self.make_batch(draw)))
+        if not self.guard.holds_back(result.values):
+            self.read([result])
         self.optimizer.step()
+        self.weights.refresh()
         self.lr_scheduler.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        first = draw.pairs[0]
-        return StepResult(loss_value, norm_value, lr, (self.data.scales[first.low], self.data.scales[first.high]))
+        return result
+
+    def read(self, results: list[StepResult]) -> list[tuple[float, float]]:
+        """(loss, gradient norm) of several steps: the only wait for the device. Raises NonFiniteError, with the adaptor
+        as it was before the first of them that is not finite."""
+        values = torch.stack([r.values for r in results]).tolist()
+        for result, pair in zip(results, values, strict=True):
+            if not all(map(math.isfinite, pair)):
+                raise NonFiniteError(self._non_finite(result.step, result.draw))
+        return [tuple(pair) for pair in values]
 
     def _non_finite(self, step: int, draw: StepDraw) -> str:
         pairs = "; ".join(
@@ -138,26 +143,23 @@ class Trainer:
 
     def run(self) -> Report:
         """Train for `train.iterations` steps, saving every `save.per_steps` and at the end."""
-        train = self.settings.train
-        losses, seconds = [], []
-        with trackers(self.settings) as log, tqdm(total=train.iterations, desc="training", unit="step") as bar:
-            for step in range(train.iterations):
-                began = time.perf_counter()
-                result = self.step(step)
-                seconds.append(time.perf_counter() - began)
-                losses.append(result.loss)
-                log({"loss": result.loss, "lr": result.lr, "grad_norm": result.grad_norm}, step=step + 1)
-                low, high = result.scales
-                bar.set_postfix_str(f"loss {result.loss:.4f} lr {result.lr:.2e} scales {low:g} {high:g}", refresh=False)
+        total, save, log_every = self.settings.train.iterations, self.settings.save, self.settings.logging.log_every
+        journal = Journal(self.read, self.data.scales)
+        with trackers(self.settings) as log, tqdm(total=total, desc="training", unit="step") as bar:
+            for step in range(total):
+                journal.add(self.step(step))
                 bar.update()
                 done = step + 1
-                if done % self.settings.save.per_steps == 0 and done < train.iterations:
+                saves = done % save.per_steps == 0 and done < total
+                if done % log_every == 0 or saves or done == total:
+                    journal.write(log, bar)
+                if saves:
                     self.save(f"{done}steps", done)
         peak = torch.cuda.max_memory_allocated(self.device) if self.device.startswith("cuda") else None
-        path = self.save("last", train.iterations)
+        path = self.save("last", total)
         if self.settings.preview.prompts:
             self.preview(path.with_suffix(".preview.png"))
-        return Report(path, tuple(losses), sorted(seconds)[len(seconds) // 2], peak)
+        return Report(path, tuple(journal.losses), journal.seconds_per_step(), peak)
 
     def save(self, suffix: str, steps: int) -> Path:
         settings = self.settings
@@ -212,17 +214,3 @@ def torch_device(name: str) -> str:
 def training_time() -> float:
     """Seconds since 1970 that a file says it was trained at; SOURCE_DATE_EPOCH, where set, makes files reproducible."""
     return float(os.environ.get("SOURCE_DATE_EPOCH", time.time()))
-
-
-@contextmanager
-def trackers(settings: Settings) -> Iterator:
-    """`log(values, step=…)` to TensorBoard in the run's folder, and to wandb if asked for."""
-    kinds = ["tensorboard"] + (["wandb"] if settings.logging.use_wandb else [])
-    accelerator = Accelerator(log_with=kinds, project_dir=settings.run_dir, cpu=not settings.device.isdigit())
-    accelerator.init_trackers(
-        "logs", init_kwargs={"wandb": {"name": settings.stem}} if settings.logging.use_wandb else {}
-    )
-    try:
-        yield accelerator.log
-    finally:
-        accelerator.end_training()

@@ -1,28 +1,34 @@
 """LoRA (Hu et al. 2021, arXiv:2106.09685) for linear layers and convolutions."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sliders.adaptors.base import Adaptor
+from sliders.adaptors.low_rank import ConvWithLoRA, LinearWithLoRA
 
-class LoRA(nn.Module):
+PLAIN = (nn.Linear.forward, nn.Conv2d.forward)  # not a quantised layer's, nor one that another adaptor shadows
+
+
+class LoRA(Adaptor):
     """ΔW = gain · up · down of one layer, gain = alpha / rank, multiplied per row of the batch.
 
-    Weights are float32 (in bfloat16 most updates at a slider's learning rates round to nothing) and are cast to the
-    activation's dtype where they are used. For a convolution, down keeps its kernel, stride and padding, up is 1×1,
-    and the rank is at most the smaller of its channel numbers.
+    For a convolution, down keeps its kernel, stride and padding, up is 1×1, and the rank is at most the smaller of its
+    channel numbers.
     """
 
     def __init__(self, base: nn.Linear | nn.Conv2d, rank: int, alpha: float, generator: torch.Generator | None = None):
-        super().__init__()
-        self.convolution = {}
+        super().__init__(base)
+        self._plain = type(base).forward in PLAIN and "forward" not in base.__dict__
+        self.geometry = None
         if isinstance(base, nn.Conv2d):
             rank = min(rank, base.in_channels, base.out_channels)
             down = (rank, base.in_channels, *base.kernel_size)
             up = (base.out_channels, rank, 1, 1)
-            self.convolution = {"stride": base.stride, "padding": base.padding, "dilation": base.dilation}
+            self.geometry = (base.stride, base.padding, base.dilation)
         else:
             down, up = (rank, base.in_features), (base.out_features, rank)
         self.alpha, self.gain = alpha, alpha / rank
@@ -31,15 +37,25 @@ class LoRA(nn.Module):
         nn.init.kaiming_uniform_(self.down, a=math.sqrt(5), generator=generator)
 
     def forward(self, x: Tensor, multipliers: Tensor) -> Tensor:
-        """What is added to the layer's output. x [B, …], multipliers [B] or [1] → [B, …] in x's dtype.
+        """What is added to the layer's output. x [B, …], multipliers [B] or [1] float32 → [B, …] in x's dtype.
 
         The narrow hidden state is scaled, not the output: one full-size product less in each direction.
         """
-        down, up = self.down.to(x.dtype), self.up.to(x.dtype)
-        scale = (multipliers * self.gain).to(x.dtype).view(-1, *(1,) * (x.ndim - 1))
-        if self.convolution:
-            return F.conv2d(F.conv2d(x, down, **self.convolution) * scale, up)
+        down, up, scale = self.weight("down", x), self.weight("up", x), self._scale(x, multipliers)
+        if self.geometry:
+            return F.conv2d(F.conv2d(x, down, None, *self.geometry) * scale, up)
         return F.linear(F.linear(x, down) * scale, up)
+
+    def adapted(self, base_forward: Callable[[Tensor], Tensor], x: Tensor, multipliers: Tensor) -> Tensor:
+        """As `Adaptor.adapted`; in one function where the layer is a plain one that nothing else is hung on."""
+        if not self._plain or _autocasts(x.device.type):
+            return super().adapted(base_forward, x, multipliers)
+        base = self.base
+        weights = (base.weight, base.bias, self.weight("down", x), self.weight("up", x), self._scale(x, multipliers))
+        return ConvWithLoRA.apply(x, *weights, self.geometry) if self.geometry else LinearWithLoRA.apply(x, *weights)
+
+    def _scale(self, x: Tensor, multipliers: Tensor) -> Tensor:
+        return (multipliers * self.gain).to(x.dtype).view(-1, *(1,) * (x.ndim - 1))
 
     def tensors(self) -> dict[str, Tensor]:
         """{part of a file key: tensor}, the names that web UIs know. Loaders divide alpha by down's first dimension."""
@@ -54,3 +70,7 @@ class LoRA(nn.Module):
         with torch.no_grad():
             self.down.copy_(tensors["lora_down.weight"])
             self.up.copy_(tensors["lora_up.weight"] * (float(tensors["alpha"]) / self.alpha))
+
+
+def _autocasts(device_type: str) -> bool:
+    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)

@@ -1,0 +1,77 @@
+"""What a run tells while it trains: TensorBoard, wandb and the progress bar."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from accelerate import Accelerator
+from torch import Tensor
+from tqdm import tqdm
+
+from sliders.samplers import StepDraw
+from sliders.schema import Settings
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step leaves behind. Reading `loss` or `grad_norm` waits for the device."""
+
+    step: int
+    draw: StepDraw
+    lr: float
+    values: Tensor  # [loss, norm of the gradient before clipping], float32 on the device
+
+    @property
+    def loss(self) -> float:
+        return self.values[0].item()
+
+    @property
+    def grad_norm(self) -> float:
+        return self.values[1].item()
+
+
+class Journal:
+    """Steps whose values are still on the device, until `write` reads them all at once."""
+
+    def __init__(self, read: Callable[[list[StepResult]], list[tuple[float, float]]], scales: tuple[float, ...]):
+        self._read, self._scales = read, scales
+        self._unread: list[StepResult] = []
+        self._since = time.perf_counter()
+        self._seconds: list[float] = []  # of one step, a mean for each reading
+        self.losses: list[float] = []
+
+    def add(self, result: StepResult) -> None:
+        self._unread.append(result)
+
+    def write(self, log: Callable, bar: tqdm) -> None:
+        """Into the trackers and the progress bar. Raises NonFiniteError."""
+        values = self._read(self._unread)
+        for result, (loss, norm) in zip(self._unread, values, strict=True):
+            log({"loss": loss, "lr": result.lr, "grad_norm": norm}, step=result.step + 1)
+            self.losses.append(loss)
+        first = result.draw.pairs[0]
+        scales = f"{self._scales[first.low]:g} {self._scales[first.high]:g}"
+        shown = f"loss {loss:.4f} lr {result.lr:.2e} scales {scales}"
+        bar.set_postfix_str(shown, refresh=False)
+        now = time.perf_counter()
+        self._seconds.append((now - self._since) / len(self._unread))
+        self._since, self._unread = now, []
+
+    def seconds_per_step(self) -> float:
+        """Median over the readings, so that compiling and warming up do not count."""
+        return sorted(self._seconds)[len(self._seconds) // 2]
+
+
+@contextmanager
+def trackers(settings: Settings) -> Iterator:
+    """`log(values, step=…)` to TensorBoard in the run's folder, and to wandb if asked for."""
+    kinds = ["tensorboard"] + (["wandb"] if settings.logging.use_wandb else [])
+    accelerator = Accelerator(log_with=kinds, project_dir=settings.run_dir, cpu=not settings.device.isdigit())
+    accelerator.init_trackers(
+        "logs", init_kwargs={"wandb": {"name": settings.stem}} if settings.logging.use_wandb else {}
+    )
+    try:
+        yield accelerator.log
+    finally:
+        accelerator.end_training()
