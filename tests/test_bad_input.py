@@ -181,6 +181,13 @@ case("flash-attn is not installed", config(other={"attention": "flash-attn"}), "
 case("a GPU's attention on a CPU", config(other={"attention": "cudnn"}), "other.attention: cudnn", "on cpu", "use auto")
 case("unknown attention", config(other={"attention": "fast"}), "other.attention", "fast", "sdpa")
 case("unknown extent of compiling", config(other={"torch_compile": "some"}), "other.torch_compile", "some", "regional")
+case(
+    "bitsandbytes' numbers on a CPU",
+    config(pretrained_model={"quantize": "nf4"}),
+    "pretrained_model.quantize: nf4",
+    "use fp8",
+)
+case("unknown numbers", config(pretrained_model={"quantize": "int3"}), "pretrained_model.quantize", "int3", "nf4")
 case("log_every 0", config(logging={"log_every": 0}), "logging.log_every: 0")
 
 # --- the prompts

@@ -14,11 +14,13 @@ FILES = sorted(p for p in TRAINSCRIPTS.rglob("*.py"))
 FLOORS = """
 errors files
 schema
-flags samplers images attention compilation kernels
+flags samplers images attention compilation kernels.group_norm kernels.layer_norm kernels.geglu quantization
+kernels
 adaptors.base adaptors.low_rank models.layers models.sdxl_keys models.narrow models.schedule
 adaptors.lora fusion settings models.sdxl optim dataset journal
 adaptors
 models.sdxl_unet network latents
+models.random_sdxl
 batch checkpoint preview flat
 denoiser gradients
 losses

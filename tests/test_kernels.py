@@ -1,4 +1,4 @@
-"""The Triton kernels in Triton's own interpreter, on the CPU, against PyTorch in float64."""
+"""The Triton kernels against PyTorch in float64; without a GPU in Triton's own interpreter."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from test_interop import random_inputs, random_network
 from torch.nn import functional as F
 
 kernels = pytest.importorskip("sliders.kernels", reason="needs Triton", exc_type=ImportError)
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="test_gpu.py runs them on the GPU")
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def assert_alike(ours, exact):
@@ -21,9 +21,9 @@ def assert_alike(ours, exact):
 def test_group_norm(shape, silu):
     *size, groups, mean = shape
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(size, generator=generator) * 2 + mean
+    x = (torch.randn(size, generator=generator) * 2 + mean).to(DEVICE)
     x = x.to(memory_format=torch.channels_last).requires_grad_()
-    weight, bias = torch.randn(2, size[1], generator=generator)
+    weight, bias = torch.randn(2, size[1], generator=generator).to(DEVICE)
     exact_x = x.detach().double().requires_grad_()
     exact = F.group_norm(exact_x, groups, weight.double(), bias.double(), 1e-5)
     exact = F.silu(exact) if silu else exact
@@ -31,13 +31,13 @@ def test_group_norm(shape, silu):
     ours = kernels.GroupNormSiLU.apply(x, weight, bias, groups, 1e-5, silu)
 
     assert_alike(ours, exact)
-    upstream = torch.randn(size, generator=generator)
+    upstream = torch.randn(size, generator=generator).to(DEVICE)
     assert_alike(*(torch.autograd.grad(y, v, upstream.to(y.dtype))[0] for y, v in ((ours, x), (exact, exact_x))))
 
 
 def test_geglu():
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(3, 5, 2 * 1500, generator=generator).requires_grad_()
+    x = torch.randn(3, 5, 2 * 1500, generator=generator).to(DEVICE).requires_grad_()
     exact_x = x.detach().double().requires_grad_()
     linear, gate = exact_x.chunk(2, -1)
     exact = linear * F.gelu(gate)
@@ -45,10 +45,29 @@ def test_geglu():
     ours = kernels.GEGLU.apply(x)
 
     assert_alike(ours, exact)
-    upstream = torch.randn(3, 5, 1500, generator=generator)
+    upstream = torch.randn(3, 5, 1500, generator=generator).to(DEVICE)
     assert_alike(*(torch.autograd.grad(y, v, upstream.to(y.dtype))[0] for y, v in ((ours, x), (exact, exact_x))))
 
 
+def test_a_residual_and_its_layer_norm():
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(3, 5, 96, generator=generator).to(DEVICE).requires_grad_() for _ in range(2))
+    weight, bias, up_total, up_normal = (torch.randn(n, generator=generator).to(DEVICE) for n in (96, 96, 96, 96))
+    exact = [t.detach().double().requires_grad_() for t in (x, y)]
+    total = exact[0] + exact[1]
+    normal = F.layer_norm(total, (96,), weight.double(), bias.double(), 1e-5)
+
+    ours = kernels.AddLayerNorm.apply(x, y, weight, bias, 1e-5)
+
+    assert_alike(ours[0], total)
+    assert_alike(ours[1], normal)
+    (ours[0] * up_total + ours[1] * up_normal).sum().backward()
+    (total * up_total + normal * up_normal).sum().backward()
+    assert_alike(x.grad, exact[0].grad)
+    assert_alike(y.grad, exact[1].grad)
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="test_gpu.py does it there")
 def test_fused_blocks_are_the_same_unet():
     unet = build_narrow_sdxl().unet.to(memory_format=torch.channels_last).requires_grad_(False)
     network = random_network(unet)

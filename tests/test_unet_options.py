@@ -7,8 +7,9 @@ from sliders.checkpoint import slider_tensors
 from sliders.compilation import compile_unet
 from sliders.models.narrow import build_narrow_sdxl
 from sliders.models.sdxl_keys import sdxl_file_keys
+from sliders.quantization import Fp8Linear, quantize
 from sliders.schema import Other
-from test_interop import random_network, unet_output
+from test_interop import random_inputs, random_network, unet_output
 
 # What PyTorch runs underneath on a CPU; the kernels of a GPU are in test_gpu.py.
 OPERATIONS = {
@@ -58,3 +59,37 @@ def test_compiling_renames_nothing_and_changes_no_result():
     assert {key.split(".", 1)[0] for key in keys} <= sdxl_file_keys()
     network.set_multipliers(torch.zeros(1))
     assert not torch.allclose(unet_output(unet), wanted, atol=1e-3)  # multipliers are read anew, not baked in
+
+
+def test_a_quantised_unet_is_smaller_and_nearly_the_same():
+    unet = build_narrow_sdxl().unet
+    wanted, names = unet_output(unet), [name for name, _ in unet.named_modules()]
+    size = sum(p.numel() * p.element_size() for p in unet.parameters())
+    quantize(unet, "fp8")
+    assert [name for name, _ in unet.named_modules()] == names
+    assert sum(p.numel() * p.element_size() for p in unet.parameters()) < size
+    assert (unet_output(unet) - wanted).norm() < 0.05 * wanted.norm()
+
+
+def test_gradients_pass_through_a_quantised_layer():
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(24, 40)
+    layer = Fp8Linear(linear)
+    x = torch.randn(3, 5, 24, requires_grad=True)
+    weight = (layer.weight.float() * layer.scale).detach()
+    upstream = torch.randn(3, 5, 40)
+    assert torch.allclose(layer(x), x @ weight.T + linear.bias, atol=1e-6)
+    (found,) = torch.autograd.grad(layer(x), x, upstream)
+    assert torch.allclose(found, upstream @ weight, atol=1e-5)
+
+
+def test_adaptors_of_a_quantised_unet_learn():
+    unet = build_narrow_sdxl().unet.requires_grad_(False)
+    quantize(unet, "fp8")
+    network = random_network(unet)
+    base = unet_output(unet)
+    network.set_multipliers(torch.zeros(1))
+    assert not torch.allclose(unet_output(unet), base, atol=1e-3)
+    network.set_multipliers(torch.ones(1))
+    unet(**random_inputs()).sample.square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())

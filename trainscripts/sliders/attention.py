@@ -59,10 +59,12 @@ class AttentionProcessor:
     def __call__(
         self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **_
     ) -> Tensor:
-        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        shape = (attn.heads, -1)
-        query = attn.to_q(hidden_states).unflatten(-1, shape)
-        key, value = (layer(context).unflatten(-1, shape) for layer in (attn.to_k, attn.to_v))
+        if encoder_hidden_states is None and "project" in attn.__dict__:  # a network computes all three at once
+            projections = attn.project(hidden_states)
+        else:
+            context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+            projections = attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)
+        query, key, value = (p.unflatten(-1, (attn.heads, -1)) for p in projections)
         return attn.to_out[0](self.attend(query, key, value).flatten(2))
 
 

@@ -14,7 +14,7 @@ class FlatWeights:
     """
 
     def __init__(self, network: AdaptorNetwork, dtype: torch.dtype):
-        parameters = list(network.parameters())
+        parameters = _in_memory_order(network)
         master = torch.cat([_memory_order(p.detach()).flatten() for p in parameters])
         self.master = nn.Parameter(master)
         self.master.grad = torch.zeros_like(master)
@@ -25,9 +25,9 @@ class FlatWeights:
         self._leaves: list[Tensor] = parameters
         if self._copy is not None:
             self._leaves = [v.requires_grad_() for v in _views(self._copy, parameters)]
-            leaves = iter(self._leaves)
+            copy_of = {id(p): leaf for p, leaf in zip(parameters, self._leaves, strict=True)}
             for adaptor in network.adaptors:
-                adaptor.use_copies({name: next(leaves) for name, _ in adaptor.named_parameters()})
+                adaptor.use_copies({name: copy_of[id(p)] for name, p in adaptor.named_parameters()})
 
     @torch.no_grad()
     def refresh(self) -> None:
@@ -43,6 +43,13 @@ class FlatWeights:
         for leaf in self._leaves:
             leaf.grad = None
         return torch.linalg.vector_norm(self.master.grad)
+
+
+def _in_memory_order(network: AdaptorNetwork) -> list[nn.Parameter]:
+    """One kind after the other, all downs before all ups: those of neighbouring layers can be multiplied with as one."""
+    adaptors = [dict(a.named_parameters()) for a in network.adaptors]
+    kinds = dict.fromkeys(name for found in adaptors for name in found)
+    return [found[kind] for kind in kinds for found in adaptors if kind in found]
 
 
 def _memory_order(tensor: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ import importlib.util
 from types import MethodType
 
 from diffusers.models.activations import GEGLU
+from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
@@ -14,12 +15,16 @@ def can_fuse(device: str) -> bool:
 
 
 def fuse_blocks(unet: nn.Module) -> None:
-    """Shadow the `forward` of every ResNet, GEGLU and transformer; adaptors may be hung on before or after."""
+    """Shadow the `forward` of every ResNet, GEGLU and transformer block; adaptors may be hung on before or after."""
     for module in unet.modules():
         if isinstance(module, ResnetBlock2D) and _is_plain(module):
             module.forward = MethodType(_resnet, module)
         elif isinstance(module, GEGLU):
             module.forward = MethodType(_geglu, module)
+        elif (
+            isinstance(module, BasicTransformerBlock) and module.norm_type == "layer_norm" and module.attn2 is not None
+        ):
+            module.forward = MethodType(_transformer_block, module)
         elif isinstance(module, Transformer2DModel) and module.use_linear_projection:
             module._operate_on_continuous_inputs = MethodType(_transformer_in, module)
             module._get_output_for_continuous_inputs = MethodType(_transformer_out, module)
@@ -46,6 +51,18 @@ def _resnet(block: ResnetBlock2D, x: Tensor, temb: Tensor) -> Tensor:
     return hidden + (x if block.conv_shortcut is None else block.conv_shortcut(x))
 
 
+def _transformer_block(
+    block: BasicTransformerBlock, hidden_states: Tensor, _mask: None = None, encoder_hidden_states: Tensor | None = None,
+    *_args: None, **_kwargs: None,
+) -> Tensor:  # fmt: skip
+    """hidden_states [B, n, C], encoder_hidden_states [B, 77, 2048] → [B, n, C]"""
+    own = block.attn1(block.norm1(hidden_states))
+    hidden_states, normal = _add_norm(hidden_states, own, block.norm2)
+    crossed = block.attn2(normal, encoder_hidden_states=encoder_hidden_states)
+    hidden_states, normal = _add_norm(hidden_states, crossed, block.norm3)
+    return hidden_states + block.ff(normal)
+
+
 def _geglu(layer: GEGLU, hidden_states: Tensor) -> Tensor:
     from sliders import kernels
 
@@ -63,6 +80,12 @@ def _transformer_out(
 ) -> Tensor:
     image = block.proj_out(hidden_states).unflatten(1, (height, width)).permute(0, 3, 1, 2)
     return image + residual
+
+
+def _add_norm(x: Tensor, y: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
+    from sliders import kernels
+
+    return kernels.AddLayerNorm.apply(x, y, norm.weight, norm.bias, norm.eps)
 
 
 def _norm(norm: nn.GroupNorm, x: Tensor, silu: bool) -> Tensor:

@@ -3,10 +3,12 @@
 from collections.abc import Callable
 
 import torch
+from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 from sliders.adaptors import ALGORITHMS
 from sliders.adaptors.base import Adaptor
+from sliders.adaptors.lora import can_project_jointly, must_stay_apart, project_jointly
 from sliders.errors import InputError
 from sliders.models.layers import select_layers
 from sliders.schema import Network
@@ -36,25 +38,54 @@ class AdaptorNetwork(nn.Module):
         self._layers = tuple(layers.values())  # a tuple, so that the base layers are not registered as ours
         self._shadowed = tuple(layer.__dict__.get("forward") for layer in self._layers)
         self._device = next(unet.parameters()).device
-        self._multipliers: Tensor | None = torch.ones(1, device=self._device)
+        self._dtype = unet.dtype
         self.to(self._device)
+        self.set_multipliers(torch.ones(1))
         for layer, adaptor in zip(self._layers, self.adaptors, strict=True):
             layer.forward = self._adapted(layer.forward, adaptor)
+        self._share_inputs(unet)
+
+    def _share_inputs(self, unet: nn.Module) -> None:
+        """Self-attention layers whose query, key and value are all adapted compute the three together."""
+        self._joined = []
+        adaptor_of = {id(layer): adaptor for layer, adaptor in zip(self._layers, self.adaptors, strict=True)}
+        for module in unet.modules():
+            if isinstance(module, Attention) and not module.is_cross_attention and "project" not in module.__dict__:
+                three = [adaptor_of.get(id(layer)) for layer in (module.to_q, module.to_k, module.to_v)]
+                if can_project_jointly(three):
+                    module.project = self._joint(three, module.to_q, module.to_k, module.to_v)
+                    self._joined.append(module)
+
+    def _joint(self, adaptors: list[Adaptor], *layers: nn.Module) -> Callable[[Tensor], tuple[Tensor, ...]]:
+        forwards = [layer.forward for layer in layers]
+
+        def project(x: Tensor) -> tuple[Tensor, ...]:
+            others = any(layer.forward is not forward for layer, forward in zip(layers, forwards, strict=True))
+            if self._scales is None or others or must_stay_apart(x):
+                return tuple(layer(x) for layer in layers)
+            return project_jointly(adaptors, x, self._scales[adaptors[0].gain])
+
+        return project
 
     def _adapted(self, base_forward: Callable[[Tensor], Tensor], adaptor: Adaptor) -> Callable[[Tensor], Tensor]:
         def forward(x: Tensor) -> Tensor:
-            if self._multipliers is None:
+            if self._scales is None:
                 return base_forward(x)
-            return adaptor.adapted(base_forward, x, self._multipliers)
+            return adaptor.adapted(base_forward, x, self._scales[adaptor.gain])
 
         return forward
 
     def set_multipliers(self, multipliers: Tensor | None) -> None:
         """multipliers [B], one per row of the next batch, or [1] for all rows. None: the base model alone."""
-        self._multipliers = None if multipliers is None else multipliers.to(self._device, torch.float32)
+        self._scales: dict[float, Tensor] | None = None  # gain → multipliers × gain, once for all layers
+        if multipliers is not None:
+            rows = multipliers.to(self._device, torch.float32)
+            self._scales = {gain: (rows * gain).to(self._dtype) for gain in {a.gain for a in self.adaptors}}
 
     def remove(self) -> None:
         """Leave the denoiser bit for bit as it was found. Networks hung on top of this one must come off first."""
+        for attention in self._joined:
+            del attention.project
         for layer, forward in zip(self._layers, self._shadowed, strict=True):
             if forward is None:
                 layer.__dict__.pop("forward", None)

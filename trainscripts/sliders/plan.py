@@ -14,6 +14,7 @@ from sliders.models.sdxl import TINY, check_source
 from sliders.models.sdxl_unet import weightless_unet
 from sliders.network import AdaptorNetwork
 from sliders.optim import FINDS_LR_ITSELF, build_lr_scheduler, build_optimizer
+from sliders.quantization import check_quantization
 from sliders.schema import PromptSet, Settings
 from sliders.trainer import torch_device
 
@@ -22,6 +23,7 @@ def check_run(settings: Settings) -> ScaleFolders:
     """Raises InputError for whatever would stop the run later; returns its data set."""
     device = torch_device(settings.device)
     check_source(settings.pretrained_model)
+    check_quantization(settings.pretrained_model.quantize, device)
     check_attention(settings.other, device, settings.train.precision)
     if settings.logging.use_wandb and importlib.util.find_spec("wandb") is None:
         raise InputError(

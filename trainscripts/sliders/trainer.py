@@ -30,6 +30,7 @@ from sliders.models.sdxl import SDXL, load_sdxl
 from sliders.network import AdaptorNetwork
 from sliders.optim import UpdateGuard, build_lr_scheduler, build_optimizer
 from sliders.preview import Sampling, labelled_grid, preview_multipliers, sample_grid
+from sliders.quantization import quantize
 from sliders.samplers import StepDraw, StepSampler
 from sliders.schema import Settings
 
@@ -94,6 +95,7 @@ class Trainer:
     def _adapt(self) -> AdaptorNetwork:
         other, unet = self.settings.other, self.model.unet
         unet.to(self.device, memory_format=torch.channels_last)
+        quantize(unet, self.settings.pretrained_model.quantize)
         set_attention(unet, other)
         if other.torch_compile == "off" and can_fuse(self.device):
             fuse_blocks(unet)

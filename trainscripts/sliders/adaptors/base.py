@@ -7,7 +7,9 @@ from torch import Tensor, nn
 
 class Adaptor(nn.Module):
     """What is hung on one frozen layer. Weights are float32 parameters: in bfloat16 most updates at a slider's learning
-    rates round to nothing. They are computed with in the activation's dtype."""
+    rates round to nothing. They are computed with in the activation's dtype. `gain` is alpha / rank."""
+
+    gain: float
 
     def __init__(self, base: nn.Module):
         super().__init__()
@@ -26,6 +28,6 @@ class Adaptor(nn.Module):
         """A parameter, or its copy, in the dtype of `like`."""
         return self._copies.get(name, getattr(self, name)).to(like.dtype)
 
-    def adapted(self, base_forward: Callable[[Tensor], Tensor], x: Tensor, multipliers: Tensor) -> Tensor:
-        """The layer's output with this adaptor's share. x [B, …], multipliers [B] or [1] float32 → [B, …] in x's dtype."""
-        return base_forward(x) + self(x, multipliers)
+    def adapted(self, base_forward: Callable[[Tensor], Tensor], x: Tensor, scale: Tensor) -> Tensor:
+        """The layer's output with this adaptor's share. x [B, …]; scale [B] or [1], multiplier × gain → [B, …] in x's dtype."""
+        return base_forward(x) + self(x, scale)

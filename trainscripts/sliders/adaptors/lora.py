@@ -1,14 +1,14 @@
 """LoRA (Hu et al. 2021, arXiv:2106.09685) for linear layers and convolutions."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sliders.adaptors.base import Adaptor
-from sliders.adaptors.low_rank import ConvWithLoRA, LinearWithLoRA
+from sliders.adaptors.low_rank import ConvWithLoRA, JointLinearWithLoRA, LinearWithLoRA
 
 PLAIN = (nn.Linear.forward, nn.Conv2d.forward)  # not a quantised layer's, nor one that another adaptor shadows
 
@@ -22,7 +22,7 @@ class LoRA(Adaptor):
 
     def __init__(self, base: nn.Linear | nn.Conv2d, rank: int, alpha: float, generator: torch.Generator | None = None):
         super().__init__(base)
-        self._plain = type(base).forward in PLAIN and "forward" not in base.__dict__
+        self.plain = type(base).forward in PLAIN and "forward" not in base.__dict__
         self.geometry = None
         if isinstance(base, nn.Conv2d):
             rank = min(rank, base.in_channels, base.out_channels)
@@ -36,26 +36,23 @@ class LoRA(Adaptor):
         self.up = nn.Parameter(torch.zeros(up, dtype=torch.float32))
         nn.init.kaiming_uniform_(self.down, a=math.sqrt(5), generator=generator)
 
-    def forward(self, x: Tensor, multipliers: Tensor) -> Tensor:
-        """What is added to the layer's output. x [B, …], multipliers [B] or [1] float32 → [B, …] in x's dtype.
+    def forward(self, x: Tensor, scale: Tensor) -> Tensor:
+        """What is added to the layer's output. x [B, …]; scale [B] or [1], multiplier × gain → [B, …] in x's dtype.
 
         The narrow hidden state is scaled, not the output: one full-size product less in each direction.
         """
-        down, up, scale = self.weight("down", x), self.weight("up", x), self._scale(x, multipliers)
+        down, up, scale = self.weight("down", x), self.weight("up", x), over_rows(scale, x)
         if self.geometry:
             return F.conv2d(F.conv2d(x, down, None, *self.geometry) * scale, up)
         return F.linear(F.linear(x, down) * scale, up)
 
-    def adapted(self, base_forward: Callable[[Tensor], Tensor], x: Tensor, multipliers: Tensor) -> Tensor:
+    def adapted(self, base_forward: Callable[[Tensor], Tensor], x: Tensor, scale: Tensor) -> Tensor:
         """As `Adaptor.adapted`; in one function where the layer is a plain one that nothing else is hung on."""
-        if not self._plain or _autocasts(x.device.type):
-            return super().adapted(base_forward, x, multipliers)
+        if not self.plain or must_stay_apart(x):
+            return super().adapted(base_forward, x, scale)
         base = self.base
-        weights = (base.weight, base.bias, self.weight("down", x), self.weight("up", x), self._scale(x, multipliers))
+        weights = (base.weight, base.bias, self.weight("down", x), self.weight("up", x), over_rows(scale, x))
         return ConvWithLoRA.apply(x, *weights, self.geometry) if self.geometry else LinearWithLoRA.apply(x, *weights)
-
-    def _scale(self, x: Tensor, multipliers: Tensor) -> Tensor:
-        return (multipliers * self.gain).to(x.dtype).view(-1, *(1,) * (x.ndim - 1))
 
     def tensors(self) -> dict[str, Tensor]:
         """{part of a file key: tensor}, the names that web UIs know. Loaders divide alpha by down's first dimension."""
@@ -72,5 +69,26 @@ class LoRA(Adaptor):
             self.up.copy_(tensors["lora_up.weight"] * (float(tensors["alpha"]) / self.alpha))
 
 
-def _autocasts(device_type: str) -> bool:
-    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+def project_jointly(adaptors: Sequence[LoRA], x: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
+    """What several linear layers with their LoRAs make of one x, without reading it once for each. scale [B] or [1]."""
+    weights = [w for a in adaptors for w in (a.base.weight, a.weight("down", x), a.weight("up", x))]
+    return JointLinearWithLoRA.apply(x, over_rows(scale, x), *weights)
+
+
+def can_project_jointly(adaptors: Sequence[Adaptor | None]) -> bool:
+    return all(isinstance(a, LoRA) and a.plain and not a.geometry and a.base.bias is None for a in adaptors) and (
+        len({(a.gain, a.down.shape) for a in adaptors}) == 1
+    )
+
+
+def over_rows(scale: Tensor, x: Tensor) -> Tensor:
+    """[B] → [B, 1, …], to multiply x [B, …] with"""
+    return scale.to(x.dtype).view(-1, *(1,) * (x.ndim - 1))
+
+
+def must_stay_apart(x: Tensor) -> bool:
+    """The compiler fuses plain operations better than it sees through ours, and autocast must see each product."""
+    device = x.device.type
+    return torch.compiler.is_compiling() or (
+        torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    )

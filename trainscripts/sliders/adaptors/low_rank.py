@@ -4,6 +4,8 @@ Written as two autograd nodes, layer and share cost an addition of full-size act
 gradients of their common input, backwards. Here matrix products add in place.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -39,6 +41,41 @@ class LinearWithLoRA(torch.autograd.Function):
         return grad_x, None, None, grad_down, grad_up, None
 
 
+class JointLinearWithLoRA(torch.autograd.Function):
+    """Several of those without bias over one x, such as a self-attention's query, key and value: (weight, down, up) of
+    each, all downs of one shape. Their narrow products are one, and the gradients of x add up in place."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, scale: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+        bases, downs, ups = weights[0::3], weights[1::3], weights[2::3]
+        hidden = F.linear(x, _stacked(downs)).mul_(scale)
+        outs = tuple(F.linear(x, base) for base in bases)
+        for out, up, part in zip(outs, ups, _rows(hidden).chunk(len(ups), 1), strict=True):
+            out.view(-1, out.shape[-1]).addmm_(part, up.t())
+        ctx.save_for_backward(x, scale, hidden, *weights)
+        return outs
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, scale, hidden, *weights = ctx.saved_tensors
+        bases, downs, ups = weights[0::3], weights[1::3], weights[2::3]
+        count = len(ups)
+        grads = [_rows(grad) for grad in grads]
+        grad_hidden = torch.empty_like(hidden)
+        for grad, up, part in zip(grads, ups, _rows(grad_hidden).chunk(count, 1), strict=True):
+            torch.mm(grad, up, out=part)
+        grad_hidden = _rows(grad_hidden.mul_(scale))
+        grad_downs = (grad_hidden.t() @ _rows(x)).chunk(count)
+        grad_ups = [grad.t() @ part for grad, part in zip(grads, _rows(hidden).chunk(count, 1), strict=True)]
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            grad_x = grads[0] @ bases[0]
+            for grad, base in zip(grads[1:], bases[1:], strict=True):
+                grad_x.addmm_(grad, base)
+            grad_x = grad_x.addmm_(grad_hidden, _stacked(downs)).view_as(x)
+        return grad_x, None, *(g for d, u in zip(grad_downs, grad_ups, strict=True) for g in (None, d, u))
+
+
 class ConvWithLoRA(torch.autograd.Function):
     """conv(x, W) + b + scale · up·conv(x, down).  x [B, in, h, w], down [r, in, k, k], up [out, r, 1, 1], scale [B, 1, 1, 1].
 
@@ -67,6 +104,15 @@ class ConvWithLoRA(torch.autograd.Function):
         if need_x:
             grad_x = _conv_backward(grad, x, weight, ctx.geometry, True, False)[0].add_(grad_x)
         return grad_x, None, None, grad_down, grad_up, None, None
+
+
+def _stacked(parts: Sequence[Tensor]) -> Tensor:
+    """[r, n] each → [parts · r, n]: a view where they lie one behind the other in memory, as `FlatWeights` lays them."""
+    first, size = parts[0], parts[0].numel() * parts[0].element_size()
+    adjacent = all(p.is_contiguous() and p.data_ptr() == first.data_ptr() + i * size for i, p in enumerate(parts))
+    if adjacent and first.untyped_storage().data_ptr() == parts[-1].untyped_storage().data_ptr():
+        return first.detach().as_strided((len(parts) * first.shape[0], first.shape[1]), first.stride())
+    return torch.cat(parts)
 
 
 def _rows(x: Tensor) -> Tensor:

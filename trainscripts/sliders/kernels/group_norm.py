@@ -1,8 +1,7 @@
-"""Triton kernels for what no library fuses: GroupNorm with SiLU on channels-last images, and GEGLU, both ways.
+"""GroupNorm with SiLU on channels-last images.
 
 PyTorch's GroupNorm on CUDA turns channels-last images around and back, and SiLU reads and writes them once more; here
-the image is read twice and written once forwards, and read four times and written once backwards. Affine parameters are
-frozen: they get no gradient. All arithmetic is float32, whatever the images' dtype.
+the image is read twice and written once forwards, and read four times and written once backwards.
 """
 
 import torch
@@ -11,7 +10,6 @@ import triton.language as tl
 from torch import Tensor
 
 ROWS, CHANNELS = 64, 64  # tile of an image in one program: pixels × channels
-GEGLU_BLOCK = 1024
 
 
 class GroupNormSiLU(torch.autograd.Function):
@@ -51,29 +49,6 @@ class GroupNormSiLU(torch.autograd.Function):
         _group_sums[batch, ctx.groups](part_sum, part_dot, total, dot, channels, chunks, ROWS, group_block)
         _normalise_backward[grid](*tensors, total, dot, grad_x, *shape, ctx.groups, ctx.silu, ROWS, CHANNELS)
         return grad_x, None, None, None, None, None
-
-
-class GEGLU(torch.autograd.Function):
-    """a · gelu(b) for the two halves a, b of the last dimension.  [… , 2n] → [… , n]. Shazeer 2020, arXiv:2002.05202."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
-        x = x.contiguous()
-        width = x.shape[-1] // 2
-        out = x.new_empty((*x.shape[:-1], width))
-        grid = (x.numel() // x.shape[-1], triton.cdiv(width, GEGLU_BLOCK))
-        _geglu[grid](x, out, width, GEGLU_BLOCK)
-        ctx.save_for_backward(x)
-        return out
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
-        width = grad.shape[-1]
-        grad_x = torch.empty_like(x)
-        grid = (x.numel() // x.shape[-1], triton.cdiv(width, GEGLU_BLOCK))
-        _geglu_backward[grid](x, grad.contiguous(), grad_x, width, GEGLU_BLOCK)
-        return grad_x
 
 
 @triton.jit
@@ -212,32 +187,3 @@ def _normalise_backward(
     slope = tl.load(dot + group, columns < channels, other=0.0) / size
     result = scale[None, :] * (upstream - average[None, :] - normal * slope[None, :])
     tl.store(grad_x + offsets, result.to(grad_x.dtype.element_ty), mask)
-
-
-@triton.jit
-def _halves(x, width, BLOCK: tl.constexpr):
-    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    row = x + tl.program_id(0).to(tl.int64) * 2 * width
-    mask = columns < width
-    linear = tl.load(row + columns, mask, other=0.0).to(tl.float32)
-    gate = tl.load(row + width + columns, mask, other=0.0).to(tl.float32)
-    normal_cdf = 0.5 * (1.0 + tl.erf(gate * 0.7071067811865476))
-    return columns, mask, linear, gate, normal_cdf
-
-
-@triton.jit
-def _geglu(x, out, width, BLOCK: tl.constexpr):
-    columns, mask, linear, gate, normal_cdf = _halves(x, width, BLOCK)
-    result = linear * gate * normal_cdf
-    tl.store(out + tl.program_id(0).to(tl.int64) * width + columns, result.to(out.dtype.element_ty), mask)
-
-
-@triton.jit
-def _geglu_backward(x, grad, grad_x, width, BLOCK: tl.constexpr):
-    columns, mask, linear, gate, normal_cdf = _halves(x, width, BLOCK)
-    upstream = tl.load(grad + tl.program_id(0).to(tl.int64) * width + columns, mask, other=0.0).to(tl.float32)
-    density = 0.3989422804014327 * tl.exp(-0.5 * gate * gate)
-    row = grad_x + tl.program_id(0).to(tl.int64) * 2 * width
-    tl.store(row + columns, (upstream * gate * normal_cdf).to(grad_x.dtype.element_ty), mask)
-    slope = upstream * linear * (normal_cdf + gate * density)
-    tl.store(row + width + columns, slope.to(grad_x.dtype.element_ty), mask)

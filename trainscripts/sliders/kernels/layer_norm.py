@@ -1,0 +1,74 @@
+"""A residual addition with the layer norm that follows it."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+
+class AddLayerNorm(torch.autograd.Function):
+    """x + y and the layer norm of it.  x, y [… , n]; weight, bias [n], constants. Ba et al. 2016, arXiv:1607.06450.
+
+    Backwards the gradients of both results meet in the same kernel.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        x, y = x.contiguous(), y.contiguous()
+        total, normal = torch.empty_like(x), torch.empty_like(x)
+        width = x.shape[-1]
+        rows = x.numel() // width
+        mean, rstd = x.new_empty((2, rows), dtype=torch.float32)
+        block = triton.next_power_of_2(width)
+        _add_layer_norm[(rows,)](x, y, weight, bias, total, normal, mean, rstd, width, eps, block)
+        ctx.save_for_backward(total, weight, mean, rstd)
+        return total, normal
+
+    @staticmethod
+    def backward(ctx, grad_total: Tensor, grad_normal: Tensor) -> tuple[Tensor | None, ...]:
+        total, weight, mean, rstd = ctx.saved_tensors
+        width = total.shape[-1]
+        grad = torch.empty_like(total)
+        tensors = (total, grad_total.contiguous(), grad_normal.contiguous(), weight, mean, rstd, grad)
+        _add_layer_norm_backward[(len(mean),)](*tensors, width, triton.next_power_of_2(width))
+        return grad, grad, None, None, None
+
+
+@triton.jit
+def _add_layer_norm(x, y, weight, bias, total, normal, mean, rstd, width, eps, BLOCK: tl.constexpr):
+    row = tl.program_id(0)
+    columns = tl.arange(0, BLOCK)
+    mask = columns < width
+    place = row.to(tl.int64) * width + columns
+    value = tl.load(x + place, mask, other=0.0).to(tl.float32) + tl.load(y + place, mask, other=0.0).to(tl.float32)
+    rounded = value.to(total.dtype.element_ty)
+    tl.store(total + place, rounded, mask)
+    value = rounded.to(tl.float32)
+    centre = tl.sum(value, 0) / width
+    deviation = tl.where(mask, value - centre, 0.0)
+    scale = 1.0 / tl.sqrt(tl.sum(deviation * deviation, 0) / width + eps)
+    gain = tl.load(weight + columns, mask, other=0.0).to(tl.float32)
+    shift = tl.load(bias + columns, mask, other=0.0).to(tl.float32)
+    tl.store(normal + place, (deviation * scale * gain + shift).to(normal.dtype.element_ty), mask)
+    tl.store(mean + row, centre)
+    tl.store(rstd + row, scale)
+
+
+@triton.jit
+def _add_layer_norm_backward(
+    total, grad_total, grad_normal, weight, mean, rstd, grad, width, BLOCK: tl.constexpr
+):  # fmt: skip
+    row = tl.program_id(0)
+    columns = tl.arange(0, BLOCK)
+    mask = columns < width
+    place = row.to(tl.int64) * width + columns
+    scale = tl.load(rstd + row)
+    normal = (tl.load(total + place, mask, other=0.0).to(tl.float32) - tl.load(mean + row)) * scale
+    normal = tl.where(mask, normal, 0.0)
+    gain = tl.load(weight + columns, mask, other=0.0).to(tl.float32)
+    upstream = tl.load(grad_normal + place, mask, other=0.0).to(tl.float32) * gain
+    average = tl.sum(upstream, 0) / width
+    slope = tl.sum(upstream * normal, 0) / width
+    result = tl.load(grad_total + place, mask, other=0.0).to(tl.float32)
+    result += scale * (upstream - average - normal * slope)
+    tl.store(grad + place, result.to(grad.dtype.element_ty), mask)

@@ -1,0 +1,86 @@
+"""`pretrained_model.quantize`: the frozen UNet's linear layers in one byte or half a byte a weight, for small cards.
+
+They hold nine tenths of SDXL's weights. Only storage shrinks: every product is still computed in the training precision.
+"""
+
+import importlib.util
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sliders.errors import InputError
+
+FP8 = torch.float8_e4m3fn
+
+
+def check_quantization(kind: str, device: str) -> None:
+    """Raises InputError where bitsandbytes, or the GPU that it wants, is missing. `device`: as torch calls it."""
+    if kind in ("int8", "nf4") and not device.startswith("cuda"):
+        raise InputError(f"pretrained_model.quantize: {kind} needs a CUDA GPU, and this run is on {device}: use fp8.")
+    if kind in ("int8", "nf4") and importlib.util.find_spec("bitsandbytes") is None:
+        raise InputError(f"pretrained_model.quantize: {kind} needs bitsandbytes: install it, or use fp8.")
+
+
+def quantize(unet: nn.Module, kind: str) -> None:
+    """Put quantised layers in the places, and under the names, of the transformers' linear ones."""
+    if kind == "none":
+        return
+    make = {"fp8": Fp8Linear, "int8": _int8, "nf4": _nf4}[kind]
+    for name, module in list(unet.named_modules()):
+        if type(module) is nn.Linear and ".attentions." in f".{name}":
+            parent, _, child = name.rpartition(".")
+            setattr(unet.get_submodule(parent), child, make(module))
+
+
+class Fp8Linear(nn.Linear):
+    """Weights as float8 e4m3 (Micikevicius et al. 2022, arXiv:2209.05433) with one scale for each output."""
+
+    def __init__(self, linear: nn.Linear):
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        weight = linear.weight.detach()
+        scale = weight.abs().amax(1, keepdim=True).float().clamp(min=1e-12) / torch.finfo(FP8).max
+        self.weight = nn.Parameter((weight / scale).to(FP8), requires_grad=False)
+        self.bias = linear.bias
+        self.register_buffer("scale", scale.to(weight.dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _Fp8Product.apply(x, self.weight, self.scale, self.bias)
+
+
+class _Fp8Product(torch.autograd.Function):
+    """x·Wᵀ + b that keeps the small weight for the way back, not the unpacked one."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(weight, scale)
+        return F.linear(x, weight.to(x.dtype) * scale, bias)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        weight, scale = ctx.saved_tensors
+        return grad @ (weight.to(grad.dtype) * scale), None, None, None
+
+
+def _nf4(linear: nn.Linear) -> nn.Module:
+    """QLoRA's four bits (Dettmers et al. 2023, arXiv:2305.14314)."""
+    from bitsandbytes.nn import Linear4bit, Params4bit
+
+    layer = Linear4bit(1, 1, quant_type="nf4", compute_dtype=linear.weight.dtype)
+    return _filled(layer, linear, Params4bit(linear.weight.detach(), requires_grad=False, quant_type="nf4"))
+
+
+def _int8(linear: nn.Linear) -> nn.Module:
+    """LLM.int8 (Dettmers et al. 2022, arXiv:2208.07339)."""
+    from bitsandbytes.nn import Int8Params, Linear8bitLt
+
+    layer = Linear8bitLt(1, 1, has_fp16_weights=False, threshold=6.0)
+    return _filled(layer, linear, Int8Params(linear.weight.detach().cpu(), requires_grad=False, has_fp16_weights=False))
+
+
+def _filled(layer: nn.Module, linear: nn.Linear, weight: nn.Parameter) -> nn.Module:
+    """bitsandbytes quantises a weight when it is moved to the GPU."""
+    layer.in_features, layer.out_features, layer.bias = linear.in_features, linear.out_features, linear.bias
+    layer.weight = weight
+    return layer.to(linear.weight.device)
