@@ -1,8 +1,9 @@
 """How the UNet computes attention: `other.attention` → the function that does it."""
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 from torch import Tensor
@@ -21,6 +22,9 @@ SDPA = {
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
     "math": SDPBackend.MATH,
 }
+# auto: compute capability → kernels in the order of their speed, of which the first that can do the job does it.
+# Measured by bench_attention.py; elsewhere PyTorch's own order holds.
+FASTEST = {(9, 0): ("cudnn", "flash", "efficient", "math")}
 PACKAGES = {
     "xformers": ("xformers", "install xformers"),
     "flash-attn": ("flash_attn", "start with `uv run --extra flash …`"),
@@ -46,7 +50,7 @@ def check_attention(settings: Other, device: str, precision: str) -> None:
 
 def set_attention(unet: UNet2DConditionModel, settings: Other) -> None:
     """Every attention layer of the UNet from now on computes with `other.attention`."""
-    unet.set_attn_processor(AttentionProcessor(_attend(settings.attention_backend)))
+    unet.set_attn_processor(AttentionProcessor(attend_with(settings.attention_backend, unet.device)))
 
 
 class AttentionProcessor:
@@ -68,7 +72,8 @@ class AttentionProcessor:
         return attn.to_out[0](self.attend(query, key, value).flatten(2))
 
 
-def _attend(name: str) -> Attend:
+def attend_with(name: str, device: torch.device) -> Attend:
+    """The function behind a name of `other.attention`."""
     if name == "xformers":
         from xformers.ops import memory_efficient_attention
 
@@ -78,7 +83,10 @@ def _attend(name: str) -> Attend:
 
         return flash_attn_func
     if name in SDPA:
-        return _sdpa_of(SDPA[name])
+        return _sdpa_of((name,))
+    if name == "auto" and device.type == "cuda":
+        order = FASTEST.get(torch.cuda.get_device_capability(device))
+        return _sdpa_of(order) if order else _sdpa
     return _sdpa
 
 
@@ -87,9 +95,11 @@ def _sdpa(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(*heads_first).transpose(1, 2)
 
 
-def _sdpa_of(backend: SDPBackend) -> Attend:
+def _sdpa_of(order: Sequence[str]) -> Attend:
+    backends = [SDPA[name] for name in order]
+
     def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        with sdpa_kernel(backend):
+        with sdpa_kernel(backends, set_priority=True):
             return _sdpa(query, key, value)
 
     return attend
