@@ -4,13 +4,14 @@
 
 Per resolution and number of pairs: median seconds of a step, how many times faster than the naive step, the share of
 the arithmetic floor (its floating-point operations at the rate of a large bfloat16 matrix product on this GPU), peak
-memory, seconds to the end of the first step. On a machine without a GPU use `--model tiny --modes naive eager`.
+memory, seconds from the loaded model to the end of the first step. On a machine without a GPU use `--model tiny --modes naive eager`.
 """
 
 import argparse
 import gc
 import json
 import math
+import re
 import sys
 import tempfile
 import time
@@ -32,6 +33,16 @@ MODES = {  # name → other.cuda_graph, other.torch_compile
     "full": ("auto", "full"),
 }
 WARM_UP, BLOCKS = 3, 5
+KINDS = {  # of kernels, by their names
+    "attention": "sdpa|fmha|flash|cudnn::fusion",
+    "convolution": "fprop|dgrad|wgrad|conv",
+    "matrix products": "nvjet|gemm|splitK",
+    "this project's kernels": "geglu|_normalise|_channel_|_group_s|_add_layer_norm",
+    "layer and group norm": "layer_norm|group_norm|GroupNorm|LayerNorm",
+    "optimizer and gathering": "multi_tensor_apply",
+    "copies": "copy|Memcpy|Memset",
+    "elementwise": "elementwise|CatArray",
+}
 
 
 def build_model(args: argparse.Namespace, device: str) -> SDXL:
@@ -73,12 +84,14 @@ def measure_mode(args: argparse.Namespace, mode: str, resolution: int, pairs: in
         data = write_noise_images(Path(folder) / "data", resolution)
         graph, compiled = MODES[mode]
         settings = make_settings(args, Path(folder), resolution, pairs, graph, compiled)
-        trainer = Trainer(settings, data, build_model(args, device))
+        model = build_model(args, device)
+        synchronize(device)
+        began = time.perf_counter()
+        trainer = Trainer(settings, data, model)
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats()
-    began = time.perf_counter()
     first = trainer.step(0)
-    first_values = first.loss
+    finite = math.isfinite(first.loss)
     first_step = time.perf_counter() - began
     results = [first, *(trainer.step(i) for i in range(1, WARM_UP))]
     steps = iter(range(WARM_UP, 10**9))
@@ -88,20 +101,29 @@ def measure_mode(args: argparse.Namespace, mode: str, resolution: int, pairs: in
     if args.profile:
         print_profile(trainer, next(steps))
     return {
-        "seconds": seconds, "first_step": first_step, "peak_gib": peak, "losses": losses,
-        "finite": math.isfinite(first_values), "parameters": trainer.network.num_parameters(),
+        "seconds": seconds, "first_step": first_step, "peak_gib": peak, "losses": losses, "finite": finite,
+        "parameters": trainer.network.num_parameters(),
     }  # fmt: skip
 
 
 def print_profile(trainer: Trainer, step: int) -> None:
+    """Where one step's time on the GPU goes: by kind of kernel, then the longest kernels."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
         trainer.step(step)
         torch.cuda.synchronize()
     rows = sorted(profiler.key_averages(), key=lambda e: -e.self_device_time_total)
-    total = sum(e.self_device_time_total for e in rows) / 1000
+    kinds: dict[str, list[float]] = {}
+    for row in rows:
+        kind = next((kind for kind, pattern in KINDS.items() if re.search(pattern, row.key)), "other")
+        found = kinds.setdefault(kind, [0.0, 0])
+        found[0] += row.self_device_time_total / 1000
+        found[1] += row.count
+    total = sum(ms for ms, _ in kinds.values())
     print(f"  kernels: {total:.1f} ms in {sum(e.count for e in rows)}")
-    for row in rows[:40]:
-        print(f"  {row.self_device_time_total / 1000:8.2f} ms {row.count:6d} × {row.key[:110]}")
+    for kind, (ms, count) in sorted(kinds.items(), key=lambda item: -item[1][0]):
+        print(f"  {ms:8.2f} ms {count:6d} × {kind}")
+    for row in rows[:12]:
+        print(f"  {row.self_device_time_total / 1000:8.2f} ms {row.count:6d} × {row.key[:90]}")
 
 
 def peak_rate(device: str, size: int = 8192, runs: int = 20) -> float:
