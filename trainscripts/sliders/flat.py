@@ -40,9 +40,13 @@ class FlatWeights:
         """What backward left on the weights → `master.grad`, and off them. Returns its norm, 0-dim float32."""
         grads = [leaf.grad for leaf in self._leaves]
         torch._foreach_copy_(self._gradients, grads)
+        self.drop_gradients()
+        return torch.linalg.vector_norm(self.master.grad)
+
+    def drop_gradients(self) -> None:
+        """What backward left on the weights, perhaps on some of them only, is forgotten."""
         for leaf in self._leaves:
             leaf.grad = None
-        return torch.linalg.vector_norm(self.master.grad)
 
 
 def _in_memory_order(network: AdaptorNetwork) -> list[nn.Parameter]:

@@ -19,14 +19,15 @@ class Gradients:
     [loss, gradient norm before clipping], float32 on the device."""
 
     def __init__(self, forward: Callable[[Batch], Tensor], weights: FlatWeights, max_grad_norm: float):
-        self._forward, self._weights, self._max_norm = forward, weights, max_grad_norm
+        self.weights = weights
+        self._forward, self._max_norm = forward, max_grad_norm
 
     def __call__(self, batch: Batch) -> Tensor:
         loss = self._forward(batch)
         loss.backward()
-        norm = self._weights.gather_gradients()
+        norm = self.weights.gather_gradients()
         if self._max_norm:
-            self._weights.master.grad.mul_((self._max_norm / (norm + 1e-6)).clamp(max=1))
+            self.weights.master.grad.mul_((self._max_norm / (norm + 1e-6)).clamp(max=1))
         return torch.stack([loss.detach(), norm])
 
 
@@ -80,4 +81,5 @@ class CapturedGradients:
         )
         self._given_up = True
         self._captured.clear()
+        self._gradients.weights.drop_gradients()
         return self._gradients(batch)
