@@ -12,17 +12,19 @@ FILES = sorted(p for p in TRAINSCRIPTS.rglob("*.py"))
 # flags + YAML → settings → model + data set → network → batch → loss → step → checkpoint: a file imports only from
 # lines above its own. Files on one line do not know each other.
 FLOORS = """
-errors files
-schema
+errors
+files schema command
 flags samplers images attention compilation adaptors.lora models.layers models.sdxl_keys models.narrow models.schedule
-adaptors settings models.sdxl optim dataset
-models.sdxl_unet network latents
-batch checkpoint preview
+templates change grids page judges
+infotext adaptors settings models.sdxl optim dataset
+models.sdxl_unet network latents sample_settings
+batch checkpoint sampling models.random_sdxl
+preview cards convert
 denoiser
 losses
 trainer
-plan
-runs
+plan sample_plan
+runs sample_run
 """
 FLOOR = {name: floor for floor, line in enumerate(FLOORS.strip().splitlines()) for name in line.split()}
 

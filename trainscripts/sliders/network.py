@@ -52,6 +52,11 @@ class AdaptorNetwork(nn.Module):
         """multipliers [B], one per row of the next batch, or [1] for all rows. None: the base model alone."""
         self._multipliers = None if multipliers is None else multipliers.to(self._device, torch.float32)
 
+    @property
+    def multipliers(self) -> Tensor | None:
+        """What was set last."""
+        return self._multipliers
+
     def remove(self) -> None:
         """Leave the denoiser bit for bit as it was found. Networks hung on top of this one must come off first."""
         for layer, forward in zip(self._layers, self._shadowed, strict=True):

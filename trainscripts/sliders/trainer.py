@@ -8,26 +8,31 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from sliders.attention import set_attention
 from sliders.batch import Batch, BatchMaker
+from sliders.cards import write_card
 from sliders.checkpoint import save_slider, slider_metadata, slider_tensors
 from sliders.compilation import compile_blocks
 from sliders.dataset import ScaleFolders
 from sliders.denoiser import AdaptedDenoiser
 from sliders.errors import InputError
 from sliders.files import written_whole
+from sliders.grids import labelled_grid
 from sliders.latents import LatentCache, views
 from sliders.losses import LOSSES
 from sliders.models.sdxl import SDXL, load_sdxl
 from sliders.network import AdaptorNetwork
 from sliders.optim import build_lr_scheduler, build_optimizer
-from sliders.preview import Sampling, labelled_grid, preview_multipliers, sample_grid
+from sliders.preview import preview_multipliers, sample_grid, sampling_from
 from sliders.samplers import StepDraw, StepSampler
+from sliders.sampling import Sampling
 from sliders.schema import Settings
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -140,19 +145,22 @@ class Trainer:
         """Train for `train.iterations` steps, saving every `save.per_steps` and at the end."""
         train = self.settings.train
         losses, seconds = [], []
-        with trackers(self.settings) as log, tqdm(total=train.iterations, desc="training", unit="step") as bar:
+        with trackers(self.settings) as tracker, tqdm(total=train.iterations, desc="training", unit="step") as bar:
             for step in range(train.iterations):
                 began = time.perf_counter()
                 result = self.step(step)
                 seconds.append(time.perf_counter() - began)
                 losses.append(result.loss)
-                log({"loss": result.loss, "lr": result.lr, "grad_norm": result.grad_norm}, step=step + 1)
+                tracker.log({"loss": result.loss, "lr": result.lr, "grad_norm": result.grad_norm}, step=step + 1)
                 low, high = result.scales
                 bar.set_postfix_str(f"loss {result.loss:.4f} lr {result.lr:.2e} scales {low:g} {high:g}", refresh=False)
                 bar.update()
                 done = step + 1
                 if done % self.settings.save.per_steps == 0 and done < train.iterations:
                     self.save(f"{done}steps", done)
+                if self._previews_at(done):
+                    picture = self.preview(self.settings.run_dir / f"{self.settings.stem}_{done}steps.preview.png")
+                    log_picture(tracker, picture, done)
         peak = torch.cuda.max_memory_allocated(self.device) if self.device.startswith("cuda") else None
         path = self.save("last", train.iterations)
         if self.settings.preview.prompts:
@@ -172,25 +180,31 @@ class Trainer:
             prediction=self.model.schedule.prediction_type,
         )
         save_slider(path, slider_tensors(self.network, DTYPES[settings.save.precision]), metadata)
+        if settings.save.sidecars:
+            write_card(path, settings)
         return path
 
-    def preview(self, path: Path) -> None:
+    def _previews_at(self, done: int) -> bool:
+        """Every `preview.every` steps, and beside each slider; the last one's picture is made when all is done."""
+        settings, every = self.settings, self.settings.preview.every
+        if not settings.preview.prompts or done == settings.train.iterations:
+            return False
+        return (every > 0 and done % every == 0) or (settings.save.sidecars and done % settings.save.per_steps == 0)
+
+    def preview(self, path: Path) -> Image.Image:
         """Write the picture of `preview.prompts` × multipliers, at the size and guidance of the first prompt set."""
         settings, first = self.settings.preview, self.settings.prompts[0]
         width, height = self.data.fitted_size(0, first.resolution)
         multipliers = settings.multipliers or preview_multipliers(self.data.scales)
         embeds = self.make_batch.prompt_embeds
-        pictures = sample_grid(
-            self.model,
-            self.network,
-            [(embeds[prompt], settings.seed + row) for row, prompt in enumerate(settings.prompts)],
-            embeds[""],
-            multipliers,
-            Sampling(width, height, settings.steps, first.guidance_scale),
-        )
+        jobs = [(embeds[prompt], settings.seed + row) for row, prompt in enumerate(settings.prompts)]
+        sampling = Sampling(width, height, settings.steps, first.guidance_scale)
+        with sampling_from(self.model, self.network, self.device):
+            pictures = sample_grid(self.model, self.network, jobs, embeds[""], multipliers, sampling)
         picture = labelled_grid(pictures, settings.prompts, [f"{m:g}" for m in multipliers])
         with written_whole(path) as temporary:
             picture.save(temporary, format="PNG")
+        return picture
 
 
 def torch_device(name: str) -> str:
@@ -215,14 +229,20 @@ def training_time() -> float:
 
 
 @contextmanager
-def trackers(settings: Settings) -> Iterator:
-    """`log(values, step=…)` to TensorBoard in the run's folder, and to wandb if asked for."""
+def trackers(settings: Settings) -> Iterator[Accelerator]:
+    """What logs to TensorBoard in the run's folder, and to wandb if asked for."""
     kinds = ["tensorboard"] + (["wandb"] if settings.logging.use_wandb else [])
     accelerator = Accelerator(log_with=kinds, project_dir=settings.run_dir, cpu=not settings.device.isdigit())
     accelerator.init_trackers(
         "logs", init_kwargs={"wandb": {"name": settings.stem}} if settings.logging.use_wandb else {}
     )
     try:
-        yield accelerator.log
+        yield accelerator
     finally:
         accelerator.end_training()
+
+
+def log_picture(accelerator: Accelerator, picture: Image.Image, step: int) -> None:
+    for tracker in accelerator.trackers:
+        layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+        tracker.log_images({"preview": np.asarray(picture)[None]}, step=step, **layout)
