@@ -131,17 +131,25 @@ def check_slider(path: Path, unet: nn.Module) -> dict[str, str]:
 
     Raises InputError for files that are no sliders, for another model family's, and for those of a model of other sizes.
     """
-    with torch.device("meta"):
-        network = AdaptorNetwork(unet, slider_layers(path))
-    network.remove()
+    settings = slider_layers(path)
     with safe_open(path, framework="pt") as file:
-        shapes: dict[str, dict[str, torch.Size]] = {}
-        for key in file.keys():  # noqa: SIM118 - no dict
-            module, _, part = key.partition(".")
-            shapes.setdefault(module, {})[part] = torch.Size(file.get_slice(key).get_shape())
-    _check_same_layers(path, network, set(shapes))
-    _check_shapes(path, network, shapes)
-    return _read_header(path)[1]
+        shapes = {key: torch.Size(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 - no dict
+        metadata = file.metadata()
+    check_fit(path, shapes, unet, settings)
+    return metadata
+
+
+def check_fit(path: Path, shapes: dict[str, torch.Size], unet: nn.Module, settings: Network) -> None:
+    """Raises InputError, naming `path`, unless tensors of these shapes are a network of `settings` on `unet`."""
+    with torch.device("meta"):
+        network = AdaptorNetwork(unet, settings)
+    network.remove()
+    parts: dict[str, dict[str, torch.Size]] = {}
+    for key, shape in shapes.items():
+        module, _, part = key.partition(".")
+        parts.setdefault(module, {})[part] = shape
+    _check_same_layers(path, network, set(parts))
+    _check_shapes(path, network, parts)
 
 
 def open_slider(path: Path, unet: nn.Module) -> AdaptorNetwork:
