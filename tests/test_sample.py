@@ -1,5 +1,6 @@
 """The sample command: a trained slider → pictures, grids, page; and everything that may be wrong with its input."""
 
+import json
 import shutil
 
 import pytest
@@ -117,6 +118,29 @@ def test_a_slider_that_joins_late_leaves_the_first_steps_alone(tiny):
     network.remove()
     distance = {f: (picture - pictures[1]).abs().mean().item() for f, picture in pictures.items()}
     assert distance[0] > distance[3] > distance[5] > 0
+
+
+def test_the_benchmark_compares_equal_pictures(monkeypatch, tmp_path):
+    out = tmp_path / "bench.json"
+    words = [
+        "--model",
+        "tiny",
+        "--resolution",
+        "64",
+        "--steps",
+        "2",
+        "--rank",
+        "4",
+        "--repeats",
+        "1",
+        "--device",
+        "cpu",
+    ]
+    monkeypatch.setattr("sys.argv", ["bench_sampling.py", *words, "--json", str(out)])
+    assert load_script("bench_sampling").main() == 0
+    found = json.loads(out.read_text())
+    assert found["largest_difference"] < 1e-4
+    assert found["pictures"] == 6
 
 
 # --- bad input

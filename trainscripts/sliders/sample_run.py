@@ -112,11 +112,11 @@ def _sampler_name(settings: SampleSettings, model: SDXL) -> str:
 
 
 def _model_name(settings: SampleSettings) -> str:
-    """Hub id as it is; of a path the last part, as a web UI names a checkpoint."""
-    name = settings.model.name_or_path
-    if not Path(name).exists():
-        return name
-    return Path(name).stem if Path(name).is_file() else Path(name).resolve().name
+    """Hub id as it is; a single file as a web UI names a checkpoint; of a folder's path the end."""
+    path = Path(settings.model.name_or_path)
+    if not path.exists():
+        return settings.model.name_or_path
+    return path.stem if path.is_file() else "/".join(path.resolve().parts[-2:])
 
 
 def _parameters(
