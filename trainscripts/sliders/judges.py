@@ -1,6 +1,7 @@
 """Measures of change by trained models: CLIP through transformers, LPIPS through its own package; both optional."""
 
 import importlib.util
+import warnings
 
 import torch
 from PIL import Image
@@ -46,7 +47,8 @@ class Lpips:
         import lpips
 
         try:
-            self._model = lpips.LPIPS(net="alex", verbose=False).eval().to(device)
+            with warnings.catch_warnings(action="ignore"):  # of how it calls torchvision
+                self._model = lpips.LPIPS(net="alex", verbose=False).eval().to(device)
         except (OSError, RuntimeError) as error:
             raise InputError(
                 f"--lpips: AlexNet's weights cannot be had ({error}): run once with a network, torchvision then keeps them."

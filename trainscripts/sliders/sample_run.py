@@ -17,7 +17,7 @@ from sliders.models.sdxl import SDXL, load_sdxl
 from sliders.page import Chart, Page, Section, Shot, data_uri, multiplier_label, render
 from sliders.sample_plan import Plan, make_plan
 from sliders.sample_settings import SampleSettings
-from sliders.sampling import Row, sample, use_sampler
+from sliders.sampling import Row, sample
 from sliders.schema import SAMPLERS
 from sliders.templates import Group
 from sliders.trainer import DTYPES
@@ -32,7 +32,6 @@ def run(settings: SampleSettings) -> Path:
     measures = _measures(settings, plan.device)
     precision = settings.precision or ("float16" if plan.device.startswith("cuda") else "float32")
     model = load_sdxl(settings.model, DTYPES[precision])
-    use_sampler(model, settings.sampler)
     settings.out.mkdir(parents=True, exist_ok=True)
     sections = []
     for number, (group, pictures) in enumerate(_pictures(settings, plan, model), start=1):
