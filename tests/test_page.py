@@ -5,7 +5,7 @@ import json
 import re
 
 import pytest
-from browser import browser
+from browser import browser, find_browser
 from PIL import Image
 from sliders.page import Chart, Page, Section, Shot, data_uri, render
 
@@ -117,3 +117,13 @@ def test_every_control_has_a_name(page):
 def test_it_fits_a_phone(page):
     page.set_window_size(500, 900)  # the narrowest that headless Chromium opens
     assert page.execute_script("return document.documentElement.scrollWidth <= window.innerWidth")
+
+
+def test_a_missing_browser_fails_in_ci_and_skips_elsewhere(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setenv("CI", "true")
+    with pytest.raises(pytest.fail.Exception, match="apt-get install chromium chromium-driver"):
+        find_browser()
+    monkeypatch.delenv("CI")
+    with pytest.raises(pytest.skip.Exception, match="apt-get install chromium chromium-driver"):
+        find_browser()

@@ -16,7 +16,11 @@ from sliders.flags import Parser
 
 
 def build_parser() -> Parser:
-    parser = Parser(prog="convert_slider.py", description=__doc__.split("\n", maxsplit=1)[0], allow_abbrev=False)
+    parser = Parser(
+        prog="convert_slider.py",
+        description="Turn a slider of the ancestors into a clean file of ours.",
+        allow_abbrev=False,
+    )
     add = parser.add_argument
     add("slider", type=Path, metavar="SLIDER", help=".safetensors, .pt or .ckpt")
     add("--out", type=Path, metavar="FILE", help="default: NAME_converted.safetensors beside it")

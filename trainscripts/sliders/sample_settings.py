@@ -105,8 +105,8 @@ def _add_how(parser: Parser) -> None:
     add = how.add_argument
     add("--width", type=int, metavar="PX", help="default: what the slider was trained at")
     add("--height", type=int, metavar="PX")
-    add("--steps", type=int, default=30, metavar="N")
-    add("--guidance", type=float, default=5.0, metavar="X")
+    add("--steps", type=int, default=30, metavar="N", help="default: 30")
+    add("--guidance", type=float, default=5.0, metavar="X", help="classifier-free guidance (default: 5); 1: none")
     add("--sampler", metavar="NAME", help=f"{', '.join(SAMPLERS)} (default: the model's own)")
     add("--from_step", type=int, default=0, metavar="N",
         help="steps without the slider first: what they lay out stays (default: 0)")  # fmt: skip

@@ -137,6 +137,12 @@ class Preview(Section):
     steps: Annotated[Whole, Field(ge=1, le=1000)] = 30
     every: Annotated[Whole, Field(ge=0)] = 0  # also every so many training steps; 0: only next to sliders
 
+    @model_validator(mode="after")
+    def _shows_something(self) -> "Preview":
+        if self.every and not self.prompts:
+            raise ValueError(f"every is {self.every}, but there are no prompts to show: add prompts, or remove it")
+        return self
+
 
 class Logging(Section):
     use_wandb: bool = False
