@@ -6,7 +6,7 @@ from conftest import write_experiment
 from PIL import Image
 from sliders.grids import labelled_grid, to_picture
 from sliders.models.sdxl import load_sdxl
-from sliders.preview import preview_multipliers, sample_grid, sampling_from
+from sliders.preview import preview_multipliers, preview_sampling, sample_grid, sampling_from
 from sliders.sampling import Sampling
 from sliders.schema import PretrainedModel
 from test_interop import random_network
@@ -67,6 +67,29 @@ def test_sampling_in_the_midst_of_training_leaves_all_as_it_was():
     assert model.pipe.scheduler is scheduler
     assert torch.equal(scheduler.timesteps, timesteps)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_previews_fit_beside_training():
+    sizes = {(1024, 1024): 1, (1216, 832): 1, (512, 512): 4, (128, 128): 16}
+    assert {size: preview_sampling(*size, steps=1, guidance=2.0).rows_at_once for size in sizes} == sizes
+
+
+def test_a_vae_without_room_goes_to_the_cpu(monkeypatch):
+    """The first decode runs out of memory, as a full GPU's does; the pictures are those of a run with room."""
+    model = load_sdxl(PretrainedModel(name_or_path="tiny"), torch.float32)
+    embeds = model.encode_prompts(["a", ""], "cpu")
+    job = ([(embeds["a"], 1)], embeds[""], (0.0,), Sampling(64, 64, steps=1, guidance=1.0))
+    wanted, decode, calls = sample_grid(model, None, *job), model.pipe.vae.decode, []
+
+    def full_at_first(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 1:
+            raise torch.OutOfMemoryError
+        return decode(*args, **kwargs)
+
+    monkeypatch.setattr(model.pipe.vae, "decode", full_at_first)
+    assert torch.equal(sample_grid(model, None, *job), wanted)
+    assert len(calls) == 2
 
 
 def test_multipliers_of_the_picture():

@@ -114,7 +114,14 @@ def _joining(networks: Sequence[AdaptorNetwork], rows: Sequence[Row], sampling: 
 
 
 def _decode(model: SDXL, latents: Tensor) -> Tensor:
-    """latents [4, h, w] → picture [3, H, W] in [0, 1] on the CPU, wherever the VAE lies."""
+    """latents [4, h, w] → picture [3, H, W] in [0, 1] on the CPU, wherever the VAE lies.
+
+    A VAE that its device has no room for goes to the CPU: slow, but a preview must not end a training run.
+    """
     vae = model.pipe.vae
-    pixels = vae.decode(latents[None].to(vae.device, vae.dtype) / model.scaling_factor, return_dict=False)[0][0]
+    try:
+        pixels = vae.decode(latents[None].to(vae.device, vae.dtype) / model.scaling_factor, return_dict=False)[0][0]
+    except torch.OutOfMemoryError:
+        vae.to("cpu")
+        pixels = vae.decode(latents[None].cpu().to(vae.dtype) / model.scaling_factor, return_dict=False)[0][0]
     return (pixels.float() / 2 + 0.5).clamp(0, 1).cpu()

@@ -30,9 +30,8 @@ from sliders.losses import LOSSES
 from sliders.models.sdxl import SDXL, load_sdxl
 from sliders.network import AdaptorNetwork
 from sliders.optim import build_lr_scheduler, build_optimizer
-from sliders.preview import preview_multipliers, sample_grid, sampling_from
+from sliders.preview import preview_multipliers, preview_sampling, sample_grid, sampling_from
 from sliders.samplers import StepDraw, StepSampler
-from sliders.sampling import Sampling
 from sliders.schema import Settings
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -198,7 +197,7 @@ class Trainer:
         multipliers = settings.multipliers or preview_multipliers(self.data.scales)
         embeds = self.make_batch.prompt_embeds
         jobs = [(embeds[prompt], settings.seed + row) for row, prompt in enumerate(settings.prompts)]
-        sampling = Sampling(width, height, settings.steps, first.guidance_scale)
+        sampling = preview_sampling(width, height, settings.steps, first.guidance_scale)
         with sampling_from(self.model, self.network, self.device):
             pictures = sample_grid(self.model, self.network, jobs, embeds[""], multipliers, sampling)
         picture = labelled_grid(pictures, settings.prompts, [f"{m:g}" for m in multipliers])
