@@ -340,6 +340,7 @@ def file_in_the_way(*parts):
 
 
 case("sliders of an earlier run", earlier_slider, RUN, "1 slider", "choose another --name", "--overwrite")
+case("previews of nothing", config(preview={"every": 5}), "preview: every is 5", "no prompts", "add prompts")
 case("a file where the run's folder goes", file_in_the_way("models", RUN), RUN, "is a file", "--save_path")
 case("a file where the save path goes", file_in_the_way("models"), "save.path", "models", "choose another --save_path")
 

@@ -12,21 +12,21 @@ FILES = sorted(p for p in TRAINSCRIPTS.rglob("*.py"))
 # flags + YAML → settings → model + data set → network → batch → loss → step → checkpoint: a file imports only from
 # lines above its own. Files on one line do not know each other.
 FLOORS = """
-errors files
-schema
+errors
+files schema command
 flags samplers images attention compilation kernels.group_norm kernels.layer_norm kernels.geglu quantization
-kernels
-adaptors.base adaptors.low_rank models.layers models.sdxl_keys models.narrow models.schedule
+kernels templates change grids page judges
+infotext adaptors.base adaptors.low_rank models.layers models.sdxl_keys models.narrow models.schedule
 adaptors.lora fusion settings models.sdxl optim dataset journal
 adaptors
-models.sdxl_unet network latents
-models.random_sdxl
-batch checkpoint preview flat
-denoiser gradients
+models.sdxl_unet network latents sample_settings
+batch checkpoint sampling models.random_sdxl flat
+preview cards convert gradients
+denoiser
 losses
 trainer
-plan
-runs
+plan sample_plan
+runs sample_run
 """
 FLOOR = {name: floor for floor, line in enumerate(FLOORS.strip().splitlines()) for name in line.split()}
 

@@ -4,8 +4,10 @@ import pytest
 import torch
 from conftest import write_experiment
 from PIL import Image
+from sliders.grids import labelled_grid, to_picture
 from sliders.models.sdxl import load_sdxl
-from sliders.preview import Sampling, labelled_grid, preview_multipliers, sample_grid, to_picture
+from sliders.preview import preview_multipliers, preview_sampling, sample_grid, sampling_from
+from sliders.sampling import Sampling
 from sliders.schema import PretrainedModel
 from test_interop import random_network
 
@@ -21,16 +23,73 @@ def test_a_run_ends_with_a_picture_beside_the_slider(tmp_path, train_main):
     assert not list((tmp_path / "models").rglob("*.tmp"))
 
 
-def test_a_picture_changes_nothing_in_the_slider(tmp_path, train_main, monkeypatch):
+def test_previews_in_training_change_nothing_in_the_slider(tmp_path, train_main, monkeypatch):
+    """Every step, and beside each slider: the files are those of a run without, bit for bit."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
-    files = []
-    for prompts in ([], ["a disc"]):
+    sliders, previews = [], []
+    for prompts in ([], ["a disc", "two discs"]):
         root = tmp_path / str(len(prompts))
         root.mkdir()
-        assert train_main(write_experiment(root, preview={"prompts": prompts, "steps": 1})) == 0
-        (path,) = root.rglob("*_last.safetensors")
-        files.append(path.read_bytes())
-    assert files[0] == files[1]
+        preview = {"prompts": prompts, "steps": 2, "every": 2 if prompts else 0, "multipliers": [0, 1]}
+        argv = write_experiment(root, preview=preview, train={"iterations": 6}, save={"per_steps": 3})
+        assert train_main(argv) == 0
+        sliders.append({p.name: p.read_bytes() for p in root.rglob("*.safetensors")})
+        previews.append({p.name: p for p in root.rglob("*.preview.png")})
+    assert sliders[0] == sliders[1]
+    stem = "probe_alpha2.0_rank4_noxattn"
+    assert not previews[0]
+    assert set(previews[1]) == {f"{stem}_{s}.preview.png" for s in ("2steps", "3steps", "4steps", "last")}
+    assert (
+        previews[1][f"{stem}_2steps.preview.png"].read_bytes() != previews[1][f"{stem}_4steps.preview.png"].read_bytes()
+    )
+    events = EventAccumulator(str(tmp_path / "2" / "models" / stem / "logs"), size_guidance={"images": 0})
+    events.Reload()
+    assert [e.step for e in events.Images("preview")] == [2, 3, 4]
+
+
+def test_sampling_in_the_midst_of_training_leaves_all_as_it_was():
+    model = load_sdxl(PretrainedModel(name_or_path="tiny"), torch.float32)
+    embeds = model.encode_prompts(["a", ""], "cpu")
+    network = random_network(model.unet)
+    model.unet.train()
+    model.unet.mid_block.eval()
+    multipliers = torch.tensor([0.3, 2.0])
+    network.set_multipliers(multipliers)
+    flags, scheduler = [m.training for m in model.unet.modules()], model.pipe.scheduler
+    state, timesteps = torch.get_rng_state(), scheduler.timesteps.clone()
+    with sampling_from(model, network, "cpu"):
+        assert not any(m.training for m in model.unet.modules())
+        sample_grid(model, network, [(embeds["a"], 1)], embeds[""], (0.0, 1.0), Sampling(64, 64, steps=2, guidance=2.0))
+    assert [m.training for m in model.unet.modules()] == flags
+    assert torch.equal(network.multipliers, multipliers)
+    assert model.pipe.scheduler is scheduler
+    assert torch.equal(scheduler.timesteps, timesteps)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_previews_fit_beside_training():
+    sizes = {(1024, 1024): 1, (1216, 832): 1, (512, 512): 4, (128, 128): 16}
+    assert {size: preview_sampling(*size, steps=1, guidance=2.0).rows_at_once for size in sizes} == sizes
+
+
+def test_a_vae_without_room_goes_to_the_cpu(monkeypatch):
+    """The first decode runs out of memory, as a full GPU's does; the pictures are those of a run with room."""
+    model = load_sdxl(PretrainedModel(name_or_path="tiny"), torch.float32)
+    embeds = model.encode_prompts(["a", ""], "cpu")
+    job = ([(embeds["a"], 1)], embeds[""], (0.0,), Sampling(64, 64, steps=1, guidance=1.0))
+    wanted, decode, calls = sample_grid(model, None, *job), model.pipe.vae.decode, []
+
+    def full_at_first(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 1:
+            raise torch.OutOfMemoryError
+        return decode(*args, **kwargs)
+
+    monkeypatch.setattr(model.pipe.vae, "decode", full_at_first)
+    assert torch.equal(sample_grid(model, None, *job), wanted)
+    assert len(calls) == 2
 
 
 def test_multipliers_of_the_picture():

@@ -22,7 +22,7 @@ from shapesworld.world import (
     sample_scenes,
     words,
 )
-from sliders.preview import to_picture
+from sliders.grids import to_picture
 
 ROOT = Path(__file__).parents[1]
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from sliders.models.sdxl import SDXL, load_sdxl
 from sliders.network import AdaptorNetwork
-from sliders.preview import Sampling, preview_multipliers, sample_grid
+from sliders.preview import preview_multipliers, sample_grid
+from sliders.sampling import Sampling
 from sliders.schema import PretrainedModel
 
 from shapesworld.attributes import ATTRIBUTES, EVALUATION_SEEDS, Attribute, evaluation_scenes

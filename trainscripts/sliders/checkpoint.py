@@ -82,25 +82,79 @@ def load_slider(path: Path, network: AdaptorNetwork) -> None:
         module, _, part = key.partition(".")
         parts.setdefault(module, {})[part] = tensor
     wanted = [file_key(p) for p in network.module_paths]
-    if set(wanted) != set(parts):
-        differing = sorted(set(wanted) ^ set(parts))
-        raise InputError(
-            f"{path}: {len(differing)} layers are not the network's, such as {differing[0]}: choose the settings it was made with."
-        )
+    _check_same_layers(path, network, set(parts))
+    _check_shapes(path, network, {key: {p: t.shape for p, t in found.items()} for key, found in parts.items()})
     for key, adaptor in zip(wanted, network.adaptors, strict=True):
         adaptor.load_tensors(parts[key])
 
 
-def open_slider(path: Path, unet: nn.Module) -> AdaptorNetwork:
-    """A slider of this project, hung on `unet` with the settings that its metadata tell."""
-    metadata = _read(path)[1]
+def _check_same_layers(path: Path, network: AdaptorNetwork, modules: set[str]) -> None:
+    differing = sorted({file_key(p) for p in network.module_paths} ^ modules)
+    if differing:
+        raise InputError(
+            f"{path}: {len(differing)} layers are not the network's, such as {differing[0]}: choose the settings it was made with."
+        )
+
+
+def _check_shapes(path: Path, network: AdaptorNetwork, shapes: dict[str, dict[str, torch.Size]]) -> None:
+    for module, parts in network.tensors().items():
+        found = shapes[file_key(module)]
+        if {part: t.shape for part, t in parts.items()} != found:
+            raise InputError(
+                f"{path}: {file_key(module)} is of another size than the model's layer: sample it with the model it was trained on."
+            )
+
+
+def slider_layers(path: Path) -> Network:
+    """Which layers a slider of this project has, from its metadata. Raises InputError for other files."""
+    keys, metadata = _read_header(path)
+    modules = {key.partition(".")[0] for key in keys}
+    if not modules or not modules <= sdxl_file_keys():
+        raise InputError(
+            f"{path}: is no slider for SDXL (its layers are named like {_example_of(modules)}): choose one for SDXL; "
+            "convert_slider.py mends those of the ancestors."
+        )
     try:
-        settings = Network.model_validate(json.loads(metadata["sliders.config"])["network"])
+        return Network.model_validate(json.loads(metadata["sliders.config"])["network"])
     except (KeyError, ValueError) as error:
         raise InputError(
-            f"{path}: does not say how it was made, so it is no slider of this trainer: choose one."
+            f"{path}: does not say how it was made, so it is no slider of this trainer: choose one, or convert it with convert_slider.py."
         ) from error
-    network = AdaptorNetwork(unet, settings)
+
+
+def _example_of(modules: set[str]) -> str:
+    return min(modules - sdxl_file_keys(), default="nothing")
+
+
+def check_slider(path: Path, unet: nn.Module) -> dict[str, str]:
+    """Does a slider fit the model? `unet` may be weightless, on the meta device. Returns the slider's metadata.
+
+    Raises InputError for files that are no sliders, for another model family's, and for those of a model of other sizes.
+    """
+    settings = slider_layers(path)
+    with safe_open(path, framework="pt") as file:
+        shapes = {key: torch.Size(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 - no dict
+        metadata = file.metadata()
+    check_fit(path, shapes, unet, settings)
+    return metadata
+
+
+def check_fit(path: Path, shapes: dict[str, torch.Size], unet: nn.Module, settings: Network) -> None:
+    """Raises InputError, naming `path`, unless tensors of these shapes are a network of `settings` on `unet`."""
+    with torch.device("meta"):
+        network = AdaptorNetwork(unet, settings)
+    network.remove()
+    parts: dict[str, dict[str, torch.Size]] = {}
+    for key, shape in shapes.items():
+        module, _, part = key.partition(".")
+        parts.setdefault(module, {})[part] = shape
+    _check_same_layers(path, network, set(parts))
+    _check_shapes(path, network, parts)
+
+
+def open_slider(path: Path, unet: nn.Module) -> AdaptorNetwork:
+    """A slider of this project, hung on `unet` with the settings that its metadata tell."""
+    network = AdaptorNetwork(unet, slider_layers(path))
     load_slider(path, network)
     return network
 
@@ -109,6 +163,15 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118 - no dict
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path}: is no readable .safetensors file: choose another.") from error
+
+
+def _read_header(path: Path) -> tuple[list[str], dict[str, str]]:
+    """Keys and metadata, without the tensors."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return list(file.keys()), file.metadata() or {}
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path}: is no readable .safetensors file: choose another.") from error
 

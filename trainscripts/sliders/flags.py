@@ -4,6 +4,7 @@ import argparse
 import difflib
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from sliders.errors import InputError
@@ -14,7 +15,7 @@ DEFAULT_FOLDERS = "verylow, low, high, veryhigh"
 DEFAULT_SCALES = "-2, -1, 1, 2"
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """argparse, but its complaints are `InputError`s like all others."""
 
     def error(self, message: str):
@@ -26,7 +27,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="train_lora-scale-xl.py",
         description="Train a concept slider for SDXL from folders of images, one folder per multiplier.",
         epilog="A flag that is not given leaves the YAML as it is.",
@@ -77,7 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def join_list_flags(argv: list[str]) -> list[str]:
+def join_list_flags(argv: list[str], list_flags: Sequence[str] = LIST_FLAGS) -> list[str]:
     """`--scales 0.67, 1, 1.3` → `--scales=0.67, 1, 1.3`: all words up to the next `--flag` become one value.
 
     argparse would take `-2,` for a flag. Where any word holds a comma, commas part the values and a value may hold
@@ -87,7 +88,7 @@ def join_list_flags(argv: list[str]) -> list[str]:
     while rest:
         word = rest.pop(0)
         flag, equals, value = word.partition("=")
-        if flag not in LIST_FLAGS:
+        if flag not in list_flags:
             joined.append(word)
             continue
         words = [value] if equals else []
@@ -100,7 +101,9 @@ def join_list_flags(argv: list[str]) -> list[str]:
 
 
 def _example(flag: str) -> str:
-    return "0.67, 1, 1.3, 2.0" if flag == "--scales" else "'first, second'"
+    return {"--scales": "0.67, 1, 1.3, 2.0", "--multipliers": "0, 1, 2", "--seeds": "1, 2, 3"}.get(
+        flag, "'first, second'"
+    )
 
 
 def parse_names(text: str) -> tuple[str, ...]:
@@ -108,7 +111,7 @@ def parse_names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
-def parse_scales(text: str) -> tuple[float, ...]:
+def parse_scales(text: str, flag: str = "--scales") -> tuple[float, ...]:
     """Numbers parted by commas, spaces or both, `−` and `-` alike → floats, each finite."""
     scales = []
     for word in re.split(r"[,\s]+", text.replace("\N{MINUS SIGN}", "-").strip(", \t\n")):
@@ -117,7 +120,7 @@ def parse_scales(text: str) -> tuple[float, ...]:
         except ValueError:
             scale = math.nan
         if not math.isfinite(scale):
-            raise InputError(f"--scales: {word!r} is no finite number: write for example --scales 0.67, 1, 1.3, 2.0.")
+            raise InputError(f"{flag}: {word!r} is no finite number: write for example {flag} {_example(flag)}.")
         scales.append(scale)
     return tuple(scales)
 

@@ -5,7 +5,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 from accelerate import Accelerator
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
@@ -44,11 +46,11 @@ class Journal:
     def add(self, result: StepResult) -> None:
         self._unread.append(result)
 
-    def write(self, log: Callable, bar: tqdm) -> None:
+    def write(self, tracker: Accelerator, bar: tqdm) -> None:
         """Into the trackers and the progress bar. Raises NonFiniteError."""
         values = self._read(self._unread)
         for result, (loss, norm) in zip(self._unread, values, strict=True):
-            log({"loss": loss, "lr": result.lr, "grad_norm": norm}, step=result.step + 1)
+            tracker.log({"loss": loss, "lr": result.lr, "grad_norm": norm}, step=result.step + 1)
             self.losses.append(loss)
         first = result.draw.pairs[0]
         scales = f"{self._scales[first.low]:g} {self._scales[first.high]:g}"
@@ -64,14 +66,20 @@ class Journal:
 
 
 @contextmanager
-def trackers(settings: Settings) -> Iterator:
-    """`log(values, step=…)` to TensorBoard in the run's folder, and to wandb if asked for."""
+def trackers(settings: Settings) -> Iterator[Accelerator]:
+    """What logs to TensorBoard in the run's folder, and to wandb if asked for."""
     kinds = ["tensorboard"] + (["wandb"] if settings.logging.use_wandb else [])
     accelerator = Accelerator(log_with=kinds, project_dir=settings.run_dir, cpu=not settings.device.isdigit())
     accelerator.init_trackers(
         "logs", init_kwargs={"wandb": {"name": settings.stem}} if settings.logging.use_wandb else {}
     )
     try:
-        yield accelerator.log
+        yield accelerator
     finally:
         accelerator.end_training()
+
+
+def log_picture(accelerator: Accelerator, picture: Image.Image, step: int) -> None:
+    for tracker in accelerator.trackers:
+        layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+        tracker.log_images({"preview": np.asarray(picture)[None]}, step=step, **layout)

@@ -77,10 +77,16 @@ class AdaptorNetwork(nn.Module):
 
     def set_multipliers(self, multipliers: Tensor | None) -> None:
         """multipliers [B], one per row of the next batch, or [1] for all rows. None: the base model alone."""
+        self._multipliers = multipliers
         self._scales: dict[float, Tensor] | None = None  # gain → multipliers × gain, once for all layers
         if multipliers is not None:
             rows = multipliers.to(self._device, torch.float32)
             self._scales = {gain: (rows * gain).to(self._dtype) for gain in {a.gain for a in self.adaptors}}
+
+    @property
+    def multipliers(self) -> Tensor | None:
+        """What was set last."""
+        return self._multipliers
 
     def remove(self) -> None:
         """Leave the denoiser bit for bit as it was found. Networks hung on top of this one must come off first."""

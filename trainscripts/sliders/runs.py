@@ -9,6 +9,7 @@ from sliders.dataset import ScaleFolders
 from sliders.errors import InputError
 from sliders.plan import check_run, describe_run
 from sliders.schema import Settings
+from sliders.templates import multiplier_template
 from sliders.trainer import Report, Trainer
 
 
@@ -51,11 +52,5 @@ def summary(settings: Settings, report: Report, seconds: float) -> str:
     return (
         f"saved   {report.path}\n"
         f"speed   {1 / report.seconds_per_step:.2f} steps/s, {seconds:.0f} s in all{memory}\n"
-        f"prompt  {prompt_to_paste(report.path.stem, settings.data.scales)}"
+        f"prompt  {multiplier_template(report.path.stem, settings.data.scales)}"
     )
-
-
-def prompt_to_paste(stem: str, scales: tuple[float, ...]) -> str:
-    """`{<lora:STEM:0>|<lora:STEM:0.67>|…}`: one picture per multiplier, the base model's first."""
-    multipliers = [0.0, *(s for s in scales if s != 0)]
-    return "{" + "|".join(f"<lora:{stem}:{m:g}>" for m in multipliers) + "}"

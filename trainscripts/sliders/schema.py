@@ -17,6 +17,15 @@ TRAINING_METHODS = (
 OPTIMIZERS = (
     "adam", "adamw", "lion", "prodigy", "dadaptadam", "dadaptlion", "adam8bit", "adamw8bit", "lion8bit",
 )  # fmt: skip
+SAMPLERS = {  # name → class in diffusers, its options, name in A1111
+    "ddim": ("DDIMScheduler", {}, "DDIM"),
+    "euler": ("EulerDiscreteScheduler", {}, "Euler"),
+    "euler_a": ("EulerAncestralDiscreteScheduler", {}, "Euler a"),
+    "dpm++_2m": ("DPMSolverMultistepScheduler", {}, "DPM++ 2M"),
+    "dpm++_2m_karras": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}, "DPM++ 2M Karras"),
+    "dpm++_2m_sde": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}, "DPM++ 2M SDE"),
+    "unipc": ("UniPCMultistepScheduler", {}, "UniPC"),
+}
 
 FP16_ADVICE = "float16 needs loss scaling to train and is not offered: use bfloat16, or float32 where a card lacks it"
 
@@ -109,6 +118,7 @@ class Save(Section):
     path: Path = Path("./output")
     per_steps: Annotated[Whole, Field(ge=1)] = 200
     precision: SavePrecision = "float32"
+    sidecars: bool = True  # (ours) beside each slider the card and the picture that web UIs show
 
     @field_validator("name")
     @classmethod
@@ -127,12 +137,19 @@ class Save(Section):
 
 
 class Preview(Section):
-    """(ours) The labelled picture written next to the last slider: prompts in rows, multipliers in columns."""
+    """(ours) The labelled picture written next to each slider: prompts in rows, multipliers in columns."""
 
     prompts: tuple[str, ...] = ()  # none: no picture
     multipliers: tuple[Number, ...] | None = None  # none: 0, the scales, and one step beyond the highest
     seed: Annotated[Whole, Field(ge=0, lt=2**63)] = 0  # of the first row; each row has the next one
     steps: Annotated[Whole, Field(ge=1, le=1000)] = 30
+    every: Annotated[Whole, Field(ge=0)] = 0  # also every so many training steps; 0: only next to sliders
+
+    @model_validator(mode="after")
+    def _shows_something(self) -> "Preview":
+        if self.every and not self.prompts:
+            raise ValueError(f"every is {self.every}, but there are no prompts to show: add prompts, or remove it")
+        return self
 
 
 class Logging(Section):

@@ -36,7 +36,7 @@ def load_settings(argv: list[str]) -> tuple[list[schema.Settings], argparse.Name
     folders, scales = _match_folders_and_scales(flags.folders, flags.scales)
     runs = []
     for folder_main, name in _main_folders(flags, config):
-        save = config.save.model_copy(update={"name": _validated(schema.Save, {"name": name}, "--stylecheck").name})
+        save = config.save.model_copy(update={"name": validated(schema.Save, {"name": name}, "--stylecheck").name})
         data = schema.Data(folder_main=folder_main, folders=folders, scales=scales)
         rest = {k: getattr(config, k) for k in ("pretrained_model", "network", "train", "preview", "logging", "other")}
         runs.append(
@@ -91,7 +91,7 @@ def _load_config(flags: argparse.Namespace) -> schema.Config:
                 places[f"{section}.{key}"] = f"--{flag}"
     if flags.prompts_file is not None:
         raw["prompts_file"] = flags.prompts_file
-    return _validated(schema.Config, raw, str(flags.config_file), places)
+    return validated(schema.Config, raw, str(flags.config_file), places)
 
 
 def _load_prompts(config: schema.Config, flags: argparse.Namespace) -> tuple[schema.PromptSet, ...]:
@@ -108,7 +108,7 @@ def _load_prompts(config: schema.Config, flags: argparse.Namespace) -> tuple[sch
     sizes = {flag: getattr(flags, flag) for flag in ("resolution", "batch_size") if getattr(flags, flag) is not None}
     places = {flag: f"--{flag}" for flag in sizes}
     sets = [
-        _validated(
+        validated(
             schema.PromptSet, {**item, **sizes} if isinstance(item, dict) else item, f"{path}, prompt set {i}", places
         )
         for i, item in enumerate(raw, start=1)
@@ -153,7 +153,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _validated(model: type[BaseModel], raw: Any, source: str, places: dict[str, str] | None = None) -> Any:
+def validated(model: type[BaseModel], raw: Any, source: str, places: dict[str, str] | None = None) -> Any:
     """`raw` as `model`; otherwise every mistake as one sentence each, with its flag or its place in the file."""
     try:
         return model.model_validate(raw)

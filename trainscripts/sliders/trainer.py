@@ -8,12 +8,14 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
 from sliders.attention import set_attention
 from sliders.batch import Batch, BatchMaker
+from sliders.cards import write_card
 from sliders.checkpoint import save_slider, slider_metadata, slider_tensors
 from sliders.compilation import compile_unet
 from sliders.dataset import ScaleFolders
@@ -23,13 +25,14 @@ from sliders.files import written_whole
 from sliders.flat import FlatWeights
 from sliders.fusion import can_fuse, fuse_blocks
 from sliders.gradients import CapturedGradients, Gradients
-from sliders.journal import Journal, StepResult, trackers
+from sliders.grids import labelled_grid
+from sliders.journal import Journal, StepResult, log_picture, trackers
 from sliders.latents import LatentCache, views
 from sliders.losses import LOSSES
 from sliders.models.sdxl import SDXL, load_sdxl
 from sliders.network import AdaptorNetwork
 from sliders.optim import UpdateGuard, build_lr_scheduler, build_optimizer
-from sliders.preview import Sampling, labelled_grid, preview_multipliers, sample_grid
+from sliders.preview import preview_multipliers, preview_sampling, sample_grid, sampling_from
 from sliders.quantization import quantize
 from sliders.samplers import StepDraw, StepSampler
 from sliders.schema import Settings
@@ -147,16 +150,19 @@ class Trainer:
         """Train for `train.iterations` steps, saving every `save.per_steps` and at the end."""
         total, save, log_every = self.settings.train.iterations, self.settings.save, self.settings.logging.log_every
         journal = Journal(self.read, self.data.scales)
-        with trackers(self.settings) as log, tqdm(total=total, desc="training", unit="step") as bar:
+        with trackers(self.settings) as tracker, tqdm(total=total, desc="training", unit="step") as bar:
             for step in range(total):
                 journal.add(self.step(step))
                 bar.update()
                 done = step + 1
                 saves = done % save.per_steps == 0 and done < total
                 if done % log_every == 0 or saves or done == total:
-                    journal.write(log, bar)
+                    journal.write(tracker, bar)
                 if saves:
                     self.save(f"{done}steps", done)
+                if self._previews_at(done):
+                    picture = self.preview(self.settings.run_dir / f"{self.settings.stem}_{done}steps.preview.png")
+                    log_picture(tracker, picture, done)
         peak = torch.cuda.max_memory_allocated(self.device) if self.device.startswith("cuda") else None
         path = self.save("last", total)
         if self.settings.preview.prompts:
@@ -176,25 +182,31 @@ class Trainer:
             prediction=self.model.schedule.prediction_type,
         )
         save_slider(path, slider_tensors(self.network, DTYPES[settings.save.precision]), metadata)
+        if settings.save.sidecars:
+            write_card(path, settings)
         return path
 
-    def preview(self, path: Path) -> None:
+    def _previews_at(self, done: int) -> bool:
+        """Every `preview.every` steps, and beside each slider; the last one's picture is made when all is done."""
+        settings, every = self.settings, self.settings.preview.every
+        if not settings.preview.prompts or done == settings.train.iterations:
+            return False
+        return (every > 0 and done % every == 0) or (settings.save.sidecars and done % settings.save.per_steps == 0)
+
+    def preview(self, path: Path) -> Image.Image:
         """Write the picture of `preview.prompts` × multipliers, at the size and guidance of the first prompt set."""
         settings, first = self.settings.preview, self.settings.prompts[0]
         width, height = self.data.fitted_size(0, first.resolution)
         multipliers = settings.multipliers or preview_multipliers(self.data.scales)
         embeds = self.make_batch.prompt_embeds
-        pictures = sample_grid(
-            self.model,
-            self.network,
-            [(embeds[prompt], settings.seed + row) for row, prompt in enumerate(settings.prompts)],
-            embeds[""],
-            multipliers,
-            Sampling(width, height, settings.steps, first.guidance_scale),
-        )
+        jobs = [(embeds[prompt], settings.seed + row) for row, prompt in enumerate(settings.prompts)]
+        sampling = preview_sampling(width, height, settings.steps, first.guidance_scale)
+        with sampling_from(self.model, self.network, self.device):
+            pictures = sample_grid(self.model, self.network, jobs, embeds[""], multipliers, sampling)
         picture = labelled_grid(pictures, settings.prompts, [f"{m:g}" for m in multipliers])
         with written_whole(path) as temporary:
             picture.save(temporary, format="PNG")
+        return picture
 
 
 def torch_device(name: str) -> str:

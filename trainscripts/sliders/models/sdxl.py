@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, StableDiffusionXLPipeline
+from diffusers import AutoencoderKL, SchedulerMixin, StableDiffusionXLPipeline
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -133,7 +133,16 @@ def load_sdxl(settings: PretrainedModel, dtype: torch.dtype) -> SDXL:
     )
     prediction = V_PREDICTION if _v_pred(settings, announced_v) else EPSILON
     schedule = NoiseSchedule.from_scheduler_config(config, prediction, bool(zero_snr))
+    pipe.scheduler = _sampling_scheduler(pipe.scheduler, prediction, bool(zero_snr))
     return SDXL(pipe, schedule, settings.name_or_path, settings.clip_skip)
+
+
+def _sampling_scheduler(scheduler: SchedulerMixin, prediction: str, zero_snr: bool) -> SchedulerMixin:
+    """The model's own scheduler, told what a single file's keys or `v_pred` say of the model."""
+    said = {"prediction_type": prediction}
+    if zero_snr:  # sampling must start where nothing is left of the image
+        said |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    return type(scheduler).from_config(scheduler.config, **said)
 
 
 def _check_whole(pipe: StableDiffusionXLPipeline, name: str) -> None:

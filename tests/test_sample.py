@@ -1,0 +1,236 @@
+"""The sample command: a trained slider → pictures, grids, page; and everything that may be wrong with its input."""
+
+import io
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from browser import browser
+from conftest import load_script, make_scale_folders, write_experiment
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from sliders.models.sdxl import load_sdxl
+from sliders.runs import run_all
+from sliders.sampling import Row, Sampling, sample
+from sliders.schema import SAMPLERS, PretrainedModel
+from sliders.settings import load_settings
+from test_bad_input import everything_in
+from test_interop import random_network
+
+SMALL = ("--device", "cpu", "--steps", "2", "--width", "64", "--height", "64")
+
+
+@pytest.fixture(scope="session")
+def sample_main():
+    """`sample_main(argv)` runs the sample command in this process and returns its exit status."""
+    return load_script("sample_slider-xl").main
+
+
+@pytest.fixture(scope="module")
+def slider(tmp_path_factory):
+    """A slider of the tiny model, trained so hard that its effect is plain."""
+    root = tmp_path_factory.mktemp("slider")
+    data = make_scale_folders(root / "data", folders=("low", "middle", "high"))
+    flags = ["--folders", "low, middle, high", "--scales", "-1, 0.5, 1", "--iterations", "6", "--lr", "0.02"]
+    (report,) = run_all(load_settings(write_experiment(root, flags=flags, data=data))[0])
+    return report.path
+
+
+@pytest.fixture(scope="module")
+def sampled(sample_main, slider, tmp_path_factory):
+    """The folder that one command made: two prompts of one template with the slider, one with another of a folder."""
+    root = tmp_path_factory.mktemp("sampled")
+    other = root / "loras" / "deeper" / "other.safetensors"
+    other.parent.mkdir(parents=True)
+    shutil.copy(slider, other)
+    argv = [
+        "--model", "tiny", "--slider", str(slider), "--lora_dir", str(root / "loras"), "--out", str(root / "out"),
+        "--prompt", "a {red|blue} disc {<slider:0>|<slider:-1>|<slider:1>}", "x <lora:other:2>", "--negative", "grey, blurred",
+        "--seeds", "7,", "8", "--batch_size", "5", "--guidance", "3", *SMALL,
+    ]  # fmt: skip
+    assert sample_main(argv) == 0
+    return root / "out"
+
+
+def test_one_command_makes_pictures_grids_and_a_page(sampled):
+    names = {f"{n:02d}_seed{s}_x{m}.png" for n in (1, 2) for s in (7, 8) for m in (-1, 0, 1)}
+    names |= {f"03_seed{s}_x{m}.png" for s in (7, 8) for m in (0, 2)}
+    names |= {f"{n:02d}_grid.png" for n in (1, 2, 3)} | {"index.html"}
+    assert {p.name for p in sampled.iterdir()} == names
+    grid = Image.open(sampled / "01_grid.png")
+    assert grid.width > 3 * 64
+    assert 2 * 64 < grid.height < 3 * 64
+    text = (sampled / "index.html").read_text(encoding="utf-8")
+    assert text.count('<img src="data:image/webp;base64,') == 16
+    for words in ("a red disc", "a blue disc", "mean absolute difference", "1 − SSIM", "edge-map difference"):
+        assert words in text
+
+
+def test_a_web_ui_reads_prompt_seed_and_lora_back(sampled, slider):
+    with safe_open(slider, framework="pt") as file:
+        digest = file.metadata()["sshs_model_hash"][:12]
+    assert Image.open(sampled / "02_seed8_x-1.png").text["parameters"] == (
+        f"a blue disc <lora:{slider.stem}:-1>\nNegative prompt: grey, blurred\nSteps: 2, Sampler: DDIM, CFG scale: 3, Seed: 8, "
+        f'Size: 64x64, Model: tiny, Lora hashes: "{slider.stem}: {digest}", Version: fractional-sliders 0.1.0'
+    )
+
+
+def test_the_page_of_a_run_scrubs_through_its_pictures(sampled, tmp_path):
+    """In a browser, by the keys of its control: three multipliers are three pictures, and back is the first again."""
+    from selenium.webdriver.common.keys import Keys
+
+    with browser(tmp_path / "profile") as driver:
+        driver.get((sampled / "index.html").as_uri())
+        control, frame = driver.find_element("id", "shot-1-1"), driver.find_element("css selector", ".frame")
+        seen = []
+        for key in (Keys.HOME, Keys.ARROW_RIGHT, Keys.ARROW_RIGHT, Keys.HOME):
+            control.send_keys(key)
+            shot = Image.open(io.BytesIO(frame.screenshot_as_png)).convert("RGB")
+            seen.append(np.asarray(shot.crop((10, 10, 200, 200)), dtype=float))  # not the button's corner
+    first, second, third, again = seen
+    assert min(np.abs(a - b).mean() for a, b in ((first, second), (second, third), (first, third))) > 2
+    assert np.abs(first - again).mean() < 0.5
+
+
+def test_a_prompt_that_names_no_slider_is_shown_at_the_trained_multipliers(sample_main, slider, tmp_path):
+    argv = [
+        "--model",
+        "tiny",
+        "--slider",
+        str(slider),
+        "--prompt",
+        "a disc",
+        "--seeds",
+        "1",
+        "--out",
+        str(tmp_path / "o"),
+    ]
+    assert sample_main([*argv, "--device", "cpu", "--steps", "1"]) == 0
+    assert {p.name for p in (tmp_path / "o").glob("01_seed*")} == {
+        f"01_seed1_x{m}.png" for m in ("-1", "0", "0.5", "1", "1.5")
+    }
+    assert Image.open(tmp_path / "o" / "01_seed1_x1.png").size == (64, 64)  # as trained
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    model = load_sdxl(PretrainedModel(name_or_path="tiny"), torch.float32)
+    return model, model.encode_prompts(["a", "b", ""], "cpu")
+
+
+@pytest.fixture
+def networks(tiny):
+    """Two sliders of random weights on one UNet, off again afterwards."""
+    found = [random_network(tiny[0].unet), random_network(tiny[0].unet, "lierla", "selfattn")]
+    yield found
+    for network in reversed(found):
+        network.remove()
+
+
+@pytest.mark.parametrize("sampler", [None, *SAMPLERS])
+def test_batched_multipliers_equal_one_by_one(tiny, networks, sampler):
+    model, embeds = tiny
+    rows = [Row(embeds[p], s, (m, 1 - m)) for p, s, m in (("a", 1, 0.0), ("a", 1, 2.0), ("b", 2, 0.67))]
+    sampling = {"width": 64, "height": 64, "steps": 3, "guidance": 3.0, "sampler": sampler, "from_step": 1}
+    together = list(sample(model, networks, rows, embeds[""], Sampling(**sampling)))
+    for row, picture in zip(rows, together, strict=True):
+        (alone,) = sample(model, networks, [row], embeds[""], Sampling(**sampling))
+        assert (alone - picture).abs().max() < 1e-4
+    assert (together[1] - together[0]).abs().max() > 1e-3
+
+
+def test_a_slider_that_joins_late_leaves_the_first_steps_alone(tiny, networks):
+    model, embeds = tiny
+    pictures = {
+        from_step: next(sample(model, networks, [Row(embeds["a"], 1, (m, m))], embeds[""],
+                               Sampling(64, 64, steps=6, guidance=2.0, from_step=from_step)))
+        for from_step, m in ((0, 2.0), (3, 2.0), (5, 2.0), (1, 0.0))
+    }  # fmt: skip
+    distance = {f: (picture - pictures[1]).abs().mean().item() for f, picture in pictures.items()}
+    assert distance[0] > distance[3] > distance[5] > 0
+
+
+def test_the_benchmark_compares_equal_pictures(monkeypatch, tmp_path):
+    out = tmp_path / "bench.json"
+    words = [
+        "--model",
+        "tiny",
+        "--resolution",
+        "64",
+        "--steps",
+        "2",
+        "--rank",
+        "4",
+        "--repeats",
+        "1",
+        "--device",
+        "cpu",
+    ]
+    monkeypatch.setattr("sys.argv", ["bench_sampling.py", *words, "--json", str(out)])
+    assert load_script("bench_sampling").main() == 0
+    found = json.loads(out.read_text())
+    assert found["largest_difference"] < 1e-4
+    assert found["pictures"] == 6
+
+
+# --- bad input
+
+
+def no_slider_for_sdxl(path):
+    keys = ("lora_unet_down_blocks_0_attentions_0_proj_in.alpha", "lora_te_text_model_encoder_layers_0_mlp_fc1.alpha")
+    save_file({key: torch.ones(()) for key in keys}, path)
+
+
+def of_another_size(path, slider):
+    with safe_open(slider, framework="pt") as file:
+        metadata = file.metadata()
+    wide = {k: torch.cat([t, t], 1) if k.endswith("lora_down.weight") else t for k, t in load_file(slider).items()}
+    save_file(wide, path, metadata)
+
+
+CASES = {
+    "an unknown slider": (["--prompt", "a <lora:nobody:1>"], ["<lora:nobody:…>", "use probe_", "--lora_dir"]),
+    "an unclosed brace": (["--prompt", "a {<slider:0>|<slider:1>"], ["--prompt", "character 3", "never closed", "}"]),
+    "no seeds": (["--seeds"], ["--seeds was given without a value", "1, 2, 3"]),
+    "blank seeds": (["--seeds", ""], ["--seeds", "holds no seed", "1, 2, 3"]),
+    "a negative seed": (["--seeds", "-1"], ["--seeds", "'-1'", "1, 2, 3"]),
+    "an unwritable folder": (["--out", "/proc/nowhere/x"], ["--out", "/proc", "choose another --out"]),
+    "a file where the folder goes": (["--out", "taken"], ["--out", "taken", "is a file"]),
+    "a folder in use": (["--out", "used"], ["--out", "used holds files already", "--overwrite"]),
+    "another family": (["--slider", "sd1.safetensors"], ["sd1.safetensors", "no slider for SDXL", "lora_te_text", "convert_slider.py"]),
+    "another size": (["--slider", "wide.safetensors"], ["wide.safetensors", "another size", "trained on"]),
+    "no slider at all": (["--slider", "text.safetensors"], ["text.safetensors", "no readable .safetensors"]),
+    "a slider that is not there": (["--slider", "no.safetensors"], ["no.safetensors", "no readable", "choose"]),
+    "a model that is not there": (["--model", "no body/x:y"], ["no body/x:y", "check it"]),
+    "an unknown sampler": (["--sampler", "plms"], ["--sampler", "'plms'", "euler"]),
+    "a slider that never joins": (["--from_step", "2"], ["--from_step", "none of 2 steps"]),
+    "a size no VAE can make": (["--width", "100"], ["--width", "100", "multiple of 8"]),
+    "a mistyped flag": (["--seed", "1"], ["--seed", "did you mean --seeds"]),
+    "too many pictures": (["--seeds", ", ".join(map(str, range(3000)))], ["pictures are more than 4096", "--seeds"]),
+    "a text for a number": (["--steps", "many"], ["--steps", "'many'"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("words", "said"), CASES.values(), ids=CASES)
+def test_bad_input_ends_with_a_sentence_before_anything_is_loaded_or_written(
+    sample_main, slider, tmp_path, monkeypatch, capsys, words, said
+):
+    monkeypatch.chdir(tmp_path)
+    no_slider_for_sdxl(tmp_path / "sd1.safetensors")
+    of_another_size(tmp_path / "wide.safetensors", slider)
+    (tmp_path / "text.safetensors").write_text("no")
+    (tmp_path / "taken").write_text("")
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "mine.png").write_text("")
+    monkeypatch.setattr("sliders.sample_run.load_sdxl", lambda *_: pytest.fail("loaded the model"))
+    before = everything_in(tmp_path)
+    argv = ["--model", "tiny", "--slider", str(slider), "--prompt", "a {<slider:0>|<slider:1>}", *SMALL, *words]
+    assert sample_main(argv) == 2
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1
+    assert error.startswith("error: ") and error.rstrip()[-1] in ".?"
+    assert [word for word in said if word not in error] == [], error
+    assert everything_in(tmp_path) == before

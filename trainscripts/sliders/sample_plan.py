@@ -1,0 +1,110 @@
+"""Everything about a sampling run that can be checked before weights are loaded."""
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from sliders.checkpoint import check_slider
+from sliders.errors import InputError, either
+from sliders.files import check_folder
+from sliders.judges import check_lpips
+from sliders.models.sdxl import check_source
+from sliders.models.sdxl_unet import weightless_unet
+from sliders.preview import preview_multipliers
+from sliders.sample_settings import MAX_PICTURES, SampleSettings
+from sliders.sampling import Sampling
+from sliders.templates import Group, Variant, expand, group
+from sliders.trainer import torch_device
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is going to be sampled, checked before any weight is loaded."""
+
+    groups: tuple[Group, ...]
+    sliders: dict[str, Path]  # those that the prompts name
+    hashes: dict[str, str]  # of each, for the PNGs' text
+    sampling: Sampling
+    device: str
+
+
+def make_plan(settings: SampleSettings) -> Plan:
+    """Raises InputError for whatever would stop the run later."""
+    device = torch_device(settings.device)
+    check_source(settings.model)
+    check_folder(settings.out, "--out")
+    if settings.out.exists() and any(settings.out.iterdir()) and not settings.overwrite:
+        raise InputError(f"--out: {settings.out} holds files already: choose another folder, or add --overwrite.")
+    if settings.lpips:
+        check_lpips()
+    known = _known_sliders(settings)
+    first = settings.slider[0]
+    unet = weightless_unet(settings.model.name_or_path)
+    metadata = {p.stem: check_slider(p, unet) for p in settings.slider}
+    groups = [g for prompt in settings.prompt for g in _groups(prompt, settings, metadata[first.stem])]
+    named = dict.fromkeys(name for g in groups for name in (g.axis, *(other for other, _ in g.others)))
+    for name in named:
+        if name not in known:
+            raise InputError(
+                f"--prompt: <lora:{name}:…> names no slider that is known here: use {either(sorted(known)[:8])}, "
+                "or add its file with --slider or its folder with --lora_dir."
+            )
+        if name not in metadata:
+            metadata[name] = check_slider(known[name], unet)
+    count = sum(len(g.multipliers) for g in groups) * len(settings.seeds)
+    if count > MAX_PICTURES:
+        raise InputError(f"--prompt: {count} pictures are more than {MAX_PICTURES}: use fewer prompts or --seeds.")
+    hashes = {name: metadata[name].get("sshs_model_hash") or _tensor_hash(known[name]) for name in named}
+    sampling = _sampling(settings, metadata[first.stem])
+    return Plan(tuple(dict.fromkeys(groups)), {name: known[name] for name in named}, hashes, sampling, device)
+
+
+def _known_sliders(settings: SampleSettings) -> dict[str, Path]:
+    """{name in a prompt: file}: those of --slider, then the files of --lora_dir."""
+    known: dict[str, Path] = {}
+    for path in settings.slider:
+        if path.stem in known:
+            raise InputError(f"--slider: two files are named {path.stem}: rename one, for prompts tell them by name.")
+        known[path.stem] = path
+    if settings.lora_dir is not None:
+        if not settings.lora_dir.is_dir():
+            raise InputError(f"--lora_dir: {settings.lora_dir} is no folder: check the path.")
+        for path in sorted(settings.lora_dir.rglob("*.safetensors")):
+            known.setdefault(path.stem, path)
+    return known
+
+
+def _groups(prompt: str, settings: SampleSettings, metadata: dict[str, str]) -> list[Group]:
+    name = settings.slider[0].stem
+    variants = expand(prompt, name, MAX_PICTURES, settings.wildcard_dir)
+    if not any(v.multipliers for v in variants):
+        multipliers = settings.multipliers or _trained_multipliers(metadata)
+        variants = [Variant(v.text, ((name, m),)) for v in variants for m in multipliers]
+    return group(variants, name)
+
+
+def _trained_multipliers(metadata: dict[str, str]) -> tuple[float, ...]:
+    """Those of the slider's folders, and one step beyond; 0, 1 and 2 where the file does not say."""
+    scales = sorted(json.loads(metadata.get("sliders.folders", "{}")).values())
+    return preview_multipliers(scales) if len(scales) > 1 else (0.0, 1.0, 2.0)
+
+
+def _sampling(settings: SampleSettings, metadata: dict[str, str]) -> Sampling:
+    """At the size that the slider was trained at, unless told otherwise."""
+    trained = re.fullmatch(r"(\d+)x(\d+)", metadata.get("modelspec.resolution", "")) or (None, 1024, 1024)
+    return Sampling(
+        width=settings.width or int(trained[1]),
+        height=settings.height or int(trained[2]),
+        steps=settings.steps,
+        guidance=settings.guidance,
+        sampler=settings.sampler,
+        from_step=settings.from_step,
+        batch_size=settings.batch_size,
+    )
+
+
+def _tensor_hash(path: Path) -> str:
+    raw = path.read_bytes()
+    return hashlib.sha256(raw[8 + int.from_bytes(raw[:8], "little") :]).hexdigest()

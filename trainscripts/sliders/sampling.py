@@ -1,0 +1,127 @@
+"""Pictures by diffusers' own pipeline, each row of a batch with its own prompt, seed and multipliers."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import diffusers
+import torch
+from torch import Tensor
+
+from sliders.models.sdxl import LATENT_FACTOR, SDXL, PromptEmbeds
+from sliders.network import AdaptorNetwork
+from sliders.schema import SAMPLERS
+
+MAX_ROWS, PIXELS_AT_ONCE = 16, 4 * 1024**2  # what a card of 24 GB holds, guidance included
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How pictures are made. `from_step`: the slider joins behind that many steps (Gandikota et al. 2024, section 4.4),
+    so that what the first steps lay out stays. `sampler` None: the model's own scheduler."""
+
+    width: int  # px
+    height: int
+    steps: int
+    guidance: float
+    sampler: str | None = None
+    from_step: int = 0
+    batch_size: int | None = None  # rows at once; none: by their size
+
+    @property
+    def rows_at_once(self) -> int:
+        return self.batch_size or min(MAX_ROWS, max(1, PIXELS_AT_ONCE // (self.width * self.height)))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One picture to make. Its noise depends on the seed alone."""
+
+    prompt: PromptEmbeds
+    seed: int
+    multipliers: tuple[float, ...]  # one for each network
+
+
+def use_sampler(model: SDXL, name: str | None) -> None:
+    """Put the scheduler that `name` stands for into the model's pipeline, with the model's own noise schedule."""
+    if name is None:
+        return
+    cls, options, _ = SAMPLERS[name]
+    model.pipe.scheduler = getattr(diffusers, cls).from_config(model.pipe.scheduler.config, **options)
+
+
+@torch.no_grad()
+def sample(
+    model: SDXL, networks: Sequence[AdaptorNetwork], rows: Sequence[Row], negative: PromptEmbeds, sampling: Sampling
+) -> Iterator[Tensor]:
+    """A picture [3, height, width] in [0, 1], float32 on the CPU, for each row in turn.
+
+    Rows run in batches of `sampling.rows_at_once`, whatever prompts, seeds and multipliers they have. The multipliers
+    of the last batch stay set; the networks must be hung on `model.unet`.
+    """
+    use_sampler(model, sampling.sampler)
+    for start in range(0, len(rows), sampling.rows_at_once):
+        batch = rows[start : start + sampling.rows_at_once]
+        for latents in _sample_latents(model, networks, batch, negative, sampling):
+            yield _decode(model, latents)
+
+
+@torch.no_grad()
+def _sample_latents(
+    model: SDXL, networks: Sequence[AdaptorNetwork], rows: Sequence[Row], negative: PromptEmbeds, sampling: Sampling
+) -> Tensor:
+    """Latents [B, 4, h, w] of one batch."""
+    unet, pipe = model.unet, model.pipe
+    shape = (4, sampling.height // LATENT_FACTOR, sampling.width // LATENT_FACTOR)
+    generators = [torch.Generator().manual_seed(row.seed) for row in rows]  # of the CPU: the same noise on every device
+    noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+    pipe.set_progress_bar_config(disable=True)
+    return pipe(
+        prompt_embeds=torch.stack([row.prompt.tokens for row in rows]),
+        pooled_prompt_embeds=torch.stack([row.prompt.pooled for row in rows]),
+        negative_prompt_embeds=negative.tokens.expand(len(rows), -1, -1),
+        negative_pooled_prompt_embeds=negative.pooled.expand(len(rows), -1),
+        latents=noise.to(unet.device, unet.dtype),
+        generator=generators,  # samplers that add noise draw each row's from its own
+        height=sampling.height,
+        width=sampling.width,
+        num_inference_steps=sampling.steps,
+        guidance_scale=sampling.guidance,
+        output_type="latent",
+        callback_on_step_end=_joining(networks, rows, sampling),
+        callback_on_step_end_tensor_inputs=[],
+    ).images
+
+
+def _joining(networks: Sequence[AdaptorNetwork], rows: Sequence[Row], sampling: Sampling) -> Callable:
+    """Sets the networks' multipliers, now or behind step `from_step`: the callback that the pipeline shall call."""
+    halves = 2 if sampling.guidance > 1 else 1  # with guidance each row is there twice, first without its prompt
+
+    def join() -> None:
+        for i, network in enumerate(networks):
+            network.set_multipliers(torch.tensor([row.multipliers[i] for row in rows]).repeat(halves))
+
+    def after_step(pipe, step: int, timestep: int, kwargs: dict) -> dict:
+        if step + 1 == sampling.from_step:
+            join()
+        return kwargs
+
+    if sampling.from_step:
+        for network in networks:
+            network.set_multipliers(None)
+    else:
+        join()
+    return after_step
+
+
+def _decode(model: SDXL, latents: Tensor) -> Tensor:
+    """latents [4, h, w] → picture [3, H, W] in [0, 1] on the CPU, wherever the VAE lies.
+
+    A VAE that its device has no room for goes to the CPU: slow, but a preview must not end a training run.
+    """
+    vae = model.pipe.vae
+    try:
+        pixels = vae.decode(latents[None].to(vae.device, vae.dtype) / model.scaling_factor, return_dict=False)[0][0]
+    except torch.OutOfMemoryError:
+        vae.to("cpu")
+        pixels = vae.decode(latents[None].cpu().to(vae.dtype) / model.scaling_factor, return_dict=False)[0][0]
+    return (pixels.float() / 2 + 0.5).clamp(0, 1).cpu()
