@@ -6,8 +6,9 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from sliders.errors import InputError, either
+from sliders.fields import Number, SavePrecision, Section, Whole
 from sliders.flags import Parser, join_list_flags, parse_device, parse_names, parse_scales
-from sliders.schema import SAMPLERS, Number, PretrainedModel, SavePrecision, Section, Whole
+from sliders.schema import SAMPLERS, PretrainedModel
 from sliders.settings import validated
 
 LIST_FLAGS = ("--seeds", "--multipliers")

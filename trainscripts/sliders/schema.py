@@ -7,7 +7,9 @@ fork's; what this project adds is marked (ours).
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
+
+from sliders.fields import Number, SavePrecision, Section, TrainPrecision, Whole, spelled, switch
 
 NAME_LIMIT = 120  # bytes; leaves room for `_alpha…_rank…_method_…steps.safetensors.tmp` in a 255-byte file name
 UNSAFE_IN_NAMES = '<>:"/\\|?*'  # A1111 ends a `<lora:…>` at `:` or `>`; Windows refuses the rest
@@ -30,41 +32,10 @@ SAMPLERS = {  # name → class in diffusers, its options, name in A1111
 FP16_ADVICE = "float16 needs loss scaling to train and is not offered: use bfloat16, or float32 where a card lacks it"
 
 
-def _no_bool(value: Any) -> Any:
-    if isinstance(value, bool):
-        raise ValueError("should be a number, not true or false")
-    return value
-
-
-def _spelled(aliases: dict[str, str]) -> BeforeValidator:
-    """Accept the short spellings that the ancestors' files use, in any letter case."""
-    return BeforeValidator(lambda v: aliases.get(v.lower(), v.lower()) if isinstance(v, str) else v)
-
-
-def _switch(on: str) -> BeforeValidator:
-    """true and false beside names: YAML reads a bare `off` as false, and the ancestors' files say true for `on`."""
-    return BeforeValidator(lambda v: (on if v else "off") if isinstance(v, bool) else v)
-
-
-_PRECISION_ALIASES = {"fp32": "float32", "float": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16"}
-Whole = Annotated[int, BeforeValidator(_no_bool)]
-Number = Annotated[FiniteFloat, BeforeValidator(_no_bool)]
-TrainPrecision = Annotated[Literal["bfloat16", "float32"], _spelled(_PRECISION_ALIASES)]
-SavePrecision = Annotated[Literal["float32", "float16", "bfloat16"], _spelled(_PRECISION_ALIASES)]
-
-
-class Section(BaseModel):
-    """A YAML mapping whose unknown keys are refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
 class PretrainedModel(Section):
     name_or_path: Annotated[str, Field(min_length=1)]  # hub id, diffusers folder, .safetensors, .ckpt, or `tiny`
     config: str | None = None  # (ours) folder with a single file's JSON and tokenizer files; none: asks the hub
-    quantize: Annotated[Literal["none", "fp8", "int8", "nf4"], _switch("fp8")] = (
-        "none"  # (ours) the frozen UNet's weights
-    )
+    quantize: Annotated[Literal["none", "fp8", "int8", "nf4"], switch("fp8")] = "none"  # (ours) the UNet's weights
     v2: bool = False
     v_pred: bool | None = None  # none: what the checkpoint says
     clip_skip: Annotated[Whole, Field(ge=0, le=10)] | None = None  # text-encoder layers skipped before the usual one
@@ -90,9 +61,9 @@ class Train(Section):
     noise_scheduler: Literal["ddim", "ddpm", "lms", "euler_a"] = "ddim"  # all four noise alike; see models/sdxl.py
     iterations: Annotated[Whole, Field(ge=1)] = 500
     lr: Annotated[Number, Field(gt=0)] = 1e-4
-    optimizer: Annotated[Literal[OPTIMIZERS], _spelled({})] = "adamw"
+    optimizer: Annotated[Literal[OPTIMIZERS], spelled({})] = "adamw"
     optimizer_args: str = ""
-    lr_scheduler: Annotated[Literal["constant", "cosine", "cosine_with_restarts", "step", "linear"], _spelled({})] = (
+    lr_scheduler: Annotated[Literal["constant", "cosine", "cosine_with_restarts", "step", "linear"], spelled({})] = (
         "constant"
     )
     max_denoising_steps: Annotated[Whole, Field(ge=2, le=1000)] = 50
@@ -166,8 +137,8 @@ class Other(Section):
     )
     use_xformers: bool = False  # the fork's way to say attention: xformers
     use_pytorch_SDPA: bool = True  # noqa: N815 - the fork's spelling; false is its way to say attention: math
-    cuda_graph: Annotated[Literal["auto", "off"], _switch("auto")] = "auto"  # (ours)
-    torch_compile: Annotated[Literal["off", "regional", "full"], _switch("regional")] = "off"
+    cuda_graph: Annotated[Literal["auto", "off"], switch("auto")] = "auto"  # (ours)
+    torch_compile: Annotated[Literal["off", "regional", "full"], switch("regional")] = "off"
     lycorisize: bool = False
     gradient_checkpointing: bool = False
     torch_amp: bool = False

@@ -1,0 +1,34 @@
+"""What the keys of YAML files are made of: numbers that are none in disguise, names in several spellings, sections."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, FiniteFloat
+
+
+def _no_bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("should be a number, not true or false")
+    return value
+
+
+def spelled(aliases: dict[str, str]) -> BeforeValidator:
+    """Accept the short spellings that the ancestors' files use, in any letter case."""
+    return BeforeValidator(lambda v: aliases.get(v.lower(), v.lower()) if isinstance(v, str) else v)
+
+
+def switch(on: str) -> BeforeValidator:
+    """true and false beside names: YAML reads a bare `off` as false, and the ancestors' files say true for `on`."""
+    return BeforeValidator(lambda v: (on if v else "off") if isinstance(v, bool) else v)
+
+
+_PRECISION_ALIASES = {"fp32": "float32", "float": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16"}
+Whole = Annotated[int, BeforeValidator(_no_bool)]
+Number = Annotated[FiniteFloat, BeforeValidator(_no_bool)]
+TrainPrecision = Annotated[Literal["bfloat16", "float32"], spelled(_PRECISION_ALIASES)]
+SavePrecision = Annotated[Literal["float32", "float16", "bfloat16"], spelled(_PRECISION_ALIASES)]
+
+
+class Section(BaseModel):
+    """A YAML mapping whose unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
