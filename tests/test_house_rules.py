@@ -12,15 +12,15 @@ FILES = sorted(p for p in TRAINSCRIPTS.rglob("*.py"))
 # flags + YAML → settings → model + data set → network → batch → loss → step → checkpoint: a file imports only from
 # lines above its own. Files on one line do not know each other.
 FLOORS = """
-errors files
-schema
+errors files interrupts
+schema lock
 flags samplers images attention compilation kernels
 adaptors.base adaptors.low_rank models.layers models.sdxl_keys models.narrow models.schedule
 adaptors.lora fusion settings models.sdxl optim dataset journal
 adaptors
 models.sdxl_unet network latents
-batch checkpoint preview flat
-denoiser gradients
+batch checkpoint preview flat states watch
+denoiser gradients learner
 losses
 trainer
 plan

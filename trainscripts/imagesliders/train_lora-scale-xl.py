@@ -1,8 +1,10 @@
 """Train a concept slider for SDXL from folders of images, one folder per multiplier. `--help` lists the flags."""
 
+import shlex
 import sys
 
 from sliders.errors import InputError
+from sliders.interrupts import Stopped
 from sliders.settings import load_settings
 
 
@@ -23,10 +25,18 @@ def main(argv: list[str]) -> int:
             file=sys.stderr,
         )
         return 2
+    except Stopped as stopped:
+        print(f"stopped by {stopped.name}; go on with\n  {resume_command(argv)}", file=sys.stderr)
+        return stopped.status
     except KeyboardInterrupt:
         print("stopped; sliders that were saved are whole", file=sys.stderr)
         return 130
     return 0
+
+
+def resume_command(argv: list[str]) -> str:
+    words = [w for w in argv if w not in ("--overwrite", "--resume")]
+    return shlex.join(["uv", "run", sys.argv[0] if __name__ == "__main__" else __file__, *words, "--resume"])
 
 
 if __name__ == "__main__":

@@ -59,8 +59,8 @@ class Journal:
         self._since, self._unread = now, []
 
     def seconds_per_step(self) -> float:
-        """Median over the readings, so that compiling and warming up do not count."""
-        return sorted(self._seconds)[len(self._seconds) // 2]
+        """Median over the readings, so that compiling and warming up do not count; 0 without any."""
+        return sorted(self._seconds)[len(self._seconds) // 2] if self._seconds else 0.0
 
 
 @contextmanager

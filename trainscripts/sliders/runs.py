@@ -7,6 +7,8 @@ import torch
 
 from sliders.dataset import ScaleFolders
 from sliders.errors import InputError
+from sliders.interrupts import Interrupts
+from sliders.lock import locked
 from sliders.plan import check_run, describe_run
 from sliders.schema import Settings
 from sliders.trainer import Report, Trainer
@@ -16,20 +18,30 @@ def run_all(runs: list[Settings], dry_run: bool = False) -> list[Report]:
     """Every run is checked before the first one starts. With `dry_run` nothing is loaded or written."""
     checked = check_all(runs)
     reports = []
-    for settings, data in checked:
-        print(describe_run(settings, data), flush=True)
-        if dry_run:
-            continue
-        began = time.perf_counter()
-        report = Trainer(settings, data).run()
-        reports.append(report)
-        print(summary(settings, report, time.perf_counter() - began), flush=True)
-        gc.collect()  # before the next model of a --stylecheck is loaded
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+    with Interrupts() as interrupts:
+        for settings, data in checked:
+            print(describe_run(settings, data), flush=True)
+            if dry_run:
+                continue
+            began = time.perf_counter()
+            report = train(settings, data, interrupts)
+            reports.append(report)
+            print(summary(settings, report, time.perf_counter() - began), flush=True)
+            gc.collect()  # before the next model of a --stylecheck is loaded
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
     if dry_run:
         print("\ndry run: nothing was loaded or written")
     return reports
+
+
+def train(settings: Settings, data: ScaleFolders, interrupts: Interrupts) -> Report:
+    """One slider, with its folder to itself."""
+    with locked(settings.run_dir):
+        trainer = Trainer(settings, data)
+        if settings.resume:
+            trainer.resume()
+        return trainer.run(interrupts)
 
 
 def check_all(runs: list[Settings]) -> list[tuple[Settings, ScaleFolders]]:
@@ -48,9 +60,10 @@ def check_all(runs: list[Settings]) -> list[tuple[Settings, ScaleFolders]]:
 def summary(settings: Settings, report: Report, seconds: float) -> str:
     """Speed, memory, and the prompt to paste into a web UI with Dynamic Prompts in combinatorial mode."""
     memory = "" if report.peak_memory is None else f", peak GPU memory {report.peak_memory / 2**30:.1f} GiB"
+    speed = f"{1 / report.seconds_per_step:.2f} steps/s, " if report.losses else "no step was left to do, "
     return (
         f"saved   {report.path}\n"
-        f"speed   {1 / report.seconds_per_step:.2f} steps/s, {seconds:.0f} s in all{memory}\n"
+        f"speed   {speed}{seconds:.0f} s in all{memory}\n"
         f"prompt  {prompt_to_paste(report.path.stem, settings.data.scales)}"
     )
 

@@ -89,6 +89,7 @@ class Train(Section):
     max_denoising_steps: Annotated[Whole, Field(ge=2, le=1000)] = 50
     loss: Literal["reference", "crossing", "difference"] = "reference"  # (ours)
     max_grad_norm: Annotated[Number, Field(ge=0)] = 0.0  # (ours) 0: gradients are not clipped
+    skip_nonfinite: Annotated[Whole, Field(ge=0)] = 0  # (ours) bad steps in a row that are left out, not stopped at
     seed: Annotated[Whole, Field(ge=0, lt=2**63)] = 0  # (ours)
 
     @field_validator("precision", mode="before")
@@ -109,6 +110,7 @@ class Save(Section):
     path: Path = Path("./output")
     per_steps: Annotated[Whole, Field(ge=1)] = 200
     precision: SavePrecision = "float32"
+    keep: Annotated[Whole, Field(ge=1)] = 2  # (ours) resumable states, the newest; sliders are all kept
 
     @field_validator("name")
     @classmethod
@@ -275,6 +277,7 @@ class Settings(Section):
     data: Data
     device: str  # "cpu", "mps" or a CUDA index
     overwrite: bool = False
+    resume: bool = False
 
     @property
     def stem(self) -> str:
