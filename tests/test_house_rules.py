@@ -14,7 +14,7 @@ FILES = sorted(p for p in TRAINSCRIPTS.rglob("*.py"))
 FLOORS = """
 errors files interrupts
 schema lock
-flags samplers images attention compilation kernels
+flags resources samplers images attention compilation kernels
 adaptors.base adaptors.low_rank models.layers models.sdxl_keys models.narrow models.schedule
 adaptors.lora fusion settings models.sdxl optim dataset journal
 adaptors

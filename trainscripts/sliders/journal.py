@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from accelerate import Accelerator
@@ -72,6 +72,23 @@ def trackers(settings: Settings) -> Iterator:
         "logs", init_kwargs={"wandb": {"name": settings.stem}} if settings.logging.use_wandb else {}
     )
     try:
-        yield accelerator.log
+        yield _as_long_as_possible(accelerator.log)
     finally:
-        accelerator.end_training()
+        with suppress(OSError):
+            accelerator.end_training()
+
+
+def _as_long_as_possible(log: Callable) -> Callable:
+    """A disk that takes no log ends the log, not the run."""
+    failed = False
+
+    def tolerant(values: dict[str, float], step: int) -> None:
+        nonlocal failed
+        try:
+            if not failed:
+                log(values, step=step)
+        except OSError as error:
+            failed = True
+            tqdm.write(f"warning: the log ends at step {step} ({error.strerror or error}); training goes on.")
+
+    return tolerant

@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import sys
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -15,7 +16,8 @@ from sliders.models.sdxl import TINY, check_source
 from sliders.models.sdxl_unet import weightless_unet
 from sliders.network import AdaptorNetwork
 from sliders.optim import FINDS_LR_ITSELF, build_lr_scheduler, build_optimizer
-from sliders.schema import PromptSet, Settings
+from sliders.resources import check_disk
+from sliders.schema import Network, PromptSet, Settings
 from sliders.states import StateFile, check_same_run, identity, newest_state, states_of
 from sliders.trainer import torch_device
 
@@ -36,7 +38,20 @@ def check_run(settings: Settings) -> ScaleFolders:
     state = state_to_resume(settings)
     if state is not None:
         check_same_run(state, {**identity(settings, data), "model": state.header["run"]["model"]})
+    parameters = weightless_adaptors(settings).num_parameters()
+    check_disk(settings, parameters, state.step if state else 0, len(states_of(settings)))
     return data
+
+
+def weightless_adaptors(settings: Settings) -> AdaptorNetwork:
+    """The run's network on the meta device: its layers and sizes without its numbers."""
+    return _weightless_adaptors(settings.pretrained_model.name_or_path, settings.network)
+
+
+@cache
+def _weightless_adaptors(name_or_path: str, network: Network) -> AdaptorNetwork:
+    with torch.device("meta"):
+        return AdaptorNetwork(weightless_unet(name_or_path), network)
 
 
 def state_to_resume(settings: Settings) -> StateFile | None:
@@ -83,8 +98,7 @@ def _check_earlier(settings: Settings) -> None:
 def describe_run(settings: Settings, data: ScaleFolders) -> str:
     """The plan, as `--dry_run` prints it."""
     network, train = settings.network, settings.train
-    with torch.device("meta"):
-        adaptors = AdaptorNetwork(weightless_unet(settings.pretrained_model.name_or_path), network)
+    adaptors = weightless_adaptors(settings)
     sets = [f"{p.batch_size} pair(s) at {_sizes(data, p)} px" for p in settings.prompts]
     saves = (train.iterations - 1) // settings.save.per_steps
     lines = [

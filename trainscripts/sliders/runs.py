@@ -9,9 +9,10 @@ from sliders.dataset import ScaleFolders
 from sliders.errors import InputError
 from sliders.interrupts import Interrupts
 from sliders.lock import locked
-from sliders.plan import check_run, describe_run
+from sliders.plan import check_run, describe_run, weightless_adaptors
+from sliders.resources import out_of_memory
 from sliders.schema import Settings
-from sliders.trainer import Report, Trainer
+from sliders.trainer import Report, Trainer, torch_device
 
 
 def run_all(runs: list[Settings], dry_run: bool = False) -> list[Report]:
@@ -36,12 +37,18 @@ def run_all(runs: list[Settings], dry_run: bool = False) -> list[Report]:
 
 
 def train(settings: Settings, data: ScaleFolders, interrupts: Interrupts) -> Report:
-    """One slider, with its folder to itself."""
+    """One slider, with its folder to itself. Raises InputError with advice when the GPU's memory is used up."""
+    trainer = None
     with locked(settings.run_dir):
-        trainer = Trainer(settings, data)
-        if settings.resume:
-            trainer.resume()
-        return trainer.run(interrupts)
+        try:
+            trainer = Trainer(settings, data)
+            if settings.resume:
+                trainer.resume()
+            return trainer.run(interrupts)
+        except torch.cuda.OutOfMemoryError as error:
+            peak = torch.cuda.max_memory_allocated(torch_device(settings.device))
+            parameters = weightless_adaptors(settings).num_parameters()
+            raise InputError(out_of_memory(settings, parameters, str(error), peak, encoding=trainer is None)) from error
 
 
 def check_all(runs: list[Settings]) -> list[tuple[Settings, ScaleFolders]]:
