@@ -22,7 +22,7 @@ SHIPPED_PROMPTS = sorted((SCRIPTS / "data").glob("prompts-xl*.yaml"))
 GOLDEN_FLAGS = {
     "--help", "--config_file", "--folder_main", "--folders", "--scales", "--stylecheck", "--attributes", "--name", "--rank",
     "--alpha", "--training_method", "--model", "--prompts_file", "--iterations", "--lr", "--optimizer", "--seed",
-    "--resolution", "--batch_size", "--save_path", "--per_steps", "--device", "--dry_run", "--overwrite",
+    "--resolution", "--batch_size", "--save_path", "--per_steps", "--device", "--dry_run", "--overwrite", "--resume",
 }  # fmt: skip
 
 

@@ -12,16 +12,16 @@ FILES = sorted(p for p in TRAINSCRIPTS.rglob("*.py"))
 # flags + YAML → settings → model + data set → network → batch → loss → step → checkpoint: a file imports only from
 # lines above its own. Files on one line do not know each other.
 FLOORS = """
-errors fields
+errors fields interrupts
 files schema command
-flags samplers images attention compilation kernels.group_norm kernels.layer_norm kernels.geglu quantization
+flags lock resources samplers images attention compilation kernels.group_norm kernels.layer_norm kernels.geglu quantization device
 kernels templates change grids page judges
 infotext adaptors.base adaptors.low_rank models.layers models.sdxl_keys models.narrow models.schedule
 adaptors.lora fusion settings models.sdxl optim dataset journal
 adaptors
 models.sdxl_unet network latents sample_settings
-batch checkpoint sampling models.random_sdxl flat
-preview cards convert gradients
+batch checkpoint sampling models.random_sdxl flat states watch
+preview cards convert gradients learner
 denoiser
 losses
 trainer

@@ -11,7 +11,8 @@ from sliders.optim import build_lr_scheduler
 from sliders.plan import check_run
 from sliders.schema import PretrainedModel
 from sliders.settings import load_settings
-from sliders.trainer import NonFiniteError, Trainer
+from sliders.trainer import Trainer
+from sliders.watch import NonFiniteError
 
 SCALES = (0.67, 1.0, 1.3, 2.0)
 FOLDERS = ("small", "base", "large", "huge")
@@ -167,23 +168,95 @@ def test_a_non_finite_gradient_stops_before_the_optimizer(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(before, trainer.network.parameters(), strict=True))
 
 
+def spoil_steps(trainer, steps):
+    """These steps get noise that is no number."""
+    batches, draws = trainer.make_batch, {id_of(trainer.draw(step)) for step in steps}
+    trainer.make_batch = lambda draw: (
+        dataclasses.replace(batches(draw), noise=batches(draw).noise * float("nan"))
+        if id_of(draw) in draws
+        else batches(draw)
+    )
+
+
+def id_of(draw):
+    return draw.pairs[0].noise_seed
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "prodigy"])
 def test_every_optimizer_is_kept_from_it(tmp_path, optimizer):
     """Fused AdamW by a flag on the device, the others by looking first."""
     trainer = make_trainer(tmp_path, train={"optimizer": optimizer})
     before = trainer.weights.master.detach().clone()
-    batches = trainer.make_batch
-    trainer.make_batch = lambda draw: dataclasses.replace(batches(draw), noise=batches(draw).noise * float("nan"))
+    spoil_steps(trainer, [0])
     with pytest.raises(NonFiniteError, match="step 1 "):
         trainer.read([trainer.step(0)])
     assert torch.equal(trainer.weights.master, before)
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "prodigy"])
+def test_tolerated_steps_are_left_out_and_the_next_ones_learnt(tmp_path, optimizer):
+    """Steps 2 and 3 of 4 are bad. The weights stand still in them, and move in the fourth."""
+    trainer = make_trainer(tmp_path, train={"optimizer": optimizer, "skip_nonfinite": 2})
+    spoil_steps(trainer, [1, 2])
+    results, weights = [], []
+    for step in range(4):
+        results.append(trainer.step(step))
+        weights.append(trainer.weights.master.detach().clone())
+    trainer.read(results)
+    assert torch.equal(weights[0], weights[2])
+    assert not torch.equal(weights[2], weights[3])
+    assert weights[3].isfinite().all()
+
+
+def test_more_in_a_row_than_tolerated_stop_with_a_state_from_before(tmp_path, capsys):
+    """Which --resume goes on from, with the advice taken."""
+    overrides = {"iterations": 6, "skip_nonfinite": 1, "lr_scheduler": "cosine"}
+    trainer = make_trainer(tmp_path, train=overrides)
+    spoil_steps(trainer, [0, 3, 4])
+    with pytest.raises(NonFiniteError, match=r"step 5 .* the last of 2 in a row.*--resume"):
+        trainer.run()
+    kept = trainer.weights.master.detach().clone()
+    assert "step 1 " in capsys.readouterr().out
+    again = make_trainer(tmp_path, flags=["--resume"], train={**overrides, "lr": 1e-4})
+    again.resume()
+    assert again.done == 3
+    assert torch.equal(again.weights.master, kept)
+    assert "train.lr was 0.001 and is now 0.0001" in capsys.readouterr().out
+    assert again.learner.lr == pytest.approx(0.0001 * (0.01 + 0.99 / 2))  # half-way down the cosine
+    assert len(again.run().losses) == 3
+
+
+@pytest.mark.parametrize("still", [True, False])
+def test_an_adaptor_that_does_not_move_is_told_after_100_steps(tmp_path, capsys, still):
+    trainer = make_trainer(tmp_path)
+    result = trainer.step(0)
+    zero = dataclasses.replace(result, values=torch.tensor([1.0, 0.0 if still else 0.1]))
+    trainer.read([zero] * 99)
+    assert "have not moved" not in capsys.readouterr().out
+    trainer.read([zero] * 10)
+    assert ("109 steps have not moved" in capsys.readouterr().out) is still
+    trainer.read([zero] * 200)
+    assert "have not moved" not in capsys.readouterr().out
+
+
+def test_a_vae_that_yields_no_numbers_names_the_image(tmp_path):
+    from sliders.errors import InputError
+
+    make_trainer(tmp_path)  # writes the data set
+    argv = write_experiment(tmp_path, data=tmp_path / "data", flags=["--folders", "small, base", "--scales", "1, 2"])
+    (settings,), _ = load_settings(argv)
+    model = load_sdxl(settings.pretrained_model, torch.float32)
+    with torch.no_grad():
+        model.pipe.vae.encoder.conv_in.weight[0, 0, 0, 0] = float("nan")
+    with pytest.raises(InputError, match=r"small/a\.png: the VAE yields latents that are not finite"):
+        Trainer(settings, check_run(settings), model)
+
+
 def test_gradients_are_clipped_to_max_grad_norm(tmp_path):
     """With plain gradient descent (Adam without momentum would hide it) the step's length is at most lr · max_grad_norm."""
     trainer = make_trainer(tmp_path, train={"max_grad_norm": 1e-3})
-    trainer.optimizer = torch.optim.SGD([trainer.weights.master], lr=1.0)
-    trainer.lr_scheduler = build_lr_scheduler(trainer.settings.train, trainer.optimizer)
+    trainer.learner.optimizer = torch.optim.SGD([trainer.weights.master], lr=1.0)
+    trainer.learner.lr_scheduler = build_lr_scheduler(trainer.settings.train, trainer.learner.optimizer)
     before = torch.cat([p.detach().flatten().clone() for p in trainer.network.parameters()])
     norm = trainer.step(0).grad_norm
     after = torch.cat([p.detach().flatten() for p in trainer.network.parameters()])

@@ -13,12 +13,12 @@ import time
 from pathlib import Path
 
 import torch
+from sliders.device import DTYPES, torch_device
 from sliders.models.random_sdxl import RandomSDXL
 from sliders.models.sdxl import load_sdxl
 from sliders.network import AdaptorNetwork
 from sliders.sampling import Row, Sampling, sample
 from sliders.schema import Network, PretrainedModel
-from sliders.trainer import DTYPES, torch_device
 
 MULTIPLIERS = (0.0, 0.67, 1.0, 1.3, 2.0, 2.7)
 

@@ -20,11 +20,12 @@ from pathlib import Path
 import torch
 from bench_world import make_settings, step_flops, write_noise_images
 from naive_step import NaiveStep
+from sliders.device import DTYPES, torch_device
 from sliders.models.layers import select_layers
 from sliders.models.random_sdxl import RandomSDXL
 from sliders.models.sdxl import SDXL, load_sdxl
 from sliders.schema import PretrainedModel
-from sliders.trainer import DTYPES, Trainer, torch_device
+from sliders.trainer import Trainer
 
 MODES = {  # name → other.cuda_graph, other.torch_compile
     "eager": ("off", "off"),

@@ -1,18 +1,30 @@
 """Train a concept slider for SDXL from folders of images, one folder per multiplier. `--help` lists the flags."""
 
+import shlex
 import sys
 
 from sliders.command import command
+from sliders.interrupts import Stopped
 from sliders.settings import load_settings
 
 
 @command
-def main(argv: list[str]) -> None:
+def main(argv: list[str]) -> int:
     runs, flags = load_settings(argv)
     # torch comes in only now: --help and a mistyped key answer at once
     from sliders.runs import run_all
 
-    run_all(runs, dry_run=flags.dry_run)
+    try:
+        run_all(runs, dry_run=flags.dry_run)
+    except Stopped as stopped:
+        print(f"stopped by {stopped.name}; go on with\n  {resume_command(argv)}", file=sys.stderr)
+        return stopped.status
+    return 0
+
+
+def resume_command(argv: list[str]) -> str:
+    words = [w for w in argv if w not in ("--overwrite", "--resume")]
+    return shlex.join(["uv", "run", sys.argv[0] if __name__ == "__main__" else __file__, *words, "--resume"])
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Slider files: .safetensors with the keys and metadata that web UIs know, written whole or not at all."""
 
+import errno
 import hashlib
 import json
-import os
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -35,14 +35,11 @@ def slider_tensors(network: AdaptorNetwork, dtype: torch.dtype) -> dict[str, Ten
 def save_slider(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     """Write `path` under a temporary name, read it back, check it, then give it its name.
 
-    Raises RuntimeError if what was written is not what was meant; nothing then bears the name.
+    Raises OSError if the disk does not take or keep it; nothing then bears the name.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(path) as temporary:
-        with temporary.open("wb") as file:
-            file.write(serialize(tensors, metadata))
-            file.flush()
-            os.fsync(file.fileno())
+        temporary.write_bytes(serialize(tensors, metadata))
         _check_written(temporary, tensors)
 
 
@@ -68,10 +65,15 @@ def _check_written(path: Path, tensors: dict[str, Tensor]) -> None:
         raise RuntimeError(
             f"{path}: {len(unknown)} modules are not SDXL's, so no web UI would load them: {unknown[:3]}"
         )
-    with safe_open(path, framework="pt") as file:
-        same = set(file.keys()) == set(tensors) and all(torch.equal(file.get_tensor(k), t) for k, t in tensors.items())
+    try:
+        with safe_open(path, framework="pt") as file:
+            same = set(file.keys()) == set(tensors) and all(
+                torch.equal(file.get_tensor(k), t) for k, t in tensors.items()
+            )
+    except SafetensorError:
+        same = False
     if not same:
-        raise RuntimeError(f"{path}: what was read back is not what was written: the disk may be failing")
+        raise OSError(errno.EIO, "what was read back is not what was written, so the disk may be failing", str(path))
 
 
 def load_slider(path: Path, network: AdaptorNetwork) -> None:

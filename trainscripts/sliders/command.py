@@ -7,8 +7,8 @@ from collections.abc import Callable
 from sliders.errors import InputError
 
 
-def command(main: Callable[[list[str]], None]) -> Callable[[list[str]], int]:
-    """`main(argv)` → the same, returning the exit status: 0, 2 for wrong input, 130 for Ctrl-C."""
+def command(main: Callable[[list[str]], int | None]) -> Callable[[list[str]], int]:
+    """`main(argv)` → the same, returning the exit status: its own, or 0; 2 for wrong input, 130 for Ctrl-C."""
 
     @functools.wraps(main)
     def wrapped(argv: list[str]) -> int:
@@ -16,7 +16,7 @@ def command(main: Callable[[list[str]], None]) -> Callable[[list[str]], int]:
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="replace")  # Windows' code pages lack some of the signs
         try:
-            main(argv)
+            return main(argv) or 0
         except InputError as error:
             print("\n".join(f"error: {line}" for line in str(error).splitlines()), file=sys.stderr)
             return 2
@@ -30,6 +30,5 @@ def command(main: Callable[[list[str]], None]) -> Callable[[list[str]], int]:
         except KeyboardInterrupt:
             print("stopped; files that were written are whole", file=sys.stderr)
             return 130
-        return 0
 
     return wrapped

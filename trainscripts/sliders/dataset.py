@@ -1,6 +1,8 @@
 """The data set: the same images in one folder per scale, found and checked before any model is loaded."""
 
+import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from tqdm import tqdm
@@ -51,6 +53,16 @@ class ScaleFolders:
     @property
     def num_images(self) -> int:
         return len(self.names) * len(self.scales)
+
+    @cached_property
+    def digests(self) -> dict[str, str]:
+        """{folder/image: start of its file's sha256}, by which another data set is told from this one."""
+        found = {}
+        for row in self.files:
+            for folder, path in zip(self.folders, row, strict=True):
+                with path.open("rb") as file:
+                    found[f"{folder}/{path.name}"] = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+        return found
 
     def fitted_size(self, name: int, resolution: int) -> tuple[int, int]:
         """(width, height) in px at which an image is trained."""

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,6 +33,32 @@ class StepResult:
         return self.values[1].item()
 
 
+class Log:
+    """TensorBoard, and wandb if asked for. A disk that takes no log ends the log, not the run."""
+
+    def __init__(self, accelerator: Accelerator):
+        self._accelerator, self._failed = accelerator, False
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        self._try(lambda: self._accelerator.log(values, step=step), step)
+
+    def log_picture(self, picture: Image.Image, step: int) -> None:
+        self._try(lambda: self._log_picture(picture, step), step)
+
+    def _log_picture(self, picture: Image.Image, step: int) -> None:
+        for tracker in self._accelerator.trackers:
+            layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+            tracker.log_images({"preview": np.asarray(picture)[None]}, step=step, **layout)
+
+    def _try(self, write: Callable[[], None], step: int) -> None:
+        try:
+            if not self._failed:
+                write()
+        except OSError as error:
+            self._failed = True
+            tqdm.write(f"warning: the log ends at step {step} ({error.strerror or error}); training goes on.")
+
+
 class Journal:
     """Steps whose values are still on the device, until `write` reads them all at once."""
 
@@ -46,11 +72,11 @@ class Journal:
     def add(self, result: StepResult) -> None:
         self._unread.append(result)
 
-    def write(self, tracker: Accelerator, bar: tqdm) -> None:
+    def write(self, log: Log, bar: tqdm) -> None:
         """Into the trackers and the progress bar. Raises NonFiniteError."""
         values = self._read(self._unread)
         for result, (loss, norm) in zip(self._unread, values, strict=True):
-            tracker.log({"loss": loss, "lr": result.lr, "grad_norm": norm}, step=result.step + 1)
+            log.log({"loss": loss, "lr": result.lr, "grad_norm": norm}, step=result.step + 1)
             self.losses.append(loss)
         first = result.draw.pairs[0]
         scales = f"{self._scales[first.low]:g} {self._scales[first.high]:g}"
@@ -61,12 +87,12 @@ class Journal:
         self._since, self._unread = now, []
 
     def seconds_per_step(self) -> float:
-        """Median over the readings, so that compiling and warming up do not count."""
-        return sorted(self._seconds)[len(self._seconds) // 2]
+        """Median over the readings, so that compiling and warming up do not count; 0 without any."""
+        return sorted(self._seconds)[len(self._seconds) // 2] if self._seconds else 0.0
 
 
 @contextmanager
-def trackers(settings: Settings) -> Iterator[Accelerator]:
+def trackers(settings: Settings) -> Iterator[Log]:
     """What logs to TensorBoard in the run's folder, and to wandb if asked for."""
     kinds = ["tensorboard"] + (["wandb"] if settings.logging.use_wandb else [])
     accelerator = Accelerator(log_with=kinds, project_dir=settings.run_dir, cpu=not settings.device.isdigit())
@@ -74,12 +100,7 @@ def trackers(settings: Settings) -> Iterator[Accelerator]:
         "logs", init_kwargs={"wandb": {"name": settings.stem}} if settings.logging.use_wandb else {}
     )
     try:
-        yield accelerator
+        yield Log(accelerator)
     finally:
-        accelerator.end_training()
-
-
-def log_picture(accelerator: Accelerator, picture: Image.Image, step: int) -> None:
-    for tracker in accelerator.trackers:
-        layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
-        tracker.log_images({"preview": np.asarray(picture)[None]}, step=step, **layout)
+        with suppress(OSError):
+            accelerator.end_training()

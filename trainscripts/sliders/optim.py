@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import warnings
 from collections.abc import Iterable
 
 import torch
@@ -71,22 +72,29 @@ def build_optimizer(settings: Train, parameters: Iterable[torch.nn.Parameter]) -
 
 
 class UpdateGuard:
-    """Keeps a gradient that is not finite from the weights without waiting for the device, where the optimizer can.
+    """Keeps gradients that are not finite from the weights: without waiting for the device, where the optimizer can.
 
-    PyTorch's fused Adam takes a flag on the device, made for loss scaling, at which its kernel writes nothing. Once
-    raised it stays: after such a step nothing is learnt until somebody has looked.
+    PyTorch's fused Adam takes a flag on the device, made for loss scaling, at which its kernel writes nothing. After more
+    than `tolerated` bad steps in a row nothing is learnt until somebody has looked.
     """
 
-    def __init__(self, optimizer: Optimizer, device: str):
+    def __init__(self, optimizer: Optimizer, device: str, tolerated: int = 0):
+        self._tolerated = tolerated
+        self._in_row = torch.zeros((), device=device)
+        self._over = torch.zeros((), device=device)  # 1 from the first step beyond what is tolerated
         self._flag = None
         if optimizer.defaults.get("fused"):
             self._flag = optimizer.found_inf = torch.zeros((), device=device)
 
-    def holds_back(self, values: torch.Tensor) -> bool:
-        """values: loss and gradient norm on the device. False: the optimizer takes no flag, look before you step."""
+    def admits(self, values: torch.Tensor) -> bool:
+        """values: loss and gradient norm on the device. True: call the optimizer, which leaves out a bad step itself."""
+        bad = values.isfinite().all().logical_not()
+        self._in_row.add_(1).mul_(bad)
+        self._over.logical_or_(self._in_row > self._tolerated)
+        held = self._over.logical_or(bad)
         if self._flag is None:
-            return False
-        self._flag.logical_or_(values.isfinite().all().logical_not())
+            return not held.item()
+        self._flag.copy_(held)
         return True
 
 
@@ -108,3 +116,14 @@ def build_lr_scheduler(settings: Train, optimizer: Optimizer) -> schedules.LRSch
             return schedules.StepLR(optimizer, step_size=max(1, n // 100), gamma=0.999)
         case "linear":
             return schedules.LinearLR(optimizer, start_factor=1.0, end_factor=LR_FLOOR, total_iters=n)
+
+
+def replay_schedule(settings: Train, optimizer: Optimizer, base_lrs: list[float], steps: int) -> schedules.LRScheduler:
+    """A new schedule as it stands after `steps`, the optimizer's rates with it: for settings other than it began with."""
+    for group, lr in zip(optimizer.param_groups, base_lrs, strict=True):
+        group["lr"] = group["initial_lr"] = lr
+    schedule = build_lr_scheduler(settings, optimizer)
+    with warnings.catch_warnings(action="ignore"):  # PyTorch misses the optimizer's steps between
+        for _ in range(steps):
+            schedule.step()
+    return schedule

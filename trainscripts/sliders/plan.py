@@ -3,20 +3,24 @@
 import importlib.util
 import os
 import sys
+from functools import cache
 from pathlib import Path
 
 import torch
 
 from sliders.attention import check_attention
 from sliders.dataset import ScaleFolders
+from sliders.device import torch_device
 from sliders.errors import InputError
+from sliders.lock import check_unlocked
 from sliders.models.sdxl import TINY, check_source
 from sliders.models.sdxl_unet import weightless_unet
 from sliders.network import AdaptorNetwork
 from sliders.optim import FINDS_LR_ITSELF, build_lr_scheduler, build_optimizer
 from sliders.quantization import check_quantization
-from sliders.schema import PromptSet, Settings
-from sliders.trainer import torch_device
+from sliders.resources import check_disk
+from sliders.schema import Network, PromptSet, Settings
+from sliders.states import StateFile, check_same_run, identity, newest_state, states_of
 
 
 def check_run(settings: Settings) -> ScaleFolders:
@@ -33,7 +37,34 @@ def check_run(settings: Settings) -> ScaleFolders:
     build_lr_scheduler(settings.train, optimizer)
     data = ScaleFolders.find(settings.data)
     _check_output(settings)
+    state = state_to_resume(settings)
+    if state is not None:
+        check_same_run(state, {**identity(settings, data), "model": state.header["run"]["model"]})
+    parameters = weightless_adaptors(settings).num_parameters()
+    check_disk(settings, parameters, state.step if state else 0, len(states_of(settings)))
     return data
+
+
+def weightless_adaptors(settings: Settings) -> AdaptorNetwork:
+    """The run's network on the meta device: its layers and sizes without its numbers."""
+    return _weightless_adaptors(settings.pretrained_model.name_or_path, settings.network)
+
+
+@cache
+def _weightless_adaptors(name_or_path: str, network: Network) -> AdaptorNetwork:
+    with torch.device("meta"):
+        return AdaptorNetwork(weightless_unet(name_or_path), network)
+
+
+def state_to_resume(settings: Settings) -> StateFile | None:
+    """With `--resume` the newest whole state, if there is any. Raises InputError if all are damaged or it is too far on."""
+    state = newest_state(settings)[0] if settings.resume else None
+    if state is not None and state.step > settings.train.iterations:
+        raise InputError(
+            f"--resume: {state.path.name} has learnt {state.step} steps already, but train.iterations is "
+            f"{settings.train.iterations}: raise it, or choose another --name."
+        )
+    return state
 
 
 def _check_output(settings: Settings) -> None:
@@ -41,11 +72,8 @@ def _check_output(settings: Settings) -> None:
     run_dir = settings.run_dir
     if run_dir.exists() and not run_dir.is_dir():
         raise InputError(f"save.path: {run_dir} is a file, not a folder: choose another --name or --save_path.")
-    earlier = sorted(run_dir.glob("*.safetensors")) if run_dir.exists() else []
-    if earlier and not settings.overwrite:
-        raise InputError(
-            f"{run_dir} holds {len(earlier)} slider(s) of an earlier run: choose another --name, or add --overwrite to replace them."
-        )
+    check_unlocked(run_dir)
+    _check_earlier(settings)
     parent = run_dir
     while not parent.exists():
         parent = parent.parent
@@ -53,11 +81,26 @@ def _check_output(settings: Settings) -> None:
         raise InputError(f"save.path: {parent} cannot be written to: choose another --save_path.")
 
 
+def _check_earlier(settings: Settings) -> None:
+    """What an earlier run left is replaced or continued only when asked for."""
+    run_dir, states = settings.run_dir, states_of(settings)
+    earlier = sorted(run_dir.glob("*.safetensors")) if run_dir.exists() else []
+    if states and not (settings.resume or settings.overwrite):
+        raise InputError(
+            f"{run_dir} holds the state of a run after {next(iter(states))} steps: add --resume to go on from there, or "
+            "--overwrite to start anew."
+        )
+    if earlier and not states and not settings.overwrite:
+        raise InputError(
+            f"{run_dir} holds {len(earlier)} slider(s) of an earlier run{' and no state' if settings.resume else ''}: "
+            "choose another --name, or add --overwrite to replace them."
+        )
+
+
 def describe_run(settings: Settings, data: ScaleFolders) -> str:
     """The plan, as `--dry_run` prints it."""
     network, train = settings.network, settings.train
-    with torch.device("meta"):
-        adaptors = AdaptorNetwork(weightless_unet(settings.pretrained_model.name_or_path), network)
+    adaptors = weightless_adaptors(settings)
     sets = [f"{p.batch_size} pair(s) at {_sizes(data, p)} px" for p in settings.prompts]
     saves = (train.iterations - 1) // settings.save.per_steps
     lines = [
@@ -67,6 +110,7 @@ def describe_run(settings: Settings, data: ScaleFolders) -> str:
         f"rank {network.rank} alpha {network.alpha:g}, {adaptors.num_parameters():,} parameters",
         f"steps   {train.iterations} of {' or '.join(dict.fromkeys(sets))}, {train.optimizer} lr {train.lr:g} "
         f"{train.lr_scheduler}, seed {train.seed}",
+        *([f"resume  {_resumption(settings)}"] if settings.resume else []),
         f"files   {saves + 1}: {f'every {settings.save.per_steps} steps, and ' if saves else ''}{settings.stem}_last.safetensors",
         f"images  {len(data.names)} names × {len(data.scales)} scales",
         "",
@@ -83,6 +127,11 @@ def describe_run(settings: Settings, data: ScaleFolders) -> str:
             *(f"  {p}" for p in adaptors.module_paths),
         ]
     return "\n".join(lines)
+
+
+def _resumption(settings: Settings) -> str:
+    state = state_to_resume(settings)
+    return "nothing is there to go on from: from step 1" if state is None else f"from {state.path.name}"
 
 
 def _sizes(data: ScaleFolders, prompts: PromptSet) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sliders.checkpoint import check_slider
+from sliders.device import torch_device
 from sliders.errors import InputError, either
 from sliders.files import check_folder
 from sliders.judges import check_lpips
@@ -16,7 +17,6 @@ from sliders.preview import preview_multipliers
 from sliders.sample_settings import MAX_PICTURES, SampleSettings
 from sliders.sampling import Sampling
 from sliders.templates import Group, Variant, expand, group
-from sliders.trainer import torch_device
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from sliders.change import MEASURES
 from sliders.checkpoint import open_slider
+from sliders.device import DTYPES
 from sliders.files import written_whole
 from sliders.grids import labelled_grid, to_picture
 from sliders.infotext import infotext, png_info
@@ -20,7 +21,6 @@ from sliders.sample_settings import SampleSettings
 from sliders.sampling import Row, sample
 from sliders.schema import SAMPLERS
 from sliders.templates import Group
-from sliders.trainer import DTYPES
 
 PAGE = "index.html"
 Measure = Callable[[Tensor, Tensor, str], float]  # (picture, the same at multiplier 0, prompt) → change

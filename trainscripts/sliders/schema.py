@@ -69,6 +69,7 @@ class Train(Section):
     max_denoising_steps: Annotated[Whole, Field(ge=2, le=1000)] = 50
     loss: Literal["reference", "crossing", "difference"] = "reference"  # (ours)
     max_grad_norm: Annotated[Number, Field(ge=0)] = 0.0  # (ours) 0: gradients are not clipped
+    skip_nonfinite: Annotated[Whole, Field(ge=0)] = 0  # (ours) bad steps in a row that are left out, not stopped at
     seed: Annotated[Whole, Field(ge=0, lt=2**63)] = 0  # (ours)
 
     @field_validator("precision", mode="before")
@@ -90,6 +91,7 @@ class Save(Section):
     per_steps: Annotated[Whole, Field(ge=1)] = 200
     precision: SavePrecision = "float32"
     sidecars: bool = True  # (ours) beside each slider the card and the picture that web UIs show
+    keep: Annotated[Whole, Field(ge=1)] = 2  # (ours) resumable states, the newest; sliders are all kept
 
     @field_validator("name")
     @classmethod
@@ -263,6 +265,7 @@ class Settings(Section):
     data: Data
     device: str  # "cpu", "mps" or a CUDA index
     overwrite: bool = False
+    resume: bool = False
 
     @property
     def stem(self) -> str:

@@ -42,7 +42,7 @@ def load_settings(argv: list[str]) -> tuple[list[schema.Settings], argparse.Name
         runs.append(
             schema.Settings(
                 config_file=flags.config_file, prompts=prompts, data=data, save=save,
-                device=flags.device, overwrite=flags.overwrite, **rest,
+                device=flags.device, overwrite=flags.overwrite, resume=flags.resume, **rest,
             )
         )  # fmt: skip
     return runs, flags

@@ -1,8 +1,8 @@
 """The loop: batch → loss → step → save, and what surrounds it."""
 
-import math
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,33 +20,41 @@ from sliders.checkpoint import save_slider, slider_metadata, slider_tensors
 from sliders.compilation import compile_unet
 from sliders.dataset import ScaleFolders
 from sliders.denoiser import AdaptedDenoiser
+from sliders.device import DTYPES, torch_device
 from sliders.errors import InputError
-from sliders.files import written_whole
+from sliders.files import remove_leftovers, written_whole
 from sliders.flat import FlatWeights
 from sliders.fusion import can_fuse, fuse_blocks
 from sliders.gradients import CapturedGradients, Gradients
 from sliders.grids import labelled_grid
-from sliders.journal import Journal, StepResult, log_picture, trackers
+from sliders.interrupts import Interrupts
+from sliders.journal import Journal, StepResult, trackers
 from sliders.latents import LatentCache, views
+from sliders.learner import Learner
 from sliders.losses import LOSSES
 from sliders.models.sdxl import SDXL, load_sdxl
 from sliders.network import AdaptorNetwork
-from sliders.optim import UpdateGuard, build_lr_scheduler, build_optimizer
 from sliders.preview import preview_multipliers, preview_sampling, sample_grid, sampling_from
 from sliders.quantization import quantize
-from sliders.samplers import StepDraw, StepSampler
+from sliders.samplers import StepSampler
 from sliders.schema import Settings
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-class NonFiniteError(InputError):
-    """Training ran into infinities or NaN."""
+from sliders.states import (
+    changeable,
+    check_same_run,
+    first_difference,
+    identity,
+    model_fingerprint,
+    newest_state,
+    prune_states,
+    state_path,
+    write_state,
+)
+from sliders.watch import NonFiniteError, Watch
 
 
 @dataclass(frozen=True)
 class Report:
-    """How a run went."""
+    """How a run went, since it was begun or resumed."""
 
     path: Path
     losses: tuple[float, ...]
@@ -62,19 +70,21 @@ class Trainer:
 
     def __init__(self, settings: Settings, data: ScaleFolders, model: SDXL | None = None):
         self.settings, self.data = settings, data
+        self.done = 0  # steps
+        self.identity = identity(settings, data)  # reads the images, which may be gone at the first save
         self.device = torch_device(settings.device)
         self.started = training_time()
         if self.device.startswith("cuda"):
             torch.zeros(0, device=self.device)  # CUDA starts with its first tensor, and knows no statistics before
             torch.cuda.reset_peak_memory_stats(self.device)
         self.model = model or load_sdxl(settings.pretrained_model, DTYPES[settings.train.precision])
+        self.identity["model"] = model_fingerprint(self.model.unet)
         self.make_batch = self._encode()
         self.network = self._adapt()
         train = settings.train
         self.weights = FlatWeights(self.network, self.model.unet.dtype)
-        self.optimizer = build_optimizer(train, [self.weights.master])
-        self.lr_scheduler = build_lr_scheduler(train, self.optimizer)
-        self.guard = UpdateGuard(self.optimizer, self.device)
+        self.learner = Learner(train, self.weights, self.device)
+        self.watch = Watch(data, self.weights.master, train.skip_nonfinite)
         self.loss = LOSSES[train.loss]
         self.denoiser = AdaptedDenoiser(self.model, self.network)
         self.gradients = Gradients(self.forward, self.weights, train.max_grad_norm)
@@ -116,67 +126,123 @@ class Trainer:
         return rows.view(-1, 2).sum(1).mean()
 
     def step(self, step: int) -> StepResult:
-        """One optimizer step. A gradient that is not finite changes nothing; `read` then raises NonFiniteError, here
-        already where the optimizer has to know it before."""
+        """One optimizer step. A gradient that is not finite changes nothing; `read` then says so."""
         draw = self.draw(step)
-        result = StepResult(step, draw, self.lr_scheduler.get_last_lr()[0], self.gradients(self.make_batch(draw)))
-        if not self.guard.holds_back(result.values):
-            self.read([result])
-        self.optimizer.step()
-        self.weights.refresh()
-        self.lr_scheduler.step()
+        result = StepResult(step, draw, self.learner.lr, self.gradients(self.make_batch(draw)))
+        self.learner.update(result.values)
         return result
 
     def read(self, results: list[StepResult]) -> list[tuple[float, float]]:
-        """(loss, gradient norm) of several steps: the only wait for the device. Raises NonFiniteError, with the adaptor
-        as it was before the first of them that is not finite."""
-        values = torch.stack([r.values for r in results]).tolist()
-        for result, pair in zip(results, values, strict=True):
-            if not all(map(math.isfinite, pair)):
-                raise NonFiniteError(self._non_finite(result.step, result.draw))
-        return [tuple(pair) for pair in values]
+        """(loss, gradient norm) of several steps. Raises NonFiniteError, with the weights as they were before it."""
+        return self.watch.read(results)
 
-    def _non_finite(self, step: int, draw: StepDraw) -> str:
-        pairs = "; ".join(
-            f"{self.data.names[p.name]} at {self.data.scales[p.low]:g} and {self.data.scales[p.high]:g}, timestep {p.timestep}"
-            for p in draw.pairs
-        )
-        return (
-            f"train: loss or gradient is not finite at step {step + 1} ({pairs}): lower train.lr, set train.max_grad_norm: 1.0, "
-            "or use precision float32. What was saved before is whole."
-        )
+    def run(self, interrupts: Interrupts | None = None) -> Report:
+        """Train up to `train.iterations` steps, saving every `save.per_steps` and at the end.
 
-    def run(self) -> Report:
-        """Train for `train.iterations` steps, saving every `save.per_steps` and at the end."""
-        total, save, log_every = self.settings.train.iterations, self.settings.save, self.settings.logging.log_every
+        Raises Stopped after a signal, NonFiniteError, and OSError if the last slider cannot be written.
+        """
+        interrupts = interrupts or Interrupts()
         journal = Journal(self.read, self.data.scales)
-        with trackers(self.settings) as tracker, tqdm(total=total, desc="training", unit="step") as bar:
-            for step in range(total):
-                journal.add(self.step(step))
-                bar.update()
-                done = step + 1
-                saves = done % save.per_steps == 0 and done < total
-                if done % log_every == 0 or saves or done == total:
-                    journal.write(tracker, bar)
-                if saves:
-                    self.save(f"{done}steps", done)
-                if self._previews_at(done):
-                    picture = self.preview(self.settings.run_dir / f"{self.settings.stem}_{done}steps.preview.png")
-                    log_picture(tracker, picture, done)
-        peak = torch.cuda.max_memory_allocated(self.device) if self.device.startswith("cuda") else None
-        path = self.save("last", total)
+        self._clean_folder()
+        with interrupts.deferred():
+            try:
+                self._train(journal, interrupts)
+            except NonFiniteError as error:
+                self.done = error.step
+                self.learner.replay_schedule(error.step)  # the weights are as they were there, the schedule went on
+                self._save_if_possible(self.save_state)
+                raise
+            peak = torch.cuda.max_memory_allocated(self.device) if self.device.startswith("cuda") else None
+            if self.done == self.settings.train.iterations:
+                self._save_last()
         if self.settings.preview.prompts:
-            self.preview(path.with_suffix(".preview.png"))
-        return Report(path, tuple(journal.losses), journal.seconds_per_step(), peak)
+            self.preview("last")
+        return Report(self.path("last"), tuple(journal.losses), journal.seconds_per_step(), peak)
+
+    def _train(self, journal: Journal, interrupts: Interrupts) -> None:
+        """Step by step, up to the last or to a signal; all but the last step's saves."""
+        total, save, log_every = self.settings.train.iterations, self.settings.save, self.settings.logging.log_every
+        with (
+            trackers(self.settings) as log,
+            tqdm(total=total, initial=self.done, desc="training", unit="step") as bar,
+        ):
+            while self.done < total and interrupts.received is None:
+                journal.add(self.step(self.done))
+                bar.update()
+                self.done += 1
+                saves = self.done < total and (self.done % save.per_steps == 0 or interrupts.received is not None)
+                if self.done % log_every == 0 or saves or self.done == total:
+                    journal.write(log, bar)
+                if saves:
+                    self._save_if_possible(lambda: self._save_both(f"{self.done}steps"))
+                if self._previews_at(self.done):
+                    self._save_if_possible(lambda: log.log_picture(self.preview(f"{self.done}steps"), self.done))
+
+    def _clean_folder(self) -> None:
+        """What killed processes left half-written, and states of a run that this one replaces."""
+        if not self.settings.run_dir.is_dir():
+            return
+        remove_leftovers(self.settings.run_dir, self.settings.stem)
+        prune_states(self.settings, self.done)
+
+    def _save_if_possible(self, save: Callable[[], None]) -> None:
+        try:
+            save()
+        except OSError as error:
+            tqdm.write(
+                f"warning: {self.settings.run_dir}: step {self.done} could not be saved ({error.strerror or error}): training "
+                "goes on and the next save tries again; make room for it."
+            )
+
+    def _save_last(self) -> None:
+        try:
+            self._save_both("last")
+        except OSError as error:
+            raise InputError(
+                f"{self.settings.run_dir}: the last slider could not be saved ({error.strerror or error}): make room, then go on "
+                "with --resume from the newest state."
+            ) from error
+
+    def _save_both(self, suffix: str) -> None:
+        """The slider and the state of the steps done. Raises OSError."""
+        self.save(suffix, self.done)
+        self.save_state()
+
+    def save_state(self) -> None:
+        """Raises OSError."""
+        header = {"step": self.done, "started": self.started, "run": self.identity, "also": changeable(self.settings)}
+        self.settings.run_dir.mkdir(parents=True, exist_ok=True)
+        write_state(state_path(self.settings, self.done), header, self.learner.tensors())
+        prune_states(self.settings, self.done)
+
+    def resume(self) -> None:
+        """Go on where the newest whole state of the run's folder stopped, if it holds any.
+
+        Raises InputError if it is of other data, settings or weights, or of more steps than this run is to have.
+        """
+        state, damaged = newest_state(self.settings)
+        for path in damaged:
+            print(f"warning: {path} is damaged and left out")
+        if state is None:
+            return
+        check_same_run(state, self.identity)
+        self.learner.load(state.tensors())
+        self.done, self.started = state.step, state.header["started"]
+        difference = first_difference(state.header["also"], changeable(self.settings), "train")
+        if difference is not None:
+            print(f"note: {difference}; the learning rate follows the new settings from step {self.done + 1} on")
+            self.learner.replay_schedule(self.done)
+
+    def path(self, suffix: str) -> Path:
+        return self.settings.run_dir / f"{self.settings.stem}_{suffix}.safetensors"
 
     def save(self, suffix: str, steps: int) -> Path:
         settings = self.settings
-        stem = f"{settings.stem}_{suffix}"
-        path = settings.run_dir / f"{stem}.safetensors"
+        path = self.path(suffix)
         metadata = slider_metadata(
             settings,
             self.data,
-            stem=stem,
+            stem=path.stem,
             steps=steps,
             started=self.started,
             prediction=self.model.schedule.prediction_type,
@@ -193,8 +259,9 @@ class Trainer:
             return False
         return (every > 0 and done % every == 0) or (settings.save.sidecars and done % settings.save.per_steps == 0)
 
-    def preview(self, path: Path) -> Image.Image:
-        """Write the picture of `preview.prompts` × multipliers, at the size and guidance of the first prompt set."""
+    def preview(self, suffix: str) -> Image.Image:
+        """Write, where the slider of that suffix lies, the picture of `preview.prompts` × multipliers, at the size and
+        guidance of the first prompt set."""
         settings, first = self.settings.preview, self.settings.prompts[0]
         width, height = self.data.fitted_size(0, first.resolution)
         multipliers = settings.multipliers or preview_multipliers(self.data.scales)
@@ -204,25 +271,9 @@ class Trainer:
         with sampling_from(self.model, self.network, self.device):
             pictures = sample_grid(self.model, self.network, jobs, embeds[""], multipliers, sampling)
         picture = labelled_grid(pictures, settings.prompts, [f"{m:g}" for m in multipliers])
-        with written_whole(path) as temporary:
+        with written_whole(self.path(suffix).with_suffix(".preview.png")) as temporary:
             picture.save(temporary, format="PNG")
         return picture
-
-
-def torch_device(name: str) -> str:
-    """`--device` → what torch calls it; a machine without any GPU trains on its CPU. Raises InputError for what is not there."""
-    if name == "mps" and not torch.backends.mps.is_available():
-        raise InputError("--device: mps is not available on this machine: use cpu or a CUDA index.")
-    if not name.isdigit():
-        return name
-    count = torch.cuda.device_count()
-    if count == 0:
-        return "cpu"
-    if int(name) >= count:
-        raise InputError(
-            f"--device: {name} is not there, this machine has {count} GPU(s): use 0{f' to {count - 1}' if count > 1 else ''}."
-        )
-    return f"cuda:{name}"
 
 
 def training_time() -> float:

@@ -1,0 +1,85 @@
+"""Kill a run at random moments, again and again, and look at what it left after each.
+
+    python tests/campaigns/kill.py --count 200
+
+Each life resumes where the last one was killed. At the end the run is let finish, and its slider must equal, bit for bit,
+that of a run which nobody killed.
+"""
+
+import argparse
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from processes import Training
+from safetensors import safe_open
+
+CLOCK = {"SOURCE_DATE_EPOCH": "1700000000"}
+STARTING, STEPPING = 2.0, 0.8  # seconds: longest life after its process, or its first step, has begun
+
+
+def look(folder: Path) -> int:
+    """Every slider and state under its name is whole; returns how many steps the newest state has. 0: there is none."""
+    from sliders.states import SUFFIX, read_state
+
+    for path in folder.rglob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            tensors = [file.get_tensor(key) for key in file.keys()]  # noqa: SIM118 - no dict
+        assert len(tensors) == 3 * 133 and all(t.isfinite().all() for t in tensors), path
+    states = [(path, read_state(path)) for path in folder.rglob(f"*{SUFFIX}")]
+    assert all(state for _, state in states), f"damaged: {[path for path, state in states if state is None]}"
+    return max((state.step for _, state in states), default=0)
+
+
+def main(count: int, seed: int, folder: Path) -> dict[str, int]:
+    """Raises AssertionError if anything was lost. Returns what happened, in numbers."""
+    from conftest import make_scale_folders, write_experiment
+
+    rng = random.Random(seed)
+    for name in ("killed", "straight"):
+        (folder / name).mkdir()
+    data = make_scale_folders(folder / "data")
+    save = {"per_steps": 1}
+    argv, straight = (write_experiment(folder / n, data=data, save=save) for n in ("killed", "straight"))
+    endless = [*argv, "--iterations", "100000", "--resume"]
+    seen = {"kills": 0, "before any step": 0, "while writing": 0, "steps": 0}
+    for life in range(count):
+        training = Training(endless, folder / "log", CLOCK)
+        early = life % 5 == 4
+        training.until_it_says("slider  " if early else "step/s")
+        time.sleep(rng.uniform(0, STARTING if early else STEPPING))  # the moment is the point
+        status = training.signal(signal.SIGKILL).status()
+        assert status == -signal.SIGKILL, training.output
+        newest = look(folder / "killed")
+        assert newest >= seen["steps"], f"{newest} steps after a kill, {seen['steps']} before"
+        seen["kills"] += 1
+        seen["before any step"] += newest == seen["steps"]
+        seen["while writing"] += any((folder / "killed").rglob("*.tmp"))
+        seen["steps"] = newest
+    end = ["--iterations", str(seen["steps"] + 2)]
+    finished = Training([*argv, *end, "--resume"], folder / "log", CLOCK)
+    other = Training([*straight, *end], folder / "straight.log", CLOCK)
+    assert (finished.status(3600), other.status(3600)) == (0, 0), finished.output
+    files = [next((folder / n).rglob("*_last.safetensors")).read_bytes() for n in ("killed", "straight")]
+    assert files[0] == files[1], "the killed run's slider differs from the straight one's"
+    return seen
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--count", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    place = Path(tempfile.mkdtemp())
+    began = time.monotonic()
+    print(main(arguments.count, arguments.seed, place), f"in {time.monotonic() - began:.0f} s; none lost")
+    shutil.rmtree(place)

@@ -1,0 +1,200 @@
+"""Writes that fail: no slider or state under its name is ever anything but whole, and the run goes on."""
+
+import errno
+import io
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+from conftest import write_experiment
+from processes import Training
+from safetensors import safe_open
+from sliders.plan import check_run
+from sliders.schema import PromptSet
+from sliders.settings import load_settings
+from sliders.states import read_state, states_of
+from sliders.trainer import Trainer
+from test_resume import RUN, experiment, settings_of
+
+
+class FailingDisk:
+    """Every write, sync, creation and renaming of this process counts; number `fails` finds no space."""
+
+    def __init__(self, monkeypatch):
+        self.count, self.fails = 0, 0
+        for name in ("fsync", "replace", "open"):
+            monkeypatch.setattr(os, name, self._counted(getattr(os, name)))
+        opened = io.open
+        monkeypatch.setattr(io, "open", lambda *a, **k: self._watched(opened(*a, **k)))
+
+    def _watched(self, file):
+        return WatchedFile(self, file) if file.writable() else file
+
+    def _counted(self, function):
+        def counted(*arguments, **keywords):
+            self.tick()
+            return function(*arguments, **keywords)
+
+        return counted
+
+    def tick(self):
+        self.count += 1
+        if self.count == self.fails:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def fail_at(self, number):
+        self.count, self.fails = 0, number
+
+
+class WatchedFile:
+    def __init__(self, disk, file):
+        self._disk, self._file = disk, file
+
+    def write(self, content):
+        """Half of it gets there before the disk is full."""
+        try:
+            self._disk.tick()
+        except OSError:
+            self._file.write(content[: len(content) // 2])
+            raise
+        return self._file.write(content)
+
+    def __getattr__(self, name):
+        return getattr(self._file, name)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._file.close()
+
+
+def check_whole(settings):
+    """Every file under a final name is complete; returns the steps of the states."""
+    assert not list(settings.run_dir.glob("*.tmp"))
+    for path in settings.run_dir.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            assert all(file.get_tensor(key).isfinite().all() for key in file.keys())  # noqa: SIM118
+    states = states_of(settings)
+    assert all(read_state(path) for path in states.values())
+    return list(states)
+
+
+def test_each_write_of_a_save_may_fail_in_turn(tmp_path, monkeypatch, capsys):
+    """And the next save, on the same disk, is as good as any."""
+    settings = settings_of(experiment(tmp_path / "run", iterations=100, per_steps=1))
+    trainer = Trainer(settings, check_run(settings))
+    trainer.step(0)
+    trainer.done = 1
+    trainer._save_both("1steps")
+    disk = FailingDisk(monkeypatch)
+    failures = 0
+    while True:
+        failures += 1
+        trainer.done += 1
+        disk.fail_at(failures)
+        trainer._save_if_possible(lambda: trainer._save_both(f"{trainer.done}steps"))
+        done = disk.count < failures
+        disk.fail_at(0)
+        newest = check_whole(settings)[0]
+        said = capsys.readouterr().out
+        if done:
+            break
+        assert "could not be saved (No space left on device): training goes on" in said
+    assert failures > 12
+    assert newest == trainer.done
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 16 MiB that is really full when it is full."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = shutil.which("mount")
+    if sys.platform != "linux" or not mount:
+        pytest.skip("needs Linux")
+    if subprocess.run(
+        [mount, "-t", "tmpfs", "-o", "size=16m", "tmpfs", folder], check=False, capture_output=True
+    ).returncode:
+        pytest.skip("mounting needs more rights")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+def fill(folder):
+    ballast = folder / "ballast"
+    with ballast.open("wb", buffering=0) as file:
+        try:
+            while file.write(b"x" * 4096):
+                pass
+        except OSError as error:
+            assert error.errno == errno.ENOSPC
+    return ballast
+
+
+def test_a_full_disk_stops_no_run_but_a_last_slider_that_is_lost_does(tmp_path, small_disk):
+    argv = experiment(
+        tmp_path / "run", iterations=5000, per_steps=100, flags=["--save_path", str(small_disk)],
+        save={"precision": "bfloat16"}, train={"optimizer": "lion8bit"},
+    )  # fmt: skip
+    few = [*argv, "--iterations", "24", "--per_steps", "2"]
+    settings, training = settings_of(few), Training(few, tmp_path / "log")
+    training.until(lambda: states_of(settings))
+    ballast = fill(small_disk)
+    training.until_it_says("could not be saved (No space left on device)")
+    ballast.unlink()
+    before = max(states_of(settings), default=0)
+    training.until(lambda: max(states_of(settings), default=0) > before)
+    fill(small_disk)
+    assert training.status() == 2
+    error = training.output.strip().splitlines()[-1]
+    assert error.startswith("error: ") and "the last slider could not be saved" in error and "--resume" in error
+    (small_disk / "ballast").unlink()
+    resumed = Training([*few, "--resume"], tmp_path / "log2")
+    assert resumed.status() == 0, resumed.output
+    assert check_whole(settings)[0] == 24
+    assert (settings.run_dir / f"{RUN}_last.safetensors").exists()
+
+
+def test_what_will_not_fit_is_refused_before_anything_is_written(tmp_path, small_disk, train_main, capsys):
+    argv = experiment(tmp_path / "run", iterations=5000, per_steps=1, flags=["--save_path", str(small_disk)])
+    assert train_main(argv) == 2
+    error = capsys.readouterr().err
+    assert "16.0 MiB free, but 5000 slider(s) of 0.5 MiB and 3 state(s) of 1.5 MiB" in error
+    assert not list(small_disk.iterdir())
+
+
+SAID = (
+    "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 23.64 GiB of which 1.10 GiB is free."
+)
+CASES = {
+    "plain": ({}, {}, ["other.gradient_checkpointing: true", "resolution: 768 in the prompts"]),
+    "checkpointed": ({"gradient_checkpointing": True}, {}, ["pretrained_model.quantize: nf4", "train.optimizer: adamw8bit"]),
+    "small pictures": ({}, {"resolution": 256}, ["pretrained_model.quantize: nf4", "train.optimizer: adamw8bit"]),
+    "many pairs": (
+        {"gradient_checkpointing": True}, {"batch_size": 8}, ["batch_size: 4 in the prompts", "resolution: 768 in the prompts"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_out_of_memory_names_the_two_settings_that_help_most(tmp_path, case):
+    from sliders.resources import out_of_memory
+
+    other, prompt, wanted = CASES[case]
+    argv = write_experiment(tmp_path, prompts=[{"target": "", "resolution": 1024}], other=other)
+    (settings,), _ = load_settings(argv)
+    prompts = tuple(PromptSet.model_validate({**p.model_dump(), **prompt}) for p in settings.prompts)
+    settings = settings.model_copy(update={"prompts": prompts})
+    sentence = out_of_memory(settings, 260_000_000, SAID, 22 * 2**30, encoding=False)
+    assert f"set {wanted[0]}, or {wanted[1]}, and" in sentence
+    assert "2.50 GiB more was asked for after a peak of 22.0 GiB" in sentence and "GPU of 23.64 GiB" in sentence
+
+
+def test_out_of_memory_while_encoding_is_about_sizes(tmp_path):
+    from sliders.resources import remedies
+
+    settings = settings_of(write_experiment(tmp_path, prompts=[{"target": "", "resolution": 1024}]))
+    assert remedies(settings, 1000, encoding=True) == ["resolution: 768 in the prompts", "resolution: 512"]

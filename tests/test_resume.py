@@ -1,0 +1,240 @@
+"""A run that was killed goes on as if it had not been, and only as the run that it was."""
+
+import shutil
+import signal
+
+import pytest
+import torch
+from conftest import disc, make_scale_folders, write_experiment
+from processes import Training
+from safetensors.torch import load_file
+from sliders.plan import check_run
+from sliders.settings import load_settings
+from sliders.states import newest_state, read_state, states_of
+from sliders.trainer import Trainer
+
+RUN = "probe_alpha2.0_rank4_noxattn"
+STOPPED_CLOCK = {"SOURCE_DATE_EPOCH": "1700000000"}
+VARIED = [{"target": "", "resolution": 128, "dynamic_resolution": True, "batch_size": 2}]
+
+
+def experiment(folder, iterations=7, per_steps=2, flags=(), **overrides):
+    """Command line of a run in `folder`, all of them on one data set beside it."""
+    folder.mkdir(exist_ok=True)
+    overrides["train"] = {"iterations": iterations, **overrides.get("train", {})}
+    overrides["save"] = {"per_steps": per_steps, **overrides.get("save", {})}
+    data = folder.parent / "data"
+    if not data.exists():
+        make_scale_folders(data)
+    return write_experiment(folder, flags=flags, data=data, **overrides)
+
+
+def settings_of(argv):
+    (settings,), _ = load_settings(argv)
+    return settings
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw8bit", "prodigy"])
+def test_a_killed_run_ends_in_the_same_file(tmp_path, optimizer):
+    """kill -9 after the first save, on dynamic resolution, two pairs a step and a cosine."""
+    if optimizer == "prodigy":
+        pytest.importorskip("prodigyopt")
+    train = {"optimizer": optimizer, "lr_scheduler": "cosine", "lr": 1.0 if optimizer == "prodigy" else 1e-3}
+    straight, killed = (experiment(tmp_path / n, prompts=VARIED, train=train) for n in ("straight", "killed"))
+    whole = Training(straight, tmp_path / "straight.log", STOPPED_CLOCK)
+    run = settings_of(killed)
+    training = Training(killed, tmp_path / "killed.log", STOPPED_CLOCK)
+    assert training.until(lambda: states_of(run)).signal(signal.SIGKILL).status() == -signal.SIGKILL
+    resumed = Training([*killed, "--resume"], tmp_path / "resumed.log", STOPPED_CLOCK)
+    assert (whole.status(), resumed.status()) == (0, 0), resumed.output
+    assert "resume  from probe" in resumed.output
+    last = [settings_of(argv).run_dir / f"{RUN}_last.safetensors" for argv in (straight, killed)]
+    assert last[0].read_bytes() == last[1].read_bytes()
+    assert read_state(states_of(run)[7]).header == read_state(states_of(settings_of(straight))[7]).header
+
+
+@pytest.fixture(scope="module")
+def four_steps(tmp_path_factory, train_main):
+    """The folder of a run of four steps with a state after each."""
+    root = tmp_path_factory.mktemp("four")
+    assert train_main(experiment(root / "run", iterations=4, per_steps=1)) == 0
+    return root / "run" / "models" / RUN
+
+
+@pytest.fixture
+def finished(tmp_path, four_steps):
+    """Command line and settings of that run, in a copy of its folder."""
+    argv = experiment(tmp_path / "run", iterations=4, per_steps=1)
+    shutil.copytree(four_steps, tmp_path / "run" / "models" / RUN)
+    return argv, settings_of(argv)
+
+
+def test_the_newest_states_are_kept_and_every_slider(finished):
+    _, settings = finished
+    assert list(states_of(settings)) == [4, 3]
+    names = sorted(p.name for p in settings.run_dir.iterdir())
+    suffixes = ("1steps", "2steps", "3steps", "last")
+    sliders = [f"{RUN}_{s}.{end}" for s in suffixes for end in ("safetensors", "json")]
+    assert names == sorted([*sliders, f"{RUN}_3steps.state", f"{RUN}_4steps.state", "logs"])
+
+
+def test_a_folder_with_a_state_asks_what_to_do(finished, train_main, capsys):
+    argv, settings = finished
+    before = {p: p.stat().st_mtime_ns for p in settings.run_dir.iterdir()}
+    assert train_main(argv) == 2
+    assert "after 4 steps: add --resume to go on from there, or --overwrite to start anew" in capsys.readouterr().err
+    assert {p: p.stat().st_mtime_ns for p in settings.run_dir.iterdir()} == before
+
+
+def test_more_steps_go_on_from_the_end_and_fewer_are_refused(finished, train_main, capsys):
+    argv, settings = finished
+    assert train_main([*argv, "--resume", "--iterations", "3"]) == 2
+    assert "4 steps already" in capsys.readouterr().err
+    assert train_main([*argv, "--resume", "--iterations", "6", "--per_steps", "5"]) == 0
+    assert "train.iterations was 4 and is now 6" in capsys.readouterr().out
+    assert list(states_of(settings)) == [6, 5]
+
+
+def test_a_run_that_is_done_makes_its_last_slider_again(finished, train_main, capsys):
+    argv, settings = finished
+    last = settings.run_dir / f"{RUN}_last.safetensors"
+    wanted = load_file(last)
+    last.unlink()
+    assert train_main([*argv, "--resume"]) == 0
+    assert "no step was left to do" in capsys.readouterr().out
+    assert all(torch.equal(wanted[key], tensor) for key, tensor in load_file(last).items())
+
+
+def test_overwriting_forgets_the_old_states(finished, train_main):
+    argv, settings = finished
+    assert train_main([*argv, "--overwrite", "--iterations", "2", "--per_steps", "9"]) == 0
+    assert list(states_of(settings)) == [2]
+
+
+def test_resuming_where_nothing_is_begins(tmp_path, train_main, capsys):
+    assert train_main(experiment(tmp_path / "run", iterations=1, flags=["--resume"])) == 0
+    assert "nothing is there to go on from: from step 1" in capsys.readouterr().out
+
+
+def spoil(path, place):
+    raw = bytearray(path.read_bytes())
+    raw[place % len(raw)] ^= 1
+    path.write_bytes(raw)
+
+
+@pytest.mark.parametrize("place", [0, 20, 60, 3000, -1])
+def test_one_wrong_bit_is_noticed(finished, place):
+    _, settings = finished
+    path = states_of(settings)[4]
+    spoil(path, place)
+    assert read_state(path) is None
+    assert newest_state(settings)[0].step == 3
+
+
+def test_a_damaged_state_is_named_and_the_one_before_it_taken(finished, train_main, capsys):
+    argv, settings = finished
+    wanted = load_file(settings.run_dir / f"{RUN}_last.safetensors")
+    states_of(settings)[4].write_bytes(states_of(settings)[4].read_bytes()[:-7])
+    assert train_main([*argv, "--resume"]) == 0
+    assert f"{RUN}_4steps.state is damaged and left out" in capsys.readouterr().out
+    found = load_file(settings.run_dir / f"{RUN}_last.safetensors")
+    assert all(torch.equal(wanted[key], found[key]) for key in wanted)
+    for path in states_of(settings).values():
+        path.write_bytes(b"")
+    assert train_main([*argv, "--resume"]) == 2
+    error = capsys.readouterr().err
+    assert "4steps.state" in error and "3steps.state are damaged" in error and "--overwrite" in error
+
+
+def test_a_state_runs_no_code(tmp_path):
+    """Tensors are read as weights alone, also from a file whose checksum is right."""
+    import pickle
+
+    from sliders.states import write_state
+    from test_bad_input import Bomb
+
+    path = tmp_path / "bomb.state"
+    write_state(path, {"step": 1}, {"master": Bomb()})
+    with pytest.raises(pickle.UnpicklingError):
+        read_state(path).tensors()
+    assert not (tmp_path / "ran").exists()
+
+
+CHANGED = {
+    "rank": (["--alpha", "2", "--rank", "4"], {"network": {"type": "lierla"}}, "network.type was \"c3lier\""),
+    "prompt": ([], {"prompts": [{"target": "a", "resolution": 64}]}, "prompts 1."),
+    "seed": (["--seed", "7"], {}, "train.seed was 0 and is now 7"),
+    "optimizer": (["--optimizer", "lion8bit"], {}, 'train.optimizer was "adamw" and is now "lion8bit"'),
+    "scales": (["--scales", "-2, -1, 1, 3"], {}, "scales 4 was 2.0 and is now 3.0"),
+    "model": ([], {"pretrained_model": {"name_or_path": "other/model"}}, "pretrained_model.name_or_path was"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGED)
+def test_another_run_is_refused_by_what_differs(finished, tmp_path, train_main, capsys, change):
+    flags, overrides, said = CHANGED[change]
+    _, settings = finished
+    argv = experiment(tmp_path / "run", 4, 1, flags=[*flags, "--resume"], **overrides)
+    assert train_main(argv) == 2
+    error = capsys.readouterr().err
+    assert said in error and "--overwrite" in error
+    assert list(states_of(settings)) == [4, 3]
+
+
+def test_another_image_is_refused_by_its_name(finished, tmp_path, train_main, capsys):
+    argv, _ = finished
+    disc((64, 64), 0.1).save(tmp_path / "data" / "low" / "two.png")
+    assert train_main([*argv, "--resume"]) == 2
+    assert "images.low/two.png was" in capsys.readouterr().err
+
+
+def test_other_weights_under_the_same_name_are_refused(finished, tmp_path):
+    from sliders.errors import InputError
+    from sliders.models.sdxl import load_sdxl
+
+    argv, _ = finished
+    settings = settings_of([*argv, "--resume"])
+    model = load_sdxl(settings.pretrained_model, torch.float32)
+    with torch.no_grad():
+        model.unet.conv_in.weight += 1
+    trainer = Trainer(settings, check_run(settings), model)
+    with pytest.raises(InputError, match="model was"):
+        trainer.resume()
+
+
+def test_data_that_vanish_after_caching_harm_nothing(tmp_path):
+    settings = settings_of(experiment(tmp_path / "run", iterations=3, per_steps=1))
+    trainer = Trainer(settings, check_run(settings))
+    shutil.rmtree(tmp_path / "data")
+    assert len(trainer.run().losses) == 3
+
+
+SCHEDULES = ("constant", "cosine", "cosine_with_restarts", "step", "linear")
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_longer_run_follows_the_longer_schedule(schedule):
+    from sliders.optim import build_lr_scheduler, build_optimizer, replay_schedule
+    from sliders.schema import Train
+
+    def rates(train, steps, optimizer):
+        scheduler = build_lr_scheduler(train, optimizer)
+        found = []
+        for _ in range(steps):
+            found.append(scheduler.get_last_lr()[0])
+            optimizer.step()
+            scheduler.step()
+        return found
+
+    short, longer = (Train(lr=1e-2, lr_scheduler=schedule, iterations=n) for n in (20, 40))
+    weights = [torch.nn.Parameter(torch.zeros(1))]
+    wanted = rates(longer, 40, build_optimizer(longer, weights))
+    optimizer = build_optimizer(short, weights)
+    rates(short, 20, optimizer)
+    scheduler = replay_schedule(longer, optimizer, [1e-2], 20)
+    found = []
+    for _ in range(20):
+        found.append(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+    assert found == wanted[20:]
