@@ -99,6 +99,34 @@ KERNELS = {
 }
 
 
+def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path):
+    """Through the graph: equal but for the order in which a GPU adds up."""
+    data = make_scale_folders(tmp_path / "data")
+    masters = []
+    for run, stops in enumerate([(10,), (4, 10)]):
+        root = tmp_path / f"run{run}"
+        root.mkdir()
+        for steps in stops:
+            flags = [
+                "--folders",
+                "verylow, low, high, veryhigh",
+                "--scales",
+                "-1, 0.5, 1, 2",
+                "--iterations",
+                str(steps),
+            ]
+            resume = ["--resume"] if steps != stops[0] else []
+            argv = write_experiment(root, flags=[*flags, *resume, "--device", "0"], data=data)
+            (settings,), _ = load_settings(argv)
+            trainer = Trainer(settings, check_run(settings))
+            if resume:
+                trainer.resume()
+            trainer.run()
+        masters.append(trainer.weights.master.detach())
+    assert trainer.done == 10
+    assert (masters[0] - masters[1]).norm() < 1e-3 * masters[0].norm()
+
+
 def unet_output(unet):
     inputs = random_inputs()
     added = {k: v.to(unet.device) for k, v in inputs.pop("added_cond_kwargs").items()}

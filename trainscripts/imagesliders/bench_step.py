@@ -160,6 +160,12 @@ def row_text(row: dict) -> str:
     )
 
 
+def planned(args: argparse.Namespace) -> list[tuple[int, str]]:
+    """(pairs, mode): the naive step knows one pair only, and eager is there to compare with."""
+    counts = {"naive": [1], "eager": args.pairs[:1]}
+    return [(pairs, mode) for mode in args.modes for pairs in counts.get(mode, args.pairs)]
+
+
 def main() -> int:
     args = parse_args()
     device = torch_device(args.device)
@@ -174,9 +180,7 @@ def main() -> int:
     results = []
     for resolution in args.resolutions:
         naive = None
-        for pairs, mode in [(1, "naive")] * ("naive" in args.modes) + [
-            (p, m) for m in args.modes if m != "naive" for p in args.pairs
-        ]:
+        for pairs, mode in planned(args):
             gc.collect()  # what the mode before held must not count in this one's peak
             row = {"resolution": resolution, "pairs": pairs, "mode": mode}
             if mode == "naive":
