@@ -24,10 +24,10 @@ from sliders.losses import LOSSES
 from sliders.runs import run_all
 from sliders.settings import load_settings
 
-from shapesworld.attributes import ATTRIBUTES
+from shapesworld.attributes import ATTRIBUTES, training_scenes
 from shapesworld.evaluate import MODEL, evaluate, load_model
 from shapesworld.make_dataset import write_dataset
-from shapesworld.world import IMAGE_SIZE
+from shapesworld.world import IMAGE_SIZE, captions
 
 
 def train_and_measure(loss: str, attribute: str, seed: int, settings: dict) -> dict:
@@ -63,7 +63,11 @@ def _write_experiment(root: Path, loss: str, attribute: str, settings: dict) -> 
         },
         "save": {"path": str(root / "models"), "per_steps": 10**6},
     }
-    prompts = [{"target": "", "resolution": IMAGE_SIZE, "batch_size": settings["pairs"]}]
+    texts = ["", *captions(training_scenes(attribute, 1.0))] if settings["captions"] else [""]
+    prompts = [
+        {"target": t, "neutral": t, "resolution": IMAGE_SIZE, "batch_size": settings["pairs"]}
+        for t in dict.fromkeys(texts)
+    ]
     (root / "config.yaml").write_text(json.dumps(config))  # JSON is YAML
     (root / "prompts.yaml").write_text(json.dumps(prompts))
     table = ATTRIBUTES[attribute]
@@ -109,9 +113,10 @@ def main() -> int:
     parser.add_argument("--pairs", type=int, default=2, help="pairs of images in a step")
     parser.add_argument("--lr", type=float, default=2.5e-3)
     parser.add_argument("--max_grad_norm", type=float, default=0.5)
+    parser.add_argument("--captions", action="store_true", help="prompts: none, and the training scenes' captions")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     args = parser.parse_args()
-    settings = {"steps": args.steps, "lr": args.lr, "pairs": args.pairs, "max_grad_norm": args.max_grad_norm}
+    settings = {name: getattr(args, name) for name in ("steps", "lr", "pairs", "max_grad_norm", "captions")}
     results = [json.loads(line) for line in args.results.read_text().splitlines()] if args.results.exists() else []
     done = {tuple(r[k] for k in ("loss", "attribute", "seed", *settings)) for r in results}
     jobs = [j for j in product(args.losses, args.attributes, args.seeds) if (*j, *settings.values()) not in done]
