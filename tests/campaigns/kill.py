@@ -26,11 +26,18 @@ CLOCK = {"SOURCE_DATE_EPOCH": "1700000000"}
 STARTING, STEPPING = 2.0, 0.8  # seconds: longest life after its process, or its first step, has begun
 
 
-def look(folder: Path) -> int:
-    """Every slider and state under its name is whole; returns how many steps the newest state has. 0: there is none."""
+def look(folder: Path, known: dict[Path, int]) -> int:
+    """Every slider and state under its name is whole; returns how many steps the newest state has. 0: there is none.
+
+    known: when the sliders were written that have been looked at before.
+    """
     from sliders.states import SUFFIX, read_state
 
     for path in folder.rglob("*.safetensors"):
+        written = path.stat().st_mtime_ns
+        if known.get(path) == written:
+            continue
+        known[path] = written
         with safe_open(path, framework="pt") as file:
             tensors = [file.get_tensor(key) for key in file.keys()]  # noqa: SIM118 - no dict
         assert len(tensors) == 3 * 133 and all(t.isfinite().all() for t in tensors), path
@@ -51,6 +58,7 @@ def main(count: int, seed: int, folder: Path) -> dict[str, int]:
     argv, straight = (write_experiment(folder / n, data=data, save=save) for n in ("killed", "straight"))
     endless = [*argv, "--iterations", "100000", "--resume"]
     seen = {"kills": 0, "before any step": 0, "while writing": 0, "steps": 0}
+    known: dict[Path, int] = {}
     for life in range(count):
         training = Training(endless, folder / "log", CLOCK)
         early = life % 5 == 4
@@ -58,12 +66,14 @@ def main(count: int, seed: int, folder: Path) -> dict[str, int]:
         time.sleep(rng.uniform(0, STARTING if early else STEPPING))  # the moment is the point
         status = training.signal(signal.SIGKILL).status()
         assert status == -signal.SIGKILL, training.output
-        newest = look(folder / "killed")
+        newest = look(folder / "killed", known)
         assert newest >= seen["steps"], f"{newest} steps after a kill, {seen['steps']} before"
         seen["kills"] += 1
         seen["before any step"] += newest == seen["steps"]
         seen["while writing"] += any((folder / "killed").rglob("*.tmp"))
         seen["steps"] = newest
+        if seen["kills"] % 20 == 0:
+            print(seen, file=sys.stderr, flush=True)
     end = ["--iterations", str(seen["steps"] + 2)]
     finished = Training([*argv, *end, "--resume"], folder / "log", CLOCK)
     other = Training([*straight, *end], folder / "straight.log", CLOCK)
