@@ -23,7 +23,7 @@ from processes import Training
 from safetensors import safe_open
 
 CLOCK = {"SOURCE_DATE_EPOCH": "1700000000"}
-STARTING, STEPPING = 2.0, 0.8  # seconds: longest life after its process, or its first step, has begun
+STARTING = 2.0  # seconds of a life that is killed before its first step
 
 
 def look(folder: Path, known: dict[Path, int]) -> int:
@@ -46,6 +46,11 @@ def look(folder: Path, known: dict[Path, int]) -> int:
     return max((state.step for _, state in states), default=0)
 
 
+def newest_step(folder: Path) -> int:
+    """By its name alone: it may be damaged, or gone by now."""
+    return max((int(p.stem.rpartition("_")[2].removesuffix("steps")) for p in folder.rglob("*.state")), default=0)
+
+
 def main(count: int, seed: int, folder: Path) -> dict[str, int]:
     """Raises AssertionError if anything was lost. Returns what happened, in numbers."""
     from conftest import make_scale_folders, write_experiment
@@ -59,11 +64,19 @@ def main(count: int, seed: int, folder: Path) -> dict[str, int]:
     endless = [*argv, "--iterations", "100000", "--resume"]
     seen = {"kills": 0, "before any step": 0, "while writing": 0, "steps": 0}
     known: dict[Path, int] = {}
+    pace = 1.0  # seconds of a step with its save
     for life in range(count):
         training = Training(endless, folder / "log", CLOCK)
-        early = life % 5 == 4
-        training.until_it_says("slider  " if early else "step/s")
-        time.sleep(rng.uniform(0, STARTING if early else STEPPING))  # the moment is the point
+        if life % 5 == 4:
+            training.until_it_says("slider  ")
+            time.sleep(rng.uniform(0, STARTING))  # the moment is the point
+        else:
+            training.until_it_says("step/s")
+            begun, steps = time.monotonic(), rng.randint(0, 2)
+            training.until(lambda wanted=seen["steps"] + steps: newest_step(folder / "killed") >= wanted)
+            if steps:
+                pace = (time.monotonic() - begun) / steps
+            time.sleep(rng.uniform(0, 1.5 * pace))
         status = training.signal(signal.SIGKILL).status()
         assert status == -signal.SIGKILL, training.output
         newest = look(folder / "killed", known)
