@@ -91,6 +91,8 @@ def main(count: int, seed: int, folder: Path) -> dict[str, int]:
     finished = Training([*argv, *end, "--resume"], folder / "log", CLOCK)
     other = Training([*straight, *end], folder / "straight.log", CLOCK)
     assert (finished.status(3600), other.status(3600)) == (0, 0), finished.output
+    sliders = len(list((folder / "killed").rglob("*steps.safetensors")))
+    assert sliders == seen["steps"] + 1, f"{sliders} sliders of {seen['steps'] + 1} steps"
     files = [next((folder / n).rglob("*_last.safetensors")).read_bytes() for n in ("killed", "straight")]
     assert files[0] == files[1], "the killed run's slider differs from the straight one's"
     return seen
