@@ -31,8 +31,9 @@ class Training:
         """prepare: a function of a module that the child can import, called there before the training."""
         self.log = log
         log.write_bytes(b"")
+        # daemon: a test that fails takes its trainings with it
         arguments = (argv, log, environment or {}, 1)
-        self.process = CONTEXT.Process(target=_train if prepare is None else prepare, args=arguments)
+        self.process = CONTEXT.Process(target=_train if prepare is None else prepare, args=arguments, daemon=True)
         self.process.start()
 
     @property

@@ -105,6 +105,20 @@ def test_a_run_that_is_done_makes_its_last_slider_again(finished, train_main, ca
     assert all(torch.equal(wanted[key], tensor) for key, tensor in load_file(last).items())
 
 
+def test_a_kill_between_state_and_slider_is_mended(tmp_path, train_main):
+    """The state is there first, so that no slider is ever without one; resuming writes the slider that is missing."""
+    argv = experiment(tmp_path / "run", iterations=3, per_steps=2)
+    settings = settings_of(argv)
+    trainer = Trainer(settings, check_run(settings))
+    for step in range(2):
+        trainer.step(step)
+        trainer.done += 1
+    trainer.save_state()
+    assert train_main([*argv, "--resume"]) == 0
+    names = {p.name for p in settings.run_dir.glob("*.safetensors")}
+    assert names == {f"{RUN}_2steps.safetensors", f"{RUN}_last.safetensors"}
+
+
 def test_overwriting_forgets_the_old_states(finished, train_main):
     argv, settings = finished
     assert train_main([*argv, "--overwrite", "--iterations", "2", "--per_steps", "9"]) == 0

@@ -23,20 +23,32 @@ from processes import Training
 from safetensors import safe_open
 
 CLOCK = {"SOURCE_DATE_EPOCH": "1700000000"}
-STARTING, STEPPING = 2.0, 0.8  # seconds: longest life after its process, or its first step, has begun
+STARTING = 2.0  # seconds of a life that is killed before its first step
 
 
-def look(folder: Path) -> int:
-    """Every slider and state under its name is whole; returns how many steps the newest state has. 0: there is none."""
+def look(folder: Path, known: dict[Path, int]) -> int:
+    """Every slider and state under its name is whole; returns how many steps the newest state has. 0: there is none.
+
+    known: when the sliders were written that have been looked at before.
+    """
     from sliders.states import SUFFIX, read_state
 
     for path in folder.rglob("*.safetensors"):
+        written = path.stat().st_mtime_ns
+        if known.get(path) == written:
+            continue
+        known[path] = written
         with safe_open(path, framework="pt") as file:
             tensors = [file.get_tensor(key) for key in file.keys()]  # noqa: SIM118 - no dict
         assert len(tensors) == 3 * 133 and all(t.isfinite().all() for t in tensors), path
     states = [(path, read_state(path)) for path in folder.rglob(f"*{SUFFIX}")]
     assert all(state for _, state in states), f"damaged: {[path for path, state in states if state is None]}"
     return max((state.step for _, state in states), default=0)
+
+
+def newest_step(folder: Path) -> int:
+    """By its name alone: it may be damaged, or gone by now."""
+    return max((int(p.stem.rpartition("_")[2].removesuffix("steps")) for p in folder.rglob("*.state")), default=0)
 
 
 def main(count: int, seed: int, folder: Path) -> dict[str, int]:
@@ -51,23 +63,36 @@ def main(count: int, seed: int, folder: Path) -> dict[str, int]:
     argv, straight = (write_experiment(folder / n, data=data, save=save) for n in ("killed", "straight"))
     endless = [*argv, "--iterations", "100000", "--resume"]
     seen = {"kills": 0, "before any step": 0, "while writing": 0, "steps": 0}
+    known: dict[Path, int] = {}
+    pace = 1.0  # seconds of a step with its save
     for life in range(count):
         training = Training(endless, folder / "log", CLOCK)
-        early = life % 5 == 4
-        training.until_it_says("slider  " if early else "step/s")
-        time.sleep(rng.uniform(0, STARTING if early else STEPPING))  # the moment is the point
+        if life % 5 == 4:
+            training.until_it_says("slider  ")
+            time.sleep(rng.uniform(0, STARTING))  # the moment is the point
+        else:
+            training.until_it_says("step/s")
+            begun, steps = time.monotonic(), rng.randint(0, 2)
+            training.until(lambda wanted=seen["steps"] + steps: newest_step(folder / "killed") >= wanted)
+            if steps:
+                pace = (time.monotonic() - begun) / steps
+            time.sleep(rng.uniform(0, 1.5 * pace))
         status = training.signal(signal.SIGKILL).status()
         assert status == -signal.SIGKILL, training.output
-        newest = look(folder / "killed")
+        newest = look(folder / "killed", known)
         assert newest >= seen["steps"], f"{newest} steps after a kill, {seen['steps']} before"
         seen["kills"] += 1
         seen["before any step"] += newest == seen["steps"]
         seen["while writing"] += any((folder / "killed").rglob("*.tmp"))
         seen["steps"] = newest
+        if seen["kills"] % 20 == 0:
+            print(seen, file=sys.stderr, flush=True)
     end = ["--iterations", str(seen["steps"] + 2)]
     finished = Training([*argv, *end, "--resume"], folder / "log", CLOCK)
     other = Training([*straight, *end], folder / "straight.log", CLOCK)
     assert (finished.status(3600), other.status(3600)) == (0, 0), finished.output
+    sliders = len(list((folder / "killed").rglob("*steps.safetensors")))
+    assert sliders == seen["steps"] + 1, f"{sliders} sliders of {seen['steps'] + 1} steps"
     files = [next((folder / n).rglob("*_last.safetensors")).read_bytes() for n in ("killed", "straight")]
     assert files[0] == files[1], "the killed run's slider differs from the straight one's"
     return seen

@@ -1,6 +1,7 @@
 """The data set: the same images in one folder per scale, found and checked before any model is loaded."""
 
 import hashlib
+import unicodedata
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +13,7 @@ from sliders.images import fitted_size, is_image_name, match_key, read_image
 from sliders.schema import Data
 
 SHOWN = 8  # names an error lists before it says how many more there are
+UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")  # line breaks, terminal controls, bytes that are no text
 PROGRESS_FROM = 50  # images; fewer are checked in an instant
 
 
@@ -117,6 +119,8 @@ def _images_by_name(folder: Path) -> tuple[dict[str, list[Path]], list[str]]:
     """{match key: files}, and the names of visible files that are no images."""
     images, ignored = {}, []
     for path in sorted(folder.iterdir()):
+        if any(unicodedata.category(c) in UNPRINTABLE for c in path.name):
+            raise InputError(f"{str(folder)!r}: {path.name!r} holds signs that cannot be printed: rename it.")
         if is_image_name(path) and not path.is_dir():
             images.setdefault(match_key(path), []).append(path)
         elif path.is_file() and not path.name.startswith("."):

@@ -31,6 +31,8 @@ def read_image(path: Path) -> Image.Image:
 
     Raises InputError, naming the file, if Pillow cannot decode all of it.
     """
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path}: is a pipe or a device, not a file: put the image itself there.")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)

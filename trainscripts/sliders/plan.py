@@ -3,7 +3,7 @@
 import importlib.util
 import os
 import sys
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -50,7 +50,7 @@ def weightless_adaptors(settings: Settings) -> AdaptorNetwork:
     return _weightless_adaptors(settings.pretrained_model.name_or_path, settings.network)
 
 
-@cache
+@lru_cache(maxsize=8)
 def _weightless_adaptors(name_or_path: str, network: Network) -> AdaptorNetwork:
     with torch.device("meta"):
         return AdaptorNetwork(weightless_unet(name_or_path), network)

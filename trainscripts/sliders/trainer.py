@@ -204,9 +204,9 @@ class Trainer:
             ) from error
 
     def _save_both(self, suffix: str) -> None:
-        """The slider and the state of the steps done. Raises OSError."""
-        self.save(suffix, self.done)
+        """The state and the slider of the steps done; `resume` mends what a kill between them leaves. Raises OSError."""
         self.save_state()
+        self.save(suffix, self.done)
 
     def save_state(self) -> None:
         """Raises OSError."""
@@ -232,6 +232,9 @@ class Trainer:
         if difference is not None:
             print(f"note: {difference}; the learning rate follows the new settings from step {self.done + 1} on")
             self.learner.replay_schedule(self.done)
+        suffix = f"{self.done}steps"
+        if self.done < self.settings.train.iterations and not self.path(suffix).exists():
+            self._save_if_possible(lambda: self.save(suffix, self.done))
 
     def path(self, suffix: str) -> Path:
         return self.settings.run_dir / f"{self.settings.stem}_{suffix}.safetensors"

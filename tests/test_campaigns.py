@@ -1,0 +1,22 @@
+"""Each campaign of tests/campaigns in small; the full ones are commands."""
+
+import sys
+
+import pytest
+from campaigns import fuzz, kill, soak
+
+
+def test_kills_lose_nothing(tmp_path):
+    assert kill.main(3, 1, tmp_path)["kills"] == 3
+
+
+def test_odd_input_is_answered(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    answers = fuzz.main(100, 1, tmp_path)
+    assert all(sum(statuses.values()) >= 10 for statuses in answers.values())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_and_open_files_do_not_grow(tmp_path, monkeypatch):
+    monkeypatch.setattr(soak, "EVERY", 6)
+    assert len(soak.main(25, tmp_path, settled=12, model="tiny")) == 4
