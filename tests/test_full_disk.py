@@ -174,7 +174,7 @@ CASES = {
     "checkpointed": ({"gradient_checkpointing": True}, {}, ["pretrained_model.quantize: nf4", "train.optimizer: adamw8bit"]),
     "small pictures": ({}, {"resolution": 256}, ["pretrained_model.quantize: nf4", "train.optimizer: adamw8bit"]),
     "many pairs": (
-        {"gradient_checkpointing": True}, {"batch_size": 8}, ["batch_size: 4 in the prompts", "resolution: 768 in the prompts"],
+        {"gradient_checkpointing": True}, {"batch_size": 16}, ["batch_size: 8 in the prompts", "resolution: 768 in the prompts"],
     ),
 }  # fmt: skip
 

@@ -16,9 +16,9 @@ OPTIMIZER_BYTES = {
 
 GIB = 2**30
 # Measured with bench_step.py on a full-size SDXL in bfloat16
-ACTIVATIONS = 13 * GIB  # of a pair of images of a megapixel
-CHECKPOINTED = 0.12  # share of it with gradient checkpointing
-QUANTIZED_AWAY = 3.6 * GIB  # of the frozen UNet
+ACTIVATIONS = 8.6 * GIB  # of a pair of images of a megapixel
+CHECKPOINTED = 0.06  # share of it with gradient checkpointing
+QUANTIZED_AWAY = 2.5 * GIB  # of the frozen UNet
 
 
 def check_disk(settings: Settings, parameters: int, done: int = 0, states: int = 0) -> None:
