@@ -21,7 +21,7 @@ def train(tmp_path, train_main, **sections):
 
 def test_each_slider_has_a_card_with_the_allowed_keys(tmp_path, train_main):
     folder = train(tmp_path, train_main, save={"per_steps": 2})
-    assert {p.name for p in folder.iterdir() if p.is_file()} == {
+    assert {p.name for p in folder.iterdir() if p.suffix != ".state" and p.is_file()} == {
         f"{STEM}_{end}" for end in ("2steps.safetensors", "2steps.json", "last.safetensors", "last.json")
     }  # and no .txt, which A1111 would show as description
     card = json.loads((folder / f"{STEM}_last.json").read_text(encoding="utf-8"))
@@ -35,7 +35,7 @@ def test_each_slider_has_a_card_with_the_allowed_keys(tmp_path, train_main):
 
 def test_no_sidecars_where_none_are_wanted(tmp_path, train_main):
     folder = train(tmp_path, train_main, save={"per_steps": 2, "sidecars": False})
-    assert {p.suffix for p in folder.iterdir() if p.is_file()} == {".safetensors"}
+    assert {p.suffix for p in folder.iterdir() if p.is_file()} == {".safetensors", ".state"}
 
 
 @pytest.mark.parametrize(
