@@ -13,12 +13,11 @@ import time
 from pathlib import Path
 
 import torch
+from bench_world import build_model, synchronize
 from sliders.device import DTYPES, torch_device
-from sliders.models.random_sdxl import RandomSDXL
-from sliders.models.sdxl import load_sdxl
 from sliders.network import AdaptorNetwork
 from sliders.sampling import Row, Sampling, sample
-from sliders.schema import Network, PretrainedModel
+from sliders.schema import Network
 
 MULTIPLIERS = (0.0, 0.67, 1.0, 1.3, 2.0, 2.7)
 
@@ -27,9 +26,8 @@ class Bench:
     """A model with a slider of random weights, and the rows of one prompt and seed."""
 
     def __init__(self, args: argparse.Namespace):
-        self.device, dtype = torch_device(args.device), DTYPES[args.precision]
-        named = PretrainedModel(name_or_path=args.model)
-        self.model = RandomSDXL(self.device, dtype) if args.model == "full" else load_sdxl(named, dtype)
+        self.device = torch_device(args.device)
+        self.model = build_model(args.model, args.precision, self.device)
         embeds = self.model.encode_prompts(["a", ""], self.device)
         self.model.unet.to(self.device)
         self.model.pipe.vae.to(self.device)
@@ -45,15 +43,11 @@ class Bench:
     def pictures(self, batch_size: int) -> tuple[torch.Tensor, float]:
         """All rows, `batch_size` at once → pictures [rows, 3, H, W] and seconds, decoding included."""
         sampling = Sampling(**self.size, batch_size=batch_size)
-        self._wait()
+        synchronize(self.device)
         began = time.perf_counter()
         found = torch.stack(list(sample(self.model, [self.network], self.rows, self.negative, sampling)))
-        self._wait()
+        synchronize(self.device)
         return found, time.perf_counter() - began
-
-    def _wait(self) -> None:
-        if self.device.startswith("cuda"):
-            torch.cuda.synchronize(self.device)
 
 
 def main() -> int:

@@ -18,13 +18,10 @@ import time
 from pathlib import Path
 
 import torch
-from bench_world import make_settings, step_flops, write_noise_images
+from bench_world import build_model, make_settings, step_flops, synchronize, write_noise_images
 from naive_step import NaiveStep
-from sliders.device import DTYPES, torch_device
+from sliders.device import torch_device
 from sliders.models.layers import select_layers
-from sliders.models.random_sdxl import RandomSDXL
-from sliders.models.sdxl import SDXL, load_sdxl
-from sliders.schema import PretrainedModel
 from sliders.trainer import Trainer
 
 MODES = {  # name → other.cuda_graph, other.torch_compile
@@ -46,18 +43,6 @@ KINDS = {  # of kernels, by their names
 }
 
 
-def build_model(args: argparse.Namespace, device: str) -> SDXL:
-    dtype = DTYPES[args.precision]
-    if args.model == "full":
-        return RandomSDXL(device, dtype)
-    return load_sdxl(PretrainedModel(name_or_path="tiny"), dtype)
-
-
-def synchronize(device: str) -> None:
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
-
-
 def median_seconds(step, device: str, steps: int) -> float:
     """Of blocks of steps, since a step that waits for nothing cannot be timed by itself."""
     found = []
@@ -72,7 +57,7 @@ def median_seconds(step, device: str, steps: int) -> float:
 
 
 def measure_naive(args: argparse.Namespace, resolution: int, device: str) -> dict:
-    model = build_model(args, device)
+    model = build_model(args.model, args.precision, device)
     layers = select_layers(model.unet, "c3lier", "noxattn")
     naive = NaiveStep(model, layers, args.rank, resolution, device)
     losses = [naive.step() for _ in range(WARM_UP)]
@@ -85,7 +70,7 @@ def measure_mode(args: argparse.Namespace, mode: str, resolution: int, pairs: in
         data = write_noise_images(Path(folder) / "data", resolution)
         graph, compiled = MODES[mode]
         settings = make_settings(args, Path(folder), resolution, pairs, graph, compiled)
-        model = build_model(args, device)
+        model = build_model(args.model, args.precision, device)
         synchronize(device)
         began = time.perf_counter()
         trainer = Trainer(settings, data, model)

@@ -1,4 +1,4 @@
-"""What bench_step.py trains on, with which settings, and how much arithmetic that is."""
+"""What the benchmarks run: models, and for bench_step.py its data, its settings, and how much arithmetic that is."""
 
 import argparse
 from pathlib import Path
@@ -6,6 +6,9 @@ from pathlib import Path
 import torch
 from PIL import Image
 from sliders.dataset import ScaleFolders
+from sliders.device import DTYPES
+from sliders.models.random_sdxl import RandomSDXL
+from sliders.models.sdxl import SDXL, load_sdxl
 from sliders.models.sdxl_unet import weightless_unet
 from sliders.network import AdaptorNetwork
 from sliders.schema import Data, Logging, Network, Other, PretrainedModel, Preview, PromptSet, Save, Settings, Train
@@ -22,6 +25,18 @@ IN_PLACE = {
     torch.ops.aten.addmm_: _product_flops,
     torch.ops.aten.baddbmm_: _product_flops,
 }  # torch counts only their twins
+
+
+def build_model(name: str, precision: str, device: str) -> SDXL:
+    """name: full (random weights, made on the device), tiny, or any SDXL."""
+    if name == "full":
+        return RandomSDXL(device, DTYPES[precision])
+    return load_sdxl(PretrainedModel(name_or_path=name), DTYPES[precision])
+
+
+def synchronize(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
 
 
 def write_noise_images(root: Path, size: int) -> ScaleFolders:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sliders.models.sdxl import SDXL, PromptEmbeds
 from sliders.network import AdaptorNetwork
-from sliders.sampling import MAX_ROWS, Row, Sampling, sample
+from sliders.sampling import Row, Sampling, rows_within, sample
 
 
 def preview_multipliers(scales: Sequence[float]) -> tuple[float, ...]:
@@ -37,8 +37,7 @@ def sample_grid(
 
 def preview_sampling(width: int, height: int, steps: int, guidance: float) -> Sampling:
     """In batches so small that they fit where a training step does: two rows of 1024 px, guidance included."""
-    rows = min(MAX_ROWS, max(1, 1024**2 // (width * height)))
-    return Sampling(width, height, steps, guidance, batch_size=rows)
+    return Sampling(width, height, steps, guidance, batch_size=rows_within(1024**2, width, height))
 
 
 @contextmanager

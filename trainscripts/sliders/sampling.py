@@ -14,6 +14,11 @@ from sliders.schema import SAMPLERS
 MAX_ROWS, PIXELS_AT_ONCE = 16, 4 * 1024**2  # what a card of 24 GB holds, guidance included
 
 
+def rows_within(pixels: int, width: int, height: int) -> int:
+    """How many pictures of width × height px to make at once so that together they have at most `pixels`."""
+    return min(MAX_ROWS, max(1, pixels // (width * height)))
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How pictures are made. `from_step`: the slider joins behind that many steps (Gandikota et al. 2024, section 4.4),
@@ -29,7 +34,7 @@ class Sampling:
 
     @property
     def rows_at_once(self) -> int:
-        return self.batch_size or min(MAX_ROWS, max(1, PIXELS_AT_ONCE // (self.width * self.height)))
+        return self.batch_size or rows_within(PIXELS_AT_ONCE, self.width, self.height)
 
 
 @dataclass(frozen=True)
