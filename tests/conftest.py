@@ -2,9 +2,12 @@
 
 import importlib.util
 import os
+import sys
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test goes to the network; before huggingface_hub is imported
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # or each worker's threads would wait for the others'; before torch
 
 import torch
 
@@ -29,7 +32,12 @@ PROMPT_SET = {"target": "", "resolution": 64}
 
 
 def load_script(file_name: str):
-    """A script of trainscripts/imagesliders as a module; their names hold dashes, so `import` cannot reach them."""
+    """A script of trainscripts/imagesliders as a module; their names hold dashes, so `import` cannot reach them.
+
+    Its folder comes first in the search path, as when Python runs the script: some import what stands beside them.
+    """
+    if str(SCRIPTS) not in sys.path:
+        sys.path.insert(0, str(SCRIPTS))
     spec = importlib.util.spec_from_file_location(file_name.replace("-", "_"), SCRIPTS / f"{file_name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
