@@ -1,6 +1,7 @@
 """Image files of every kind arrive as upright RGB pictures with the right colours, and keep their proportions."""
 
 import struct
+import warnings
 import zlib
 
 import numpy as np
@@ -91,6 +92,18 @@ def test_exif_rotation_is_applied(tmp_path, orientation):
 
 
 # --- colours
+
+
+def test_damaged_exif_hurts_no_pixel_and_warns_of_nothing(tmp_path):
+    exif = Image.Exif()
+    exif[0x010E] = "a description that is longer than its place"
+    path = saved(tmp_path, Image.fromarray(RGB), exif=exif.tobytes()[:24])
+    with Image.open(path) as image, pytest.warns(UserWarning, match="EXIF"):
+        image.getexif().get(0x0112)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        assert np.array_equal(pixels(path), RGB)
+    assert not said
 
 
 def test_grey_becomes_three_equal_channels(tmp_path):

@@ -35,6 +35,7 @@ def read_image(path: Path) -> Image.Image:
         raise InputError(f"{path}: is a pipe or a device, not a file: put the image itself there.")
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of damaged EXIF and the like, which hurts no pixel
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as file:
                 return _to_rgb(ImageOps.exif_transpose(file))
