@@ -28,18 +28,21 @@ def written_whole(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def check_folder(path: Path, flag: str) -> None:
-    """Raises InputError if `path` is no folder that can be written to, nor one that can be made."""
+def check_folder(path: Path, place: str, remedy: str) -> None:
+    """Raises InputError if `path` is no folder that can be written to, nor one that can be made.
+
+    place: the flag or key that names it. remedy: what to do about it, such as `choose another --out`.
+    """
     parent = path
     while not parent.exists() and parent != parent.parent:
         parent = parent.parent
     if not parent.is_dir():
-        raise InputError(f"{flag}: {parent} is a file, not a folder: choose another {flag}.")
+        raise InputError(f"{place}: {parent} is a file, not a folder: {remedy}.")
     try:
         with tempfile.TemporaryFile(dir=parent):  # permissions alone would mislead root, and on odd file systems
             pass
     except OSError as error:
-        raise InputError(f"{flag}: {parent} cannot be written to: choose another {flag}.") from error
+        raise InputError(f"{place}: {parent} cannot be written to: {remedy}.") from error
 
 
 def _sync(path: Path, mode: int) -> None:

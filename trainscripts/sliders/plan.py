@@ -1,7 +1,6 @@
 """Everything about a run that can be checked and told before weights are loaded."""
 
 import importlib.util
-import os
 import sys
 from functools import lru_cache
 from pathlib import Path
@@ -12,6 +11,7 @@ from sliders.attention import check_attention
 from sliders.dataset import ScaleFolders
 from sliders.device import torch_device
 from sliders.errors import InputError
+from sliders.files import check_folder
 from sliders.lock import check_unlocked
 from sliders.models.sdxl import TINY, check_source
 from sliders.models.sdxl_unet import weightless_unet
@@ -69,16 +69,9 @@ def state_to_resume(settings: Settings) -> StateFile | None:
 
 def _check_output(settings: Settings) -> None:
     """Sliders made earlier are not written over, and the folder must be one that can be written to."""
-    run_dir = settings.run_dir
-    if run_dir.exists() and not run_dir.is_dir():
-        raise InputError(f"save.path: {run_dir} is a file, not a folder: choose another --name or --save_path.")
-    check_unlocked(run_dir)
+    check_folder(settings.run_dir, "save.path", "choose another --save_path or --name")
+    check_unlocked(settings.run_dir)
     _check_earlier(settings)
-    parent = run_dir
-    while not parent.exists():
-        parent = parent.parent
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise InputError(f"save.path: {parent} cannot be written to: choose another --save_path.")
 
 
 def _check_earlier(settings: Settings) -> None:
