@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import runpy
+import signal
 import sys
 import time
 from pathlib import Path
@@ -16,6 +17,7 @@ def _train(argv: list[str], log: Path, environment: dict[str, str], threads: int
     import torch
 
     os.environ.update(environment)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it would be ignored
     torch.set_num_threads(threads)
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(output, 1)

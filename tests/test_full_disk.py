@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from conftest import write_experiment
 from processes import Training
 from safetensors import safe_open
@@ -16,7 +17,7 @@ from sliders.schema import PromptSet
 from sliders.settings import load_settings
 from sliders.states import read_state, states_of
 from sliders.trainer import Trainer
-from test_resume import RUN, experiment, settings_of
+from test_resume import RUN, VARIED, experiment, settings_of
 
 
 class FailingDisk:
@@ -88,14 +89,14 @@ def test_each_write_of_a_save_may_fail_in_turn(tmp_path, monkeypatch, capsys):
     trainer = Trainer(settings, check_run(settings))
     trainer.step(0)
     trainer.done = 1
-    trainer._save_both("1steps")
+    trainer._save_midway()
     disk = FailingDisk(monkeypatch)
     failures = 0
     while True:
         failures += 1
         trainer.done += 1
         disk.fail_at(failures)
-        trainer._save_if_possible(lambda: trainer._save_both(f"{trainer.done}steps"))
+        trainer._save_midway()
         done = disk.count < failures
         disk.fail_at(0)
         newest = check_whole(settings)[0]
@@ -188,13 +189,82 @@ def test_out_of_memory_names_the_two_settings_that_help_most(tmp_path, case):
     (settings,), _ = load_settings(argv)
     prompts = tuple(PromptSet.model_validate({**p.model_dump(), **prompt}) for p in settings.prompts)
     settings = settings.model_copy(update={"prompts": prompts})
-    sentence = out_of_memory(settings, 260_000_000, SAID, 22 * 2**30, encoding=False)
+    sentence = out_of_memory(settings, 260_000_000, torch.OutOfMemoryError(SAID), 22 * 2**30)
     assert f"set {wanted[0]}, or {wanted[1]}, and" in sentence
     assert "2.50 GiB more was asked for after a peak of 22.0 GiB" in sentence and "GPU of 23.64 GiB" in sentence
 
 
-def test_out_of_memory_while_encoding_is_about_sizes(tmp_path):
-    from sliders.resources import remedies
+SMALLEST = [{"target": "", "resolution": 64}]
+SIZES = ["resolution: 96 in the prompts", "resolution: 64 in the prompts"]
+PHASES = {
+    "encoding": (VARIED, SIZES, "while encoding"),
+    "encoding the smallest": (SMALLEST, ["smaller images in the folders"], "while encoding"),
+    "placing": (VARIED, ["pretrained_model.quantize: nf4", "a smaller network.rank"], "while placing the model there"),
+    "training": (VARIED, ["pretrained_model.quantize: nf4", "other.gradient_checkpointing: true"], "while training"),
+}  # fmt: skip
 
-    settings = settings_of(write_experiment(tmp_path, prompts=[{"target": "", "resolution": 1024}]))
-    assert remedies(settings, 1000, encoding=True) == ["resolution: 768 in the prompts", "resolution: 512"]
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_out_of_memory_ends_a_run_with_what_helps_in_that_phase(tmp_path, train_main, monkeypatch, capsys, phase):
+    prompts, wanted, said = PHASES[phase]
+
+    def full(*_, **__):
+        raise torch.OutOfMemoryError(SAID)
+
+    place = {"encoding": "LatentCache", "placing": "quantize", "training": "Gradients.__call__"}[phase.split()[0]]
+    monkeypatch.setattr(f"sliders.trainer.{place}", full)
+    assert train_main(experiment(tmp_path / "run", prompts=prompts)) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert f"set {', or '.join(wanted)}, and" in error
+    assert said in error and "--resume" not in error
+
+
+def test_out_of_memory_behind_a_save_says_what_may_change(tmp_path, train_main, monkeypatch, capsys):
+    def full(*_):
+        raise torch.OutOfMemoryError(SAID)
+
+    argv = experiment(tmp_path / "run", iterations=1)
+    assert train_main(argv) == 0
+    monkeypatch.setattr("sliders.trainer.Gradients.__call__", full)
+    assert train_main([*argv, "--resume", "--iterations", "9"]) == 2
+    assert "with --resume only settings of `other` may change" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError(SAID), OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))])
+def test_a_picture_that_cannot_be_made_ends_no_training(tmp_path, train_main, monkeypatch, capsys, error):
+    def full(*_):
+        raise error
+
+    monkeypatch.setattr("sliders.trainer.Trainer.preview", full)
+    argv = experiment(tmp_path / "run", iterations=3, per_steps=2, preview={"prompts": ["a disc"]})
+    assert train_main(argv) == 0
+    out = capsys.readouterr().out
+    assert out.count("warning: ") == out.count(" picture ") == 2 and "saved   " in out
+    assert check_whole(settings_of(argv)) == [3, 2]
+
+
+def test_a_state_that_does_not_fit_keeps_no_slider_from_being_saved(tmp_path, train_main, monkeypatch, capsys):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("sliders.outputs.write_state", full)
+    argv = experiment(tmp_path / "run", iterations=3, per_steps=2)
+    assert train_main(argv) == 2
+    said = capsys.readouterr()
+    assert "step 2: the state could not be saved (No space left on device): training goes on" in said.out
+    assert f"the state could not be saved (No space left on device); {RUN}_last.safetensors is whole" in said.err
+    assert sorted(p.name for p in settings_of(argv).run_dir.glob("*.safetensors")) == [
+        f"{RUN}_2steps.safetensors", f"{RUN}_last.safetensors",
+    ]  # fmt: skip
+
+
+def test_several_runs_must_fit_together(tmp_path):
+    from sliders.errors import InputError
+    from sliders.resources import DiskNeed, check_disk
+
+    share = int(shutil.disk_usage(tmp_path).free * 0.6)
+    needs = [DiskNeed(tmp_path / name, sliders=1, slider=share, states=0, state=0) for name in "ab"]
+    for need in needs:
+        check_disk([need])
+    with pytest.raises(InputError, match=r"2 slider\(s\)"):
+        check_disk(needs)

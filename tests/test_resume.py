@@ -135,6 +135,50 @@ def test_overwriting_forgets_the_old_states(finished, train_main):
     assert list(states_of(settings)) == [2]
 
 
+def test_overwriting_replaces_the_old_sliders_at_its_first_save_and_not_before(finished, train_main, monkeypatch):
+    argv, settings = finished
+    first = {p.name for p in settings.run_dir.glob("*.safetensors")}
+    seen = []
+    step = Trainer.step
+
+    def looked(trainer, number):
+        seen.append({p.name for p in settings.run_dir.glob("*.safetensors")})
+        return step(trainer, number)
+
+    monkeypatch.setattr(Trainer, "step", looked)
+    assert train_main([*argv, "--overwrite", "--iterations", "3", "--per_steps", "2"]) == 0
+    assert seen == [first, first, {f"{RUN}_2steps.safetensors"}]
+    assert sorted(p.name for p in settings.run_dir.glob("*steps.*")) == [
+        f"{RUN}_2steps.json", f"{RUN}_2steps.safetensors", f"{RUN}_2steps.state", f"{RUN}_3steps.state",
+    ]  # fmt: skip
+
+
+def test_an_overwriting_run_that_was_stopped_goes_on_as_itself(finished, train_main, monkeypatch):
+    """With --resume beside --overwrite: not from the states that it replaces, though its settings would allow that."""
+    from sliders.interrupts import Stopped
+
+    def stop(*_):
+        raise Stopped(signal.SIGTERM)
+
+    argv, settings = finished
+    kept = sorted(p.name for p in settings.run_dir.glob("*.safetensors"))
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "_encode", stop)
+        assert train_main([*argv, "--overwrite", "--lr", "5e-3"]) == 143
+    assert sorted(p.name for p in settings.run_dir.glob("*.safetensors")) == kept
+    assert not states_of(settings)
+    assert train_main([*argv, "--overwrite", "--lr", "5e-3", "--resume", "--iterations", "2"]) == 0
+    assert list(states_of(settings)) == [2, 1]
+    assert train_main([*argv, "--overwrite", "--lr", "5e-3", "--resume", "--iterations", "3"]) == 0
+    assert list(states_of(settings)) == [3, 2]
+
+
+def test_resuming_another_rank_says_which_run_is_there(finished, train_main, capsys):
+    argv, _ = finished
+    assert train_main([*argv, "--resume", "--rank", "2", "--dry_run"]) == 0
+    assert f"from step 1 ({RUN} is of another rank, alpha or training_method)" in capsys.readouterr().out
+
+
 def test_resuming_where_nothing_is_begins(tmp_path, train_main, capsys):
     assert train_main(experiment(tmp_path / "run", iterations=1, flags=["--resume"])) == 0
     assert "nothing is there to go on from: from step 1" in capsys.readouterr().out
@@ -185,7 +229,7 @@ def test_a_state_runs_no_code(tmp_path):
 
 
 CHANGED = {
-    "rank": (["--alpha", "2", "--rank", "4"], {"network": {"type": "lierla"}}, "network.type was \"c3lier\""),
+    "layers": ([], {"network": {"type": "lierla"}}, "network.type was \"c3lier\""),
     "prompt": ([], {"prompts": [{"target": "a", "resolution": 64}]}, "prompts 1."),
     "seed": (["--seed", "7"], {}, "train.seed was 0 and is now 7"),
     "optimizer": (["--optimizer", "lion8bit"], {}, 'train.optimizer was "adamw" and is now "lion8bit"'),

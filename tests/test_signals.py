@@ -3,14 +3,17 @@
 import os
 import shlex
 import signal
+from functools import partial
 
 import pytest
+from conftest import load_script
 from processes import Training
 from safetensors import safe_open
 from sliders.states import newest_state, states_of
 from test_resume import RUN, experiment, settings_of
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
+STOPPING = [*SIGNALS, signal.SIGHUP]  # the last as a terminal sends it that is closed
 
 
 def is_training(training):
@@ -27,7 +30,7 @@ def files_of(settings):
     return names
 
 
-@pytest.mark.parametrize("signum", SIGNALS)
+@pytest.mark.parametrize("signum", STOPPING)
 def test_the_first_signal_finishes_the_step_and_saves(tmp_path, train_main, signum):
     argv = experiment(tmp_path / "run", iterations=5000, per_steps=5000, flags=["--name", "probe"])
     settings, training = settings_of(argv), Training(argv, tmp_path / "log")
@@ -42,16 +45,97 @@ def test_the_first_signal_finishes_the_step_and_saves(tmp_path, train_main, sign
     assert train_main([*command[3:], "--iterations", str(step + 1)]) == 0
 
 
+def heed_repeats(argv, log, environment, threads):
+    """The training, but no signal is too soon after another to count."""
+    from processes import _train
+    from sliders import interrupts
+
+    interrupts.REPEATED_WITHIN = 0.0
+    _train(argv, log, environment, threads)
+
+
 def test_the_second_signal_stops_at_once(tmp_path):
     """Both come before a step can end: the process is stopped meanwhile, and wakes up with the two of them."""
     argv = experiment(tmp_path / "run", iterations=5000, per_steps=1)
-    settings, training = settings_of(argv), Training(argv, tmp_path / "log")
+    settings, training = settings_of(argv), Training(argv, tmp_path / "log", prepare=heed_repeats)
     training.until(lambda: states_of(settings)).signal(signal.SIGSTOP)
     before = newest_state(settings)[0].step
     training.signal(signal.SIGTERM).signal(signal.SIGINT).signal(signal.SIGCONT)
     assert training.status() in (130, 143)
     files_of(settings)
     assert newest_state(settings)[0].step in (before, before + 1)  # a save may have been under way
+
+
+def test_one_signal_that_arrives_twice_is_one(tmp_path):
+    """As a group's does under `uv run`, which hands its own on to the child that has it already."""
+    argv = experiment(tmp_path / "run", iterations=5000, per_steps=5000)
+    settings, training = settings_of(argv), Training(argv, tmp_path / "log")
+    training.until(is_training(training)).signal(signal.SIGSTOP)
+    training.signal(signal.SIGTERM).signal(signal.SIGINT).signal(signal.SIGCONT)
+    assert training.status() in (130, 143)
+    assert len(states_of(settings)) == 1
+    files_of(settings)
+
+
+def hold_at(target, argv, log, environment, threads):
+    """The training, but `target`, a method, waits until it is told to go on by a file."""
+    import importlib
+    import time
+
+    from processes import _train
+
+    module, cls, name = target.split(":")
+    owner = getattr(importlib.import_module(module), cls)
+    method = getattr(owner, name)
+
+    def held(self, *arguments):
+        (log.parent / "held").touch()
+        while not (log.parent / "go").exists():
+            time.sleep(0.001)
+        return method(self, *arguments)
+
+    setattr(owner, name, held)
+    _train(argv, log, environment, threads)
+
+
+hold_the_reading = partial(hold_at, "sliders.journal:Journal:write")
+hold_the_picture = partial(hold_at, "sliders.trainer:Trainer:preview")
+
+
+@pytest.mark.parametrize("hold", [hold_the_reading, hold_the_picture], ids=["reading the loss", "drawing a picture"])
+def test_wherever_in_the_loop_it_comes_the_steps_are_saved(tmp_path, hold):
+    """On a GPU the process waits for the loss nearly all of its time; and a picture is not waited for."""
+    argv = experiment(
+        tmp_path / "run", iterations=5000, per_steps=5000, logging={"log_every": 2},
+        preview={"prompts": ["a disc"], "every": 2, "steps": 1},
+    )  # fmt: skip
+    settings, training = settings_of(argv), Training(argv, tmp_path / "log", prepare=hold)
+    training.until((tmp_path / "held").exists).signal(signal.SIGTERM)
+    if hold is hold_the_reading:
+        training.until_it_says("finishing this step")
+        (tmp_path / "go").touch()
+    assert training.status() == 143
+    assert list(states_of(settings)) == [2]
+    files_of(settings)
+
+
+def through_a_pipe(argv, log, environment, threads):
+    """The training, but what it prints goes into the pipe beside its log."""
+    from processes import _train
+
+    _train(argv, log.parent / "pipe", environment, threads)
+
+
+def test_a_reader_that_goes_away_takes_no_steps_with_it(tmp_path):
+    """Ctrl-C under `… 2>&1 | tee log` ends tee too."""
+    argv = experiment(tmp_path / "run", iterations=5000, per_steps=5000)
+    os.mkfifo(tmp_path / "pipe")
+    settings, training = settings_of(argv), Training(argv, tmp_path / "log", prepare=through_a_pipe)
+    with (tmp_path / "pipe").open() as reader:
+        assert any("step/s" in line for line in reader)
+    assert training.signal(signal.SIGINT).status() == 130
+    assert len(states_of(settings)) == 1
+    files_of(settings)
 
 
 @pytest.mark.parametrize("signum", SIGNALS)
@@ -132,3 +216,11 @@ def test_two_runs_in_one_folder_and_a_lock_that_a_crash_does_not_leave(tmp_path,
     first.signal(signal.SIGKILL).status()
     assert train_main([*argv, "--iterations", "1"]) == 0
     files_of(settings_of(argv))
+
+
+def test_on_windows_the_command_to_go_on_keeps_the_pytorch_that_is_there(monkeypatch):
+    monkeypatch.setattr("sys.platform", "win32")
+    words = ["--folders", "a, b", "--overwrite"]
+    told = load_script("train_lora-scale-xl").resume_command(words)
+    assert told.startswith("uv run --no-sync ")
+    assert told.endswith('train_lora-scale-xl.py --folders "a, b" --overwrite --resume')

@@ -1,6 +1,7 @@
 """Train a concept slider for SDXL from folders of images, one folder per multiplier. `--help` lists the flags."""
 
 import shlex
+import subprocess
 import sys
 
 from sliders.command import command
@@ -23,8 +24,12 @@ def main(argv: list[str]) -> int:
 
 
 def resume_command(argv: list[str]) -> str:
-    words = [w for w in argv if w not in ("--overwrite", "--resume")]
-    return shlex.join(["uv", "run", sys.argv[0] if __name__ == "__main__" else __file__, *words, "--resume"])
+    """`--overwrite` stays: what it replaces, in later runs of a --stylecheck too, is not done yet."""
+    script = sys.argv[0] if __name__ == "__main__" else __file__
+    words = [script, *(w for w in argv if w != "--resume"), "--resume"]
+    if sys.platform == "win32":  # where a plain `uv run` would bring back the PyTorch without CUDA
+        return subprocess.list2cmdline(["uv", "run", "--no-sync", *words])
+    return shlex.join(["uv", "run", *words])
 
 
 if __name__ == "__main__":

@@ -74,10 +74,11 @@ def build_parser() -> argparse.ArgumentParser:
     add = run.add_argument
     add("--device", default="0", metavar="N", help="CUDA index (default: 0), or cpu, or mps")
     add("--dry_run", action="store_true", help="check everything that needs no weights, print the plan, stop")
-    again = run.add_mutually_exclusive_group()
-    again.add_argument("--resume", action="store_true", help="go on where the newest state of this run stopped, if any")
-    again.add_argument(
-        "--overwrite", action="store_true", help="replace the sliders of an earlier run of the same name"
+    add("--resume", action="store_true", help="go on where the newest state of this run stopped, if any")
+    add(
+        "--overwrite",
+        action="store_true",
+        help="replace an earlier run of the same name; with --resume only what has no state",
     )
     return parser
 

@@ -1,12 +1,15 @@
-"""SIGINT and SIGTERM: the first one lets a step and its save finish, the second stops at once."""
+"""SIGINT, SIGTERM and SIGHUP: the first one lets a step and its save finish, the second stops at once."""
 
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+# Seconds in which another signal is taken for the same one: a group's reaches the child of `uv run` twice, once from uv.
+REPEATED_WITHIN = 1.0
 
 
 class Stopped(BaseException):
@@ -18,20 +21,23 @@ class Stopped(BaseException):
 
 
 class Interrupts:
-    """`with Interrupts() as interrupts:` takes over both signals for this process, whatever its siblings do.
+    """`with Interrupts() as interrupts:` takes over these signals for this process, whatever its siblings do.
 
-    Outside of `deferred()` a signal raises `Stopped` where the process stands. Inside, the first is only noted in
-    `received`. Not entered, or entered in another than the main thread, it notices nothing.
+    Outside of `deferred()`, and in `at_once()` within it, a signal raises `Stopped` where the process stands. Otherwise
+    the first is only noted in `received`. Signals that are ignored, as SIGHUP is under nohup, stay ignored. Not entered,
+    or entered in another than the main thread, it notices nothing.
     """
 
     def __init__(self):
         self.received: int | None = None
+        self._received_at = 0.0
         self._deferring = False
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> "Interrupts":
         if threading.current_thread() is threading.main_thread():
-            self._previous = {s: signal.signal(s, self._handle) for s in SIGNALS}
+            heeded = [s for s in SIGNALS if signal.getsignal(s) != signal.SIG_IGN]
+            self._previous = {s: signal.signal(s, self._handle) for s in heeded}
         return self
 
     def __exit__(self, *_) -> None:
@@ -39,13 +45,17 @@ class Interrupts:
             signal.signal(signum, handler)
 
     def _handle(self, signum: int, _frame) -> None:
-        if not self._deferring or self.received is not None:
-            self.received = signum
+        first, now = self.received is None, time.monotonic()
+        if not first and now < self._received_at + REPEATED_WITHIN:
+            return
+        self.received, self._received_at = signum, now
+        if not first or not self._deferring:
             raise Stopped(signum)
-        self.received = signum
         name = signal.Signals(signum).name
-        # print() may be what was interrupted, and cannot be entered twice
-        os.write(2, f"\n{name}: finishing this step, then saving; once more stops at once\n".encode())
+        with suppress(
+            OSError
+        ):  # the terminal may be gone; and print() may be what was interrupted: no entering it twice
+            os.write(2, f"\n{name}: finishing this step, then saving; once more stops at once\n".encode())
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
@@ -57,3 +67,15 @@ class Interrupts:
             self._deferring = False
         if self.received is not None:
             raise Stopped(self.received)
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """For what is slow and need not be finished: there the first signal ends this block, and nothing around it."""
+        deferring, self._deferring = self._deferring, False
+        try:
+            yield
+        except Stopped:
+            if not deferring:
+                raise
+        finally:
+            self._deferring = deferring

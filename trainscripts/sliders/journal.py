@@ -1,5 +1,6 @@
 """What a run tells while it trains: TensorBoard, wandb and the progress bar."""
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -74,6 +75,8 @@ class Journal:
 
     def write(self, log: Log, bar: tqdm) -> None:
         """Into the trackers and the progress bar. Raises NonFiniteError."""
+        if not self._unread:
+            return
         values = self._read(self._unread)
         for result, (loss, norm) in zip(self._unread, values, strict=True):
             log.log({"loss": loss, "lr": result.lr, "grad_norm": norm}, step=result.step + 1)
@@ -99,8 +102,25 @@ def trackers(settings: Settings) -> Iterator[Log]:
     accelerator.init_trackers(
         "logs", init_kwargs={"wandb": {"name": settings.stem}} if settings.logging.use_wandb else {}
     )
+    with _silent_writers():
+        try:
+            yield Log(accelerator)
+        finally:
+            with suppress(OSError):
+                accelerator.end_training()
+
+
+@contextmanager
+def _silent_writers() -> Iterator[None]:
+    """TensorBoard writes in a thread of its own. What stops it there is raised again by the next `log`, which tells it."""
+    previous = threading.excepthook
+
+    def told(args: threading.ExceptHookArgs) -> None:
+        if not issubclass(args.exc_type, OSError):
+            previous(args)
+
+    threading.excepthook = told
     try:
-        yield Log(accelerator)
+        yield
     finally:
-        with suppress(OSError):
-            accelerator.end_training()
+        threading.excepthook = previous

@@ -1,5 +1,6 @@
 """Everything about a run that can be checked and told before weights are loaded."""
 
+import glob
 import importlib.util
 import sys
 from functools import lru_cache
@@ -18,7 +19,7 @@ from sliders.models.sdxl_unet import weightless_unet
 from sliders.network import AdaptorNetwork
 from sliders.optim import FINDS_LR_ITSELF, build_lr_scheduler, build_optimizer
 from sliders.quantization import check_quantization
-from sliders.resources import check_disk
+from sliders.resources import DiskNeed, check_disk, disk_need
 from sliders.schema import Network, PromptSet, Settings
 from sliders.states import StateFile, check_same_run, identity, newest_state, states_of
 
@@ -40,9 +41,15 @@ def check_run(settings: Settings) -> ScaleFolders:
     state = state_to_resume(settings)
     if state is not None:
         check_same_run(state, {**identity(settings, data), "model": state.header["run"]["model"]})
-    parameters = weightless_adaptors(settings).num_parameters()
-    check_disk(settings, parameters, state.step if state else 0, len(states_of(settings)))
+    check_disk([disk_need_of(settings)])
     return data
+
+
+def disk_need_of(settings: Settings) -> DiskNeed:
+    """What the run is still to write, going by the names of the states that are there."""
+    states = states_of(settings)
+    done = max(states, default=0) if settings.resume else 0
+    return disk_need(settings, weightless_adaptors(settings).num_parameters(), done, len(states))
 
 
 def weightless_adaptors(settings: Settings) -> AdaptorNetwork:
@@ -124,7 +131,12 @@ def describe_run(settings: Settings, data: ScaleFolders) -> str:
 
 def _resumption(settings: Settings) -> str:
     state = state_to_resume(settings)
-    return "nothing is there to go on from: from step 1" if state is None else f"from {state.path.name}"
+    if state is not None:
+        return f"from {state.path.name}"
+    folders = sorted(p for p in settings.save.path.glob(f"{glob.escape(settings.save.name)}_alpha*") if p.is_dir())
+    others = [p.name for p in folders if p != settings.run_dir]
+    hint = f" ({others[0]} is of another rank, alpha or training_method)" if others else ""
+    return f"nothing is there to go on from: from step 1{hint}"
 
 
 def _sizes(data: ScaleFolders, prompts: PromptSet) -> str:

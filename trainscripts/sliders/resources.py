@@ -2,10 +2,16 @@
 
 import re
 import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from sliders.errors import InputError
-from sliders.schema import Settings
+from sliders.schema import LEAST_RESOLUTION, PromptSet, Settings
+from sliders.states import states_of
 
 WEIGHT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 MASTER_BYTES = 4
@@ -21,23 +27,48 @@ CHECKPOINTED = 0.06  # share of it with gradient checkpointing
 QUANTIZED_AWAY = 2.5 * GIB  # of the frozen UNet
 
 
-def check_disk(settings: Settings, parameters: int, done: int = 0, states: int = 0) -> None:
-    """Raises InputError if what a run writes from step `done` on will not fit where `save.path` is.
+@dataclass(frozen=True)
+class DiskNeed:
+    """What a run is still to write below `place`."""
 
-    parameters: of the adaptor. states: how many states are there already, which new ones will take the place of.
-    """
+    place: Path
+    sliders: int
+    slider: int  # bytes of one
+    states: int
+    state: int
+
+    @property
+    def bytes(self) -> int:
+        return self.sliders * self.slider + self.states * self.state
+
+
+def disk_need(settings: Settings, parameters: int, done: int = 0, states: int = 0) -> DiskNeed:
+    """From step `done` on. parameters: of the adaptor. states: how many are there already, whose place new ones take."""
     save, train = settings.save, settings.train
     sliders = (train.iterations - 1) // save.per_steps - done // save.per_steps + 1
     new_states = max(1, min(sliders, save.keep + 1) - states)  # one more than is kept, until the oldest goes
     slider = parameters * WEIGHT_BYTES[save.precision]
     state = parameters * (MASTER_BYTES + OPTIMIZER_BYTES[train.optimizer])
-    wanted = sliders * slider + new_states * state
-    free = shutil.disk_usage(_existing(settings.run_dir)).free
-    if wanted > free:
-        raise InputError(
-            f"save.path: {save.path} has {_size(free)} free, but {sliders} slider(s) of {_size(slider)} and {new_states} state(s) "
-            f"of {_size(state)} are to come: make room, choose another --save_path, or raise --per_steps."
-        )
+    return DiskNeed(settings.run_dir, sliders, slider, new_states, state)
+
+
+def check_disk(needs: Sequence[DiskNeed]) -> None:
+    """Raises InputError if what one or several runs will write does not fit on the disks that they write to."""
+    together: dict[int, list[DiskNeed]] = {}
+    for need in needs:
+        together.setdefault(_existing(need.place).stat().st_dev, []).append(need)
+    for disk in together.values():
+        place, wanted = disk[0].place.parent, sum(need.bytes for need in disk)
+        free = shutil.disk_usage(_existing(place)).free
+        if wanted > free:
+            parts = (
+                f"{sum(need.sliders for need in disk)} slider(s) of {_size(disk[0].slider)} and "
+                f"{sum(need.states for need in disk)} state(s) of {_size(disk[0].state)}"
+            )
+            raise InputError(
+                f"save.path: {place} has {_size(free)} free, but {parts} are to come: make room, choose another --save_path, or "
+                "raise --per_steps."
+            )
 
 
 def _existing(path: Path) -> Path:
@@ -48,37 +79,81 @@ def _size(size: float) -> str:
     return f"{size / GIB:.1f} GiB" if size >= GIB else f"{size / 2**20:.1f} MiB"
 
 
-def out_of_memory(settings: Settings, parameters: int, said: str, peak: int, encoding: bool) -> str:
-    """PyTorch's message `said`, and the peak in bytes → what happened, and the two settings that would help most."""
+ENCODING, PLACING, TRAINING = "encoding", "placing the model there", "training"  # when memory may run out
+
+
+@contextmanager
+def during(phase: str) -> Iterator[None]:
+    """An OutOfMemoryError that comes out of this block says when it came."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        error.add_note(phase)
+        raise
+
+
+def out_of_memory(settings: Settings, parameters: int, error: torch.OutOfMemoryError, peak: int) -> str:
+    """PyTorch's error and the peak in bytes → what happened, and the two settings that would help most."""
+    said, phase = str(error), getattr(error, "__notes__", [TRAINING])[0]
     asked = re.search(r"[Tt]ried to allocate ([\d.]+ \w+)", said)
     there = re.search(r"total capacity of ([\d.]+ \w+)", said)
-    first, second = remedies(settings, parameters, encoding)
+    resumable = states_of(settings) and phase == TRAINING
     return (
-        f"--device: the GPU{f' of {there[1]}' if there else ''} has no memory left while {'encoding' if encoding else 'training'}: "
-        f"{asked[1] if asked else 'some'} more was asked for after a peak of {_size(peak)}: set {first}, or {second}, and see that "
-        "no other program uses the GPU."
+        f"--device: the GPU{f' of {there[1]}' if there else ''} has no memory left while {phase}: "
+        f"{asked[1] if asked else 'some'} more was asked for after a peak of {_size(peak)}: set "
+        f"{', or '.join(remedies(settings, parameters, phase))}, and see that no other program uses the GPU"
+        f"{'; with --resume only settings of `other` may change, any others begin a new run' if resumable else ''}."
     )
 
 
-def remedies(settings: Settings, parameters: int, encoding: bool = False) -> list[str]:
-    """The two settings, `key: value`, that would save most memory, the best first. While encoding only sizes count."""
-    largest = max(settings.prompts, key=lambda p: p.resolution**2 * p.batch_size)
-    smaller = largest.resolution * 3 // 4 // 32 * 32
-    in_prompts = f"resolution: {smaller} in the prompts"
-    if encoding:
-        crops = [p for p in settings.prompts if p.dynamic_crops]
-        return [in_prompts, "dynamic_crops: false" if crops else f"resolution: {largest.resolution // 2 // 32 * 32}"]
+def remedies(settings: Settings, parameters: int, phase: str = TRAINING) -> list[str]:
+    """The two settings, `key: value`, that would save most memory, the best first.
+
+    While encoding only sizes count, and while the model is put on the GPU only weights do.
+    """
+    if phase == ENCODING:
+        savings = _smaller_pictures(settings)
+    elif phase == PLACING:
+        savings = _lighter_weights(settings, parameters)
+    else:
+        savings = {**_lighter_weights(settings, parameters), **_smaller_steps(settings)}
+        if OPTIMIZER_BYTES[settings.train.optimizer] > 2:
+            savings["train.optimizer: adamw8bit"] = parameters * (OPTIMIZER_BYTES[settings.train.optimizer] - 2)
+    return sorted(savings, key=savings.get, reverse=True)[:2]
+
+
+def _largest(settings: Settings) -> PromptSet:
+    return max(settings.prompts, key=lambda p: p.resolution**2 * p.batch_size)
+
+
+def _smaller_pictures(settings: Settings) -> dict[str, float]:
+    resolution = _largest(settings).resolution
+    sizes = [max(LEAST_RESOLUTION, int(resolution * share) // 32 * 32) for share in (0.75, 0.5)]
+    savings = {f"resolution: {size} in the prompts": float(size) for size in sizes if size < resolution}
+    if any(p.dynamic_crops for p in settings.prompts):
+        savings["dynamic_crops: false in the prompts"] = resolution * 0.7
+    return savings or {"smaller images in the folders": 0.0}
+
+
+def _lighter_weights(settings: Settings, parameters: int) -> dict[str, float]:
+    savings: dict[str, float] = {"a smaller network.rank": parameters}
+    if settings.pretrained_model.quantize == "none":
+        savings["pretrained_model.quantize: nf4"] = QUANTIZED_AWAY
+    return savings
+
+
+def _smaller_steps(settings: Settings) -> dict[str, float]:
+    largest = _largest(settings)
     activations = ACTIVATIONS * largest.resolution**2 / 2**20 * largest.batch_size
     checkpointing = settings.other.gradient_checkpointing
     now = activations * (CHECKPOINTED if checkpointing else 1)
-    savings = {in_prompts: now * (1 - (smaller / largest.resolution) ** 2), "a smaller network.rank": parameters}
+    savings = {}
+    smaller = largest.resolution * 3 // 4 // 32 * 32
+    if smaller >= LEAST_RESOLUTION:
+        savings[f"resolution: {smaller} in the prompts"] = now * (1 - (smaller / largest.resolution) ** 2)
     if not checkpointing:
         savings["other.gradient_checkpointing: true"] = activations * (1 - CHECKPOINTED)
     if largest.batch_size > 1:
         half = largest.batch_size // 2
         savings[f"batch_size: {half} in the prompts"] = now * (1 - half / largest.batch_size)
-    if settings.pretrained_model.quantize == "none":
-        savings["pretrained_model.quantize: nf4"] = QUANTIZED_AWAY
-    if OPTIMIZER_BYTES[settings.train.optimizer] > 2:
-        savings["train.optimizer: adamw8bit"] = parameters * (OPTIMIZER_BYTES[settings.train.optimizer] - 2)
-    return sorted(savings, key=savings.get, reverse=True)[:2]
+    return savings

@@ -10,9 +10,10 @@ from sliders.device import torch_device
 from sliders.errors import InputError
 from sliders.interrupts import Interrupts
 from sliders.lock import locked
-from sliders.plan import check_run, describe_run, weightless_adaptors
-from sliders.resources import out_of_memory
+from sliders.plan import check_run, describe_run, disk_need_of, weightless_adaptors
+from sliders.resources import check_disk, out_of_memory
 from sliders.schema import Settings
+from sliders.states import prune_states, states_of
 from sliders.templates import multiplier_template
 from sliders.trainer import Report, Trainer
 
@@ -20,6 +21,8 @@ from sliders.trainer import Report, Trainer
 def run_all(runs: list[Settings], dry_run: bool = False) -> list[Report]:
     """Every run is checked before the first one starts. With `dry_run` nothing is loaded or written."""
     checked = check_all(runs)
+    if not dry_run:
+        forget_replaced(runs)
     reports = []
     with Interrupts() as interrupts:
         for settings, data in checked:
@@ -40,17 +43,17 @@ def run_all(runs: list[Settings], dry_run: bool = False) -> list[Report]:
 
 def train(settings: Settings, data: ScaleFolders, interrupts: Interrupts) -> Report:
     """One slider, with its folder to itself. Raises InputError with advice when the GPU's memory is used up."""
-    trainer = None
     with locked(settings.run_dir):
         try:
             trainer = Trainer(settings, data)
             if settings.resume:
                 trainer.resume()
             return trainer.run(interrupts)
-        except torch.cuda.OutOfMemoryError as error:
-            peak = torch.cuda.max_memory_allocated(torch_device(settings.device))
+        except torch.OutOfMemoryError as error:
+            device = torch_device(settings.device)
+            peak = torch.cuda.max_memory_allocated(device) if device.startswith("cuda") else 0
             parameters = weightless_adaptors(settings).num_parameters()
-            raise InputError(out_of_memory(settings, parameters, str(error), peak, encoding=trainer is None)) from error
+            raise InputError(out_of_memory(settings, parameters, error, peak)) from error
 
 
 def check_all(runs: list[Settings]) -> list[tuple[Settings, ScaleFolders]]:
@@ -63,7 +66,17 @@ def check_all(runs: list[Settings]) -> list[tuple[Settings, ScaleFolders]]:
             problems += str(error).splitlines()
     if problems:
         raise InputError("\n".join(dict.fromkeys(problems)))
+    check_disk([disk_need_of(settings) for settings, _ in checked])
     return checked
+
+
+def forget_replaced(runs: list[Settings]) -> None:
+    """The states of runs that --overwrite replaces, of all before the first begins: so that the command which goes on
+    after a stop, with --resume, finds none but this one's. Sliders stay until there is something in their place."""
+    for settings in runs:
+        if settings.overwrite and not settings.resume and states_of(settings):
+            with locked(settings.run_dir):
+                prune_states(settings, 0)
 
 
 def summary(settings: Settings, report: Report, seconds: float) -> str:

@@ -29,6 +29,8 @@ SAMPLERS = {  # name → class in diffusers, its options, name in A1111
     "unipc": ("UniPCMultistepScheduler", {}, "UniPC"),
 }
 
+LEAST_RESOLUTION = 64  # px
+
 FP16_ADVICE = "float16 needs loss scaling to train and is not offered: use bfloat16, or float32 where a card lacks it"
 
 
@@ -195,7 +197,7 @@ class PromptSet(Section):
     neutral: str
     action: Literal["enhance"] = "enhance"
     guidance_scale: Annotated[Number, Field(gt=0)] = 1.0
-    resolution: Annotated[Whole, Field(ge=64, le=4096)] = 512
+    resolution: Annotated[Whole, Field(ge=LEAST_RESOLUTION, le=4096)] = 512
     dynamic_resolution: bool = False
     batch_size: Annotated[Whole, Field(ge=1, le=256)] = 1  # pairs of images in one optimizer step
     dynamic_crops: bool = False

@@ -98,7 +98,7 @@ def newest_state(settings: Settings) -> tuple[StateFile | None, list[Path]]:
     if damaged:
         raise InputError(
             f"--resume: {', '.join(str(p) for p in damaged)} {'is' if len(damaged) == 1 else 'are'} damaged and no other "
-            "state is there: start anew with --overwrite."
+            "state is there: start anew with --overwrite in place of --resume."
         )
     return None, []
 
@@ -111,10 +111,10 @@ def prune_states(settings: Settings, step: int) -> None:
         states[other].unlink()
 
 
-def model_fingerprint(module: nn.Module) -> str:
+def model_fingerprint(*modules: nn.Module) -> str:
     """Tells models apart by a few values of each weight, alike in every precision from bfloat16 up."""
     digest = hashlib.sha256()
-    for name, weight in module.named_parameters():
+    for name, weight in (named for module in modules for named in module.named_parameters()):
         flat = weight.detach().flatten()
         values = flat[:: max(1, len(flat) // SAMPLED)][:SAMPLED].to("cpu", torch.bfloat16)
         digest.update(f"{name} {tuple(weight.shape)} {values.tolist()}".encode())
@@ -163,5 +163,6 @@ def check_same_run(state: StateFile, now: dict) -> None:
     difference = first_difference(state.header["run"], now)
     if difference:
         raise InputError(
-            f"--resume: {difference}, so {state.path.name} cannot be continued: change it back, or start anew with --overwrite."
+            f"--resume: {difference}, so {state.path.name} cannot be continued: change it back, or start anew with "
+            "--overwrite in place of --resume."
         )

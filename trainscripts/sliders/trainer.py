@@ -1,8 +1,5 @@
 """The loop: batch → loss → step → save, and what surrounds it."""
 
-import os
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,14 +12,11 @@ from tqdm import tqdm
 
 from sliders.attention import set_attention
 from sliders.batch import Batch, BatchMaker
-from sliders.cards import write_card
-from sliders.checkpoint import save_slider, slider_metadata, slider_tensors
 from sliders.compilation import compile_unet
 from sliders.dataset import ScaleFolders
 from sliders.denoiser import AdaptedDenoiser
 from sliders.device import DTYPES, torch_device
 from sliders.errors import InputError
-from sliders.files import remove_leftovers, written_whole
 from sliders.flat import FlatWeights
 from sliders.fusion import can_fuse, fuse_blocks
 from sliders.gradients import CapturedGradients, Gradients
@@ -34,21 +28,13 @@ from sliders.learner import Learner
 from sliders.losses import LOSSES
 from sliders.models.sdxl import SDXL, load_sdxl
 from sliders.network import AdaptorNetwork
+from sliders.outputs import Outputs, reasons
 from sliders.preview import preview_multipliers, preview_sampling, sample_grid, sampling_from
 from sliders.quantization import quantize
+from sliders.resources import ENCODING, PLACING, during
 from sliders.samplers import StepSampler
 from sliders.schema import Settings
-from sliders.states import (
-    changeable,
-    check_same_run,
-    first_difference,
-    identity,
-    model_fingerprint,
-    newest_state,
-    prune_states,
-    state_path,
-    write_state,
-)
+from sliders.states import changeable, check_same_run, first_difference, newest_state, state_path
 from sliders.watch import NonFiniteError, Watch
 
 
@@ -71,16 +57,17 @@ class Trainer:
     def __init__(self, settings: Settings, data: ScaleFolders, model: SDXL | None = None):
         self.settings, self.data = settings, data
         self.done = 0  # steps
-        self.identity = identity(settings, data)  # reads the images, which may be gone at the first save
+        self.outputs = Outputs(settings, data)
         self.device = torch_device(settings.device)
-        self.started = training_time()
         if self.device.startswith("cuda"):
             torch.zeros(0, device=self.device)  # CUDA starts with its first tensor, and knows no statistics before
             torch.cuda.reset_peak_memory_stats(self.device)
         self.model = model or load_sdxl(settings.pretrained_model, DTYPES[settings.train.precision])
-        self.identity["model"] = model_fingerprint(self.model.unet)
-        self.make_batch = self._encode()
-        self.network = self._adapt()
+        self.outputs.know_model(self.model)
+        with during(ENCODING):
+            self.make_batch = self._encode()
+        with during(PLACING):
+            self.network = self._adapt()
         train = settings.train
         self.weights = FlatWeights(self.network, self.model.unet.dtype)
         self.learner = Learner(train, self.weights, self.device)
@@ -139,28 +126,28 @@ class Trainer:
     def run(self, interrupts: Interrupts | None = None) -> Report:
         """Train up to `train.iterations` steps, saving every `save.per_steps` and at the end.
 
-        Raises Stopped after a signal, NonFiniteError, and OSError if the last slider cannot be written.
+        Raises Stopped after a signal, NonFiniteError, and InputError if the last slider cannot be written.
         """
         interrupts = interrupts or Interrupts()
         journal = Journal(self.read, self.data.scales)
-        self._clean_folder()
+        self.outputs.begin(self.done)
         with interrupts.deferred():
             try:
                 self._train(journal, interrupts)
             except NonFiniteError as error:
                 self.done = error.step
                 self.learner.replay_schedule(error.step)  # the weights are as they were there, the schedule went on
-                self._save_if_possible(self.save_state)
+                self._save_stopped()
                 raise
             peak = torch.cuda.max_memory_allocated(self.device) if self.device.startswith("cuda") else None
             if self.done == self.settings.train.iterations:
                 self._save_last()
         if self.settings.preview.prompts:
-            self.preview("last")
-        return Report(self.path("last"), tuple(journal.losses), journal.seconds_per_step(), peak)
+            self._picture("last", interrupts)
+        return Report(self.outputs.path("last"), tuple(journal.losses), journal.seconds_per_step(), peak)
 
     def _train(self, journal: Journal, interrupts: Interrupts) -> None:
-        """Step by step, up to the last or to a signal; all but the last step's saves."""
+        """Step by step, up to the last or to a signal; all saves but the last step's."""
         total, save, log_every = self.settings.train.iterations, self.settings.save, self.settings.logging.log_every
         with (
             trackers(self.settings) as log,
@@ -170,50 +157,52 @@ class Trainer:
                 journal.add(self.step(self.done))
                 bar.update()
                 self.done += 1
-                saves = self.done < total and (self.done % save.per_steps == 0 or interrupts.received is not None)
+                saves = self.done < total and self.done % save.per_steps == 0
                 if self.done % log_every == 0 or saves or self.done == total:
                     journal.write(log, bar)
                 if saves:
-                    self._save_if_possible(lambda: self._save_both(f"{self.done}steps"))
-                if self._previews_at(self.done):
-                    self._save_if_possible(lambda: log.log_picture(self.preview(f"{self.done}steps"), self.done))
+                    self._save_midway()
+                if self._previews_at(self.done) and interrupts.received is None:
+                    picture = self._picture(f"{self.done}steps", interrupts)
+                    if picture is not None:
+                        log.log_picture(picture, self.done)
+            # A signal may have come anywhere in the loop, and most of the time while the loss is waited for
+            journal.write(log, bar)
+            if self.done < total:
+                self._save_stopped()
 
-    def _clean_folder(self) -> None:
-        """What killed processes left half-written, and states of a run that this one replaces."""
-        if not self.settings.run_dir.is_dir():
+    def _save(self, suffix: str) -> dict[str, OSError]:
+        return self.outputs.save(suffix, self.done, self.learner.tensors(), self.network)
+
+    def _save_midway(self) -> None:
+        failures = self._save(f"{self.done}steps")
+        if failures:
+            self._warn(f"{reasons(failures)}: training goes on and the next save tries again; make room for it.")
+
+    def _save_stopped(self) -> None:
+        """What a run that ends before its last step has not saved yet."""
+        if self.done == 0 or state_path(self.settings, self.done).exists():
             return
-        remove_leftovers(self.settings.run_dir, self.settings.stem)
-        prune_states(self.settings, self.done)
-
-    def _save_if_possible(self, save: Callable[[], None]) -> None:
-        try:
-            save()
-        except OSError as error:
-            tqdm.write(
-                f"warning: {self.settings.run_dir}: step {self.done} could not be saved ({error.strerror or error}): training "
-                "goes on and the next save tries again; make room for it."
-            )
+        failures = self._save(f"{self.done}steps")
+        if failures:
+            self._warn(f"{reasons(failures)}: --resume will go on from the state before it, if there is one.")
 
     def _save_last(self) -> None:
-        try:
-            self._save_both("last")
-        except OSError as error:
-            raise InputError(
-                f"{self.settings.run_dir}: the last slider could not be saved ({error.strerror or error}): make room, then go on "
-                "with --resume from the newest state."
-            ) from error
+        failures = self._save("last")
+        if not failures:
+            return
+        path = self.outputs.path("last")
+        kept = f"{path.name} is whole" if path.exists() and "the last slider" not in failures else "it is lost so far"
+        raise InputError(
+            f"{self.settings.run_dir}: {reasons(failures)}; {kept}: make room, then go on with --resume from the newest state."
+        ) from next(iter(failures.values()))
 
-    def _save_both(self, suffix: str) -> None:
-        """The state and the slider of the steps done; `resume` mends what a kill between them leaves. Raises OSError."""
-        self.save_state()
-        self.save(suffix, self.done)
+    def _warn(self, sentence: str) -> None:
+        tqdm.write(f"warning: {self.settings.run_dir}: step {self.done}: {sentence}")
 
     def save_state(self) -> None:
         """Raises OSError."""
-        header = {"step": self.done, "started": self.started, "run": self.identity, "also": changeable(self.settings)}
-        self.settings.run_dir.mkdir(parents=True, exist_ok=True)
-        write_state(state_path(self.settings, self.done), header, self.learner.tensors())
-        prune_states(self.settings, self.done)
+        self.outputs.save_state(self.done, self.learner.tensors())
 
     def resume(self) -> None:
         """Go on where the newest whole state of the run's folder stopped, if it holds any.
@@ -225,35 +214,16 @@ class Trainer:
             print(f"warning: {path} is damaged and left out")
         if state is None:
             return
-        check_same_run(state, self.identity)
+        check_same_run(state, self.outputs.identity)
         self.learner.load(state.tensors())
-        self.done, self.started = state.step, state.header["started"]
+        self.done, self.outputs.started = state.step, state.header["started"]
         difference = first_difference(state.header["also"], changeable(self.settings), "train")
         if difference is not None:
             print(f"note: {difference}; the learning rate follows the new settings from step {self.done + 1} on")
             self.learner.replay_schedule(self.done)
         suffix = f"{self.done}steps"
-        if self.done < self.settings.train.iterations and not self.path(suffix).exists():
-            self._save_if_possible(lambda: self.save(suffix, self.done))
-
-    def path(self, suffix: str) -> Path:
-        return self.settings.run_dir / f"{self.settings.stem}_{suffix}.safetensors"
-
-    def save(self, suffix: str, steps: int) -> Path:
-        settings = self.settings
-        path = self.path(suffix)
-        metadata = slider_metadata(
-            settings,
-            self.data,
-            stem=path.stem,
-            steps=steps,
-            started=self.started,
-            prediction=self.model.schedule.prediction_type,
-        )
-        save_slider(path, slider_tensors(self.network, DTYPES[settings.save.precision]), metadata)
-        if settings.save.sidecars:
-            write_card(path, settings)
-        return path
+        if self.done < self.settings.train.iterations and not self.outputs.path(suffix).exists():
+            self._save_midway()
 
     def _previews_at(self, done: int) -> bool:
         """Every `preview.every` steps, and beside each slider; the last one's picture is made when all is done."""
@@ -262,9 +232,23 @@ class Trainer:
             return False
         return (every > 0 and done % every == 0) or (settings.save.sidecars and done % settings.save.per_steps == 0)
 
-    def preview(self, suffix: str) -> Image.Image:
-        """Write, where the slider of that suffix lies, the picture of `preview.prompts` × multipliers, at the size and
-        guidance of the first prompt set."""
+    def _picture(self, suffix: str, interrupts: Interrupts) -> Image.Image | None:
+        """The preview, unless anything keeps it from being made: for want of a picture no training ends."""
+        try:
+            with interrupts.at_once():
+                picture = self.preview()
+                self.outputs.save_picture(suffix, picture)
+                return picture
+        except OSError as error:
+            self._warn(f"the picture could not be saved ({error.strerror or error}).")
+        except torch.OutOfMemoryError:
+            self._warn(
+                "the GPU has no room for a picture beside the training; sample_slider-xl.py makes them afterwards."
+            )
+        return None
+
+    def preview(self) -> Image.Image:
+        """The picture of `preview.prompts` × multipliers, at the size and guidance of the first prompt set."""
         settings, first = self.settings.preview, self.settings.prompts[0]
         width, height = self.data.fitted_size(0, first.resolution)
         multipliers = settings.multipliers or preview_multipliers(self.data.scales)
@@ -273,12 +257,4 @@ class Trainer:
         sampling = preview_sampling(width, height, settings.steps, first.guidance_scale)
         with sampling_from(self.model, self.network, self.device):
             pictures = sample_grid(self.model, self.network, jobs, embeds[""], multipliers, sampling)
-        picture = labelled_grid(pictures, settings.prompts, [f"{m:g}" for m in multipliers])
-        with written_whole(self.path(suffix).with_suffix(".preview.png")) as temporary:
-            picture.save(temporary, format="PNG")
-        return picture
-
-
-def training_time() -> float:
-    """Seconds since 1970 that a file says it was trained at; SOURCE_DATE_EPOCH, where set, makes files reproducible."""
-    return float(os.environ.get("SOURCE_DATE_EPOCH", time.time()))
+        return labelled_grid(pictures, settings.prompts, [f"{m:g}" for m in multipliers])
