@@ -143,6 +143,8 @@ case(
     "line 2",
     "lr stands there twice",
 )
+BOMB = "a0: &a0 {x: 1}\n" + "".join(f"a{n}: &a{n}\n  <<: [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 12))
+case("merged keys beyond counting", config_text(BOMB), "config.yaml", "line 8", "more than 1000 keys", "mend that line")
 case("prompts_file left out", config(prompts_file=None), "config.yaml", "prompts_file", "missing", "add it")
 case("prompts_file is not there", config(prompts_file="no.yaml"), "prompts_file", "no.yaml", "check the path")
 case("YAML syntax", config_text("train:\n  lr: [1\nsave: {}\n"), "config.yaml", "line 3", "mend that line")

@@ -106,3 +106,16 @@ def test_a_lock_leaves_no_folder_that_nobody_filled(tmp_path):
     with locked(tmp_path / "a" / "b"):
         (tmp_path / "a" / "b" / "kept").touch()
     assert [p.name for p in (tmp_path / "a" / "b").iterdir()] == ["kept"]
+
+
+@posix
+def test_a_file_system_without_locks_is_trained_into_and_told_of(tmp_path, monkeypatch, capsys):
+    import errno
+    import fcntl
+
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with locked(tmp_path / "a"):
+        assert "knows no locks (No locks available): start no second run" in capsys.readouterr().out

@@ -1,5 +1,6 @@
 """One run per folder: a lock that the operating system drops when its process ends, however it ends."""
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ else:
     import msvcrt
 
 LOCK = ".lock"
+HELD = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES, errno.EDEADLK)  # by somebody else; Windows gives one of the last
 
 
 def check_unlocked(folder: Path) -> None:
@@ -74,6 +76,9 @@ def _take(descriptor: int, folder: Path) -> None:
         else:
             msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
     except OSError as error:
+        if error.errno not in HELD:
+            print(f"note: {folder}: this file system knows no locks ({error.strerror}): start no second run into it.")
+            return
         raise InputError(
             f"{folder}: another process is training into it: wait for it, stop it, or choose another --name."
         ) from error

@@ -25,6 +25,7 @@ FLAG_TO_KEY = {
     "save_path": ("save", "path"),
     "per_steps": ("save", "per_steps"),
 }
+MAX_PAIRS = 1000
 MAX_YAML_BYTES = 1_000_000
 
 
@@ -151,6 +152,14 @@ class _UniqueKeyLoader(yaml.SafeLoader):
                     )
                 seen.add(key_node.value)
         return super().construct_mapping(node, deep)
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Merge keys (`<<`) of merge keys can make billions of pairs out of a few lines."""
+        super().flatten_mapping(node)
+        if len(node.value) > MAX_PAIRS:
+            raise yaml.MarkedYAMLError(
+                problem=f"more than {MAX_PAIRS} keys are merged into one mapping", problem_mark=node.start_mark
+            )
 
 
 def validated(model: type[BaseModel], raw: Any, source: str, places: dict[str, str] | None = None) -> Any:
