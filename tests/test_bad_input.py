@@ -147,6 +147,7 @@ BOMB = "a0: &a0 {x: 1}\n" + "".join(f"a{n}: &a{n}\n  <<: [{', '.join([f'*a{n - 1
 case("merged keys beyond counting", config_text(BOMB), "config.yaml", "line 8", "more than 1000 keys", "mend that line")
 case("prompts_file left out", config(prompts_file=None), "config.yaml", "prompts_file", "missing", "add it")
 case("prompts_file is not there", config(prompts_file="no.yaml"), "prompts_file", "no.yaml", "check the path")
+case("prompts_file that no path can be", config(prompts_file="a\0b"), "prompts_file", r"a\x00b", "correct it")
 case("YAML syntax", config_text("train:\n  lr: [1\nsave: {}\n"), "config.yaml", "line 3", "mend that line")
 case("a tab in the YAML", config_text("train:\n\tlr: 1\n"), "config.yaml", "line 2", "mend that line")
 case("YAML that is a list", config_text("- a\n- b\n"), "config.yaml", "mapping", f"{ROOT_YAML}/config-xl.yaml")

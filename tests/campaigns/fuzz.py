@@ -3,7 +3,8 @@
     python tests/campaigns/fuzz.py --count 20000
 
 An answer is status 0, or 2 with sentences on stderr. Anything that is raised, a case of more than a minute, or a file that
-was not there before, is a failure; hypothesis then prints the smallest case that it found.
+was not there before and is not in the run's own folder, is a failure; hypothesis then prints the smallest case that it found.
+One case in 200 trains for a step; of all of them, whatever Python opens for writing is watched, wherever it lies.
 """
 
 import argparse
@@ -30,8 +31,11 @@ from PIL import Image
 from sliders.errors import InputError
 from sliders.flags import build_parser, parse_scales
 from sliders.images import read_image
+from sliders.settings import load_settings
 
 HANG = 60  # seconds
+CACHES = {"__pycache__", ".hypothesis"}  # of Python, and of what makes up the cases
+NAMELESS = getattr(os, "O_TMPFILE", -1)  # a file without a name, in a folder
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "TGA", "ICO")
 # Hub ids would make the layers of the full-size model be counted, seconds each; one name is remembered.
 MODELS = st.sampled_from(["tiny", "nobody", "", "../x", "a b", "\0", "~", "https://x/y"])
@@ -113,10 +117,56 @@ def pictures(draw) -> bytes:
     return draw(damaged(stream.getvalue())) if draw(st.integers(0, 9)) else draw(st.binary(max_size=300))
 
 
+names = (
+    st.text("abc ._-é", min_size=1, max_size=12)
+    | st.text(max_size=16)
+    | st.sampled_from(["../../x", "a/b", "..", "~", "CON", "a.", " b", "x" * 120, "🧥", "a:1>", "{b}"])
+)
+saves = st.fixed_dictionaries(
+    {"name": names, "path": st.sampled_from(["models", "a/../b", "../out", ".", "~", "x y", "[z]*"])},
+    optional={
+        "per_steps": st.integers(0, 4), "keep": st.integers(0, 4), "sidecars": st.booleans(),
+        "precision": st.sampled_from(["float32", "float16", "bfloat16", "float64"]),
+    },
+)  # fmt: skip
+again = st.lists(st.sampled_from(["--resume", "--overwrite"]), max_size=2, unique=True)
+training_runs = st.lists(st.tuples(saves, again), min_size=1, max_size=2)
+
+
+class Writes:
+    """Paths that Python has opened for writing, made, or renamed to, as its audit events tell."""
+
+    def __init__(self):
+        self.paths: set[str] = set()
+        sys.addaudithook(self._heard)  # for good: Python knows no way back
+
+    def _heard(self, event: str, arguments: tuple) -> None:
+        if event == "open" and isinstance(arguments[2], int):
+            nameless = arguments[2] & NAMELESS == NAMELESS
+            if arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) and not nameless:
+                self._note(arguments[0])
+        elif event in ("os.mkdir", "os.rename", "os.link", "os.symlink"):
+            self._note(arguments[0 if event == "os.mkdir" else 1])
+
+    def _note(self, path) -> None:
+        if isinstance(path, str | bytes):
+            self.paths.add(os.path.abspath(os.fsdecode(path)))  # noqa: PTH100 - Path.resolve would follow links
+
+    def outside(self, folder: Path) -> list[str]:
+        """Those that are still there, beyond `folder`, devices and caches; and forgets all."""
+        paths, self.paths = self.paths, set()
+        allowed = (f"{folder}{os.sep}", "/dev/")
+        return [
+            path for path in paths
+            if os.path.lexists(path) and not f"{path}{os.sep}".startswith(allowed) and not CACHES & set(Path(path).parts)
+        ]  # fmt: skip
+
+
 class Fuzz:
     def __init__(self, folder: Path):
         importlib.import_module("sliders.runs")  # seconds, which are no case's
         self.folder = folder
+        self.writes = Writes()
         self.main = load_script("train_lora-scale-xl").main
         make_scale_folders(folder / "data", folders=("low", "high"), names=("one",))
         self.argv = [*write_experiment(folder, data=folder / "data"), "--folders", "low, high", "--scales", "-1, 1"]
@@ -128,6 +178,40 @@ class Fuzz:
     def listing(self) -> list[Path]:
         return sorted([*self.folder.rglob("*"), *Path.cwd().iterdir()])
 
+    def train(self, attempts: list[tuple[dict, list[str]]]) -> None:
+        """One run after the other, in real, where the ones before have left something."""
+        experiment = {**EXPERIMENT, "train": {**EXPERIMENT["train"], "iterations": 1}, "prompts_file": "prompts.yaml"}
+        (self.folder / "prompts.yaml").write_bytes(b"- {target: '', resolution: 64}\n")
+        own: set[Path] = set()
+        try:
+            for save, words in attempts:
+                (self.folder / "config.yaml").write_text(yaml.safe_dump({**experiment, "save": save}), encoding="utf-8")
+                argv = [*self.argv, *words]
+                status, errors = self.answer(argv)
+                assert status in self.answers, status
+                assert status == 0 or (errors and all(line.startswith("error: ") for line in errors)), errors
+                own |= {load_settings(argv)[0][0].run_dir.resolve()} if status == 0 else set()
+                strangers = [p for p in self.made() if not p.is_dir() and not own & set(p.resolve().parents)]
+                assert not strangers, strangers
+                assert (outside := self.writes.outside(self.folder)) == [], outside
+                self.answers[status] += 1
+        finally:
+            for path in self.made():
+                path.rmdir() if path.is_dir() else path.unlink()
+
+    def made(self) -> list[Path]:
+        """What was not there at first, the contents of a folder before it."""
+        return sorted(set(self.listing()) - set(self.files), reverse=True)
+
+    def answer(self, argv: list[str]) -> tuple[int, list[str]]:
+        """Status, and lines on stderr."""
+        out, error = io.StringIO(), io.StringIO()
+        faulthandler.dump_traceback_later(HANG, exit=True, file=sys.__stderr__)
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
+            status = self.main(argv)
+        faulthandler.cancel_dump_traceback_later()
+        return status, [line for line in error.getvalue().splitlines() if line.startswith("error") or status]
+
     def run(
         self, words=(), config: bytes | None = None, prompts: bytes | None = None, image: bytes | None = None
     ) -> None:
@@ -137,16 +221,12 @@ class Fuzz:
             ("data/low/one.png", image, self.image),
         ):
             (self.folder / name).write_bytes(usual if new is None else new)
-        out, error = io.StringIO(), io.StringIO()
-        faulthandler.dump_traceback_later(HANG, exit=True, file=sys.__stderr__)
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
-            status = self.main([*self.argv, *words, "--dry_run"])
-        faulthandler.cancel_dump_traceback_later()
-        lines = error.getvalue().splitlines()
+        status, lines = self.answer([*self.argv, *words, "--dry_run"])
         assert status in self.answers, status
         if status:
             assert lines and all(line.startswith("error: ") for line in lines), lines
         assert self.listing() == self.files
+        assert (outside := self.writes.outside(self.folder)) == [], outside
         self.answers[status] += 1
 
     def parse(self, text: str) -> None:
@@ -172,19 +252,22 @@ class Fuzz:
 
 
 def main(count: int, number: int, folder: Path) -> dict[str, dict[int, int]]:
-    """`count` cases, a fifth of them of each kind. Returns {kind: {status: cases}}. Raises what a case raised."""
+    """`count` cases of five kinds, as many of each, but for a few that train. Returns {kind: {status: cases}}. Raises what a
+    case raised."""
     fuzz = Fuzz(folder)
+    trained = max(2, count // 200)
     kinds = {
         "config": (configs(str(folder / "prompts.yaml")), lambda c: fuzz.run(config=c)),
         "prompts": (prompts, lambda p: fuzz.run(prompts=p)),
         "flags": (flags, fuzz.run),
         "scales": (scales, fuzz.parse),
         "images": (pictures(), fuzz.read),
+        "runs": (training_runs, fuzz.train),
     }
     found = {}
     for kind, (strategy, check) in kinds.items():
         fuzz.answers = {0: 0, 2: 0}
-        run_cases(strategy, check, max(1, count // len(kinds)), number)
+        run_cases(strategy, check, trained if kind == "runs" else -(-(count - trained) // (len(kinds) - 1)), number)
         found[kind] = fuzz.answers
         print(kind, fuzz.answers, file=sys.stderr, flush=True)
     return found

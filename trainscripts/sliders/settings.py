@@ -130,6 +130,8 @@ def _read_yaml(path: Path, flag: str) -> Any:
         raise InputError(f"{flag}: {path} cannot be read ({error.strerror}): check the path.") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{flag}: {path} is no UTF-8 text: save it as UTF-8.") from error
+    except ValueError as error:  # a zero byte in the path
+        raise InputError(f"{flag}: {str(path)!r} cannot be a path: correct it.") from error
     try:
         return yaml.load(text, _UniqueKeyLoader)  # a SafeLoader: it builds plain values only
     except (yaml.YAMLError, RecursionError, ValueError) as error:
