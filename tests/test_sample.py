@@ -153,6 +153,38 @@ def test_a_slider_that_joins_late_leaves_the_first_steps_alone(tiny, networks):
     assert distance[0] > distance[3] > distance[5] > 0
 
 
+def test_a_batch_that_does_not_fit_is_halved_and_gives_the_same_pictures(tiny, networks):
+    """The UNet runs out of memory in its second step, above four rows; the sampler draws noise from each row's generator."""
+    model, embeds = tiny
+    rows = [Row(embeds["a"], seed, (m, 1 - m)) for seed in (1, 2, 3) for m in (0.0, 2.0)]
+    sampling = Sampling(64, 64, steps=3, guidance=2.0, sampler="euler_a", from_step=1, batch_size=5)
+    wanted, seen = list(sample(model, networks, rows, embeds[""], sampling)), []
+
+    def full(module, args):
+        seen.append(len(args[0]))
+        if len(args[0]) > 4 and seen[-2:] == [len(args[0])] * 2:
+            raise torch.OutOfMemoryError
+
+    hook = model.unet.register_forward_pre_hook(full)
+    found = list(sample(model, networks, rows, embeds[""], sampling))
+    hook.remove()
+    assert seen == [10] * 2 + [4] * 3 * 3  # once tried, never again; with guidance each row is there twice
+    assert max((a - b).abs().max() for a, b in zip(found, wanted, strict=True)) < 1e-4
+
+
+def test_a_picture_that_does_not_fit_by_itself_ends_with_a_sentence(sample_main, slider, tmp_path, monkeypatch, capsys):
+    def full(*_):
+        raise torch.OutOfMemoryError("Tried to allocate 2 GiB")
+
+    monkeypatch.setattr("sliders.sampling._sample_latents", full)
+    argv = ["--model", "tiny", "--slider", str(slider), "--prompt", "a", "--out", str(tmp_path / "o"), *SMALL]
+    assert sample_main(argv) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ")
+    for words in ("64 × 64 px", "--width and --height", "no other program uses the GPU"):
+        assert words in error
+
+
 def test_the_benchmark_compares_equal_pictures(monkeypatch, tmp_path):
     out = tmp_path / "bench.json"
     words = [

@@ -10,6 +10,7 @@ from tqdm import tqdm
 from sliders.change import MEASURES
 from sliders.checkpoint import open_slider
 from sliders.device import DTYPES
+from sliders.errors import InputError
 from sliders.files import written_whole
 from sliders.grids import labelled_grid, to_picture
 from sliders.infotext import infotext, png_info
@@ -29,6 +30,17 @@ Measure = Callable[[Tensor, Tensor, str], float]  # (picture, the same at multip
 def run(settings: SampleSettings) -> Path:
     """Sample everything; returns the page's path. Pictures are written as they are made, the page at the end."""
     plan = make_plan(settings)
+    try:
+        return _run(settings, plan)
+    except torch.OutOfMemoryError as error:
+        size = f"{plan.sampling.width} × {plan.sampling.height} px"
+        raise InputError(
+            f"--device: the GPU has no memory left for even one picture of {size} at a time: lower --width and --height, "
+            "and see that no other program uses the GPU."
+        ) from error
+
+
+def _run(settings: SampleSettings, plan: Plan) -> Path:
     measures = _measures(settings, plan.device)
     precision = settings.precision or ("float16" if plan.device.startswith("cuda") else "float32")
     model = load_sdxl(settings.model, DTYPES[precision])

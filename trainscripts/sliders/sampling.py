@@ -60,14 +60,34 @@ def sample(
 ) -> Iterator[Tensor]:
     """A picture [3, height, width] in [0, 1], float32 on the CPU, for each row in turn.
 
-    Rows run in batches of `sampling.rows_at_once`, whatever prompts, seeds and multipliers they have. The multipliers
-    of the last batch stay set; the networks must be hung on `model.unet`.
+    Rows run in batches of `sampling.rows_at_once`, whatever prompts, seeds and multipliers they have, and of half as many
+    from then on where the device has no memory for them. The multipliers of the last batch stay set; the networks must be
+    hung on `model.unet`. Raises torch.OutOfMemoryError where not even one row fits.
     """
     use_sampler(model, sampling.sampler)
-    for start in range(0, len(rows), sampling.rows_at_once):
-        batch = rows[start : start + sampling.rows_at_once]
-        for latents in _sample_latents(model, networks, batch, negative, sampling):
+    at_once, start = sampling.rows_at_once, 0
+    while start < len(rows):
+        batch = rows[start : start + at_once]
+        found = _sample_if_it_fits(model, networks, batch, negative, sampling)
+        if found is None:
+            at_once = len(batch) // 2
+            torch.cuda.empty_cache()  # its pieces have the sizes that the larger batch needed
+            continue
+        start += len(batch)
+        for latents in found:
             yield _decode(model, latents)
+
+
+def _sample_if_it_fits(
+    model: SDXL, networks: Sequence[AdaptorNetwork], rows: Sequence[Row], negative: PromptEmbeds, sampling: Sampling
+) -> Tensor | None:
+    """None for several rows that do not fit; when it returns, nothing holds their tensors any more."""
+    try:
+        return _sample_latents(model, networks, rows, negative, sampling)
+    except torch.OutOfMemoryError:
+        if len(rows) == 1:
+            raise
+    return None
 
 
 @torch.no_grad()
