@@ -12,6 +12,7 @@ from conftest import load_script, make_scale_folders, write_experiment
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from sliders.models.narrow import build_narrow_sdxl
 from sliders.models.sdxl import load_sdxl
 from sliders.runs import run_all
 from sliders.sampling import Row, Sampling, sample
@@ -151,6 +152,23 @@ def test_a_slider_that_joins_late_leaves_the_first_steps_alone(tiny, networks):
     }  # fmt: skip
     distance = {f: (picture - pictures[1]).abs().mean().item() for f, picture in pictures.items()}
     assert distance[0] > distance[3] > distance[5] > 0
+
+
+@pytest.mark.parametrize(("zeros", "negative"), [(True, None), (False, None), (False, "")])
+def test_the_command_makes_the_pictures_of_diffusers_without_a_negative_prompt(
+    sample_main, slider, tmp_path, monkeypatch, zeros, negative
+):
+    """SDXL-base's pipeline says that an empty one is zeros; others encode it as text."""
+    pipe = build_narrow_sdxl()
+    pipe.register_to_config(force_zeros_for_empty_prompt=zeros)
+    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    how = {"num_inference_steps": 3, "guidance_scale": 9.0, "width": 64, "height": 64, "latents": noise}
+    wanted = pipe("a disc", negative_prompt=negative, output_type="np", **how).images[0]
+    monkeypatch.setattr("sliders.models.sdxl.build_narrow_sdxl", lambda: pipe)
+    argv = ["--model", "tiny", "--slider", str(slider), "--prompt", "a disc <slider:0>", "--seeds", "1", *SMALL]
+    assert sample_main([*argv, "--steps", "3", "--guidance", "9", "--out", str(tmp_path / "o")]) == 0
+    found = np.asarray(Image.open(tmp_path / "o" / "01_seed1_x0.png"), dtype=float) / 255
+    assert np.abs(found - wanted).max() < 0.01
 
 
 def test_a_batch_that_does_not_fit_is_halved_and_gives_the_same_pictures(tiny, networks):

@@ -77,7 +77,8 @@ def _pictures(settings: SampleSettings, plan: Plan, model: SDXL) -> Iterator[tup
         variants = [group.at(m) for m in group.multipliers]
         places = [tuple(v.multiplier(name) for name in plan.sliders) for v in variants]
         rows += [Row(embeds[group.text], seed, place) for seed in settings.seeds for place in places]
-    made = iter(tqdm(sample(model, networks, rows, embeds[settings.negative], sampling),
+    negative = model.negative(settings.negative, embeds)
+    made = iter(tqdm(sample(model, networks, rows, negative, sampling),
                      "sampling", total=len(rows), unit="img"))  # fmt: skip
     for group in plan.groups:
         shape = (len(settings.seeds), len(group.multipliers), 3, sampling.height, sampling.width)
