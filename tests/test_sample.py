@@ -3,19 +3,28 @@
 import io
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from browser import browser
 from conftest import load_script, make_scale_folders, write_experiment
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    LCMScheduler,
+)
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from sliders.models.narrow import build_narrow_sdxl
 from sliders.models.sdxl import load_sdxl
 from sliders.runs import run_all
-from sliders.sampling import Row, Sampling, sample
+from sliders.sample_run import sampler_name
+from sliders.sampling import Row, Sampling, sample, use_sampler
 from sliders.schema import SAMPLERS, PretrainedModel
 from sliders.settings import load_settings
 from test_bad_input import everything_in
@@ -141,6 +150,53 @@ def test_batched_multipliers_equal_one_by_one(tiny, networks, sampler):
         (alone,) = sample(model, networks, [row], embeds[""], Sampling(**sampling))
         assert (alone - picture).abs().max() < 1e-4
     assert (together[1] - together[0]).abs().max() > 1e-3
+
+
+def test_a_sampler_is_what_its_name_promises_whatever_the_models_own_is():
+    """Own ones that bear all options that could be inherited, and one that has never heard of them."""
+    model = load_sdxl(PretrainedModel(name_or_path="tiny"), torch.float32)
+    noise = {"beta_start": 0.001, "beta_schedule": "scaled_linear", "prediction_type": "v_prediction", "steps_offset": 1,
+             "timestep_spacing": "trailing"}  # fmt: skip
+    odd = {"use_karras_sigmas": True, "algorithm_type": "sde-dpmsolver++", "solver_order": 3}
+    promised = {
+        "ddim": {"clip_sample": False, "set_alpha_to_one": False},
+        "euler": {"use_karras_sigmas": False},
+        "dpm++_2m": {"algorithm_type": "dpmsolver++", "solver_order": 2, "use_karras_sigmas": False},
+        "dpm++_2m_karras": {"algorithm_type": "dpmsolver++", "solver_order": 2, "use_karras_sigmas": True},
+        "dpm++_2m_sde": {"algorithm_type": "sde-dpmsolver++", "solver_order": 2, "use_karras_sigmas": False},
+        "unipc": {"solver_order": 2, "use_karras_sigmas": False},
+    }
+    owns = (
+        EulerDiscreteScheduler(**noise),
+        EulerDiscreteScheduler(**noise, use_karras_sigmas=True),
+        DPMSolverMultistepScheduler(**noise, **odd),
+        DDIMScheduler(**noise, clip_sample=True),
+    )
+    for own in owns:
+        for name, (cls, _, _) in SAMPLERS.items():
+            model.pipe.scheduler = own
+            use_sampler(model, name)
+            assert type(model.pipe.scheduler).__name__ == cls
+            wanted = {**noise, **promised.get(name, {})}
+            assert {key: model.pipe.scheduler.config[key] for key in wanted} == wanted
+
+
+@pytest.mark.parametrize(
+    ("own", "shown"),
+    [
+        (EulerDiscreteScheduler(), "Euler"),
+        (EulerDiscreteScheduler(use_karras_sigmas=True), "EulerDiscrete"),
+        (EulerAncestralDiscreteScheduler(), "Euler a"),
+        (DPMSolverMultistepScheduler(use_karras_sigmas=True), "DPM++ 2M Karras"),
+        (DPMSolverMultistepScheduler(), "DPM++ 2M"),
+        (DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++"), "DPM++ 2M SDE"),
+        (DDIMScheduler(clip_sample=False, set_alpha_to_one=False), "DDIM"),
+        (LCMScheduler(), "LCM"),
+    ],
+)
+def test_the_models_own_sampler_is_named_as_in_a_web_ui(own, shown):
+    model = SimpleNamespace(pipe=SimpleNamespace(scheduler=own))
+    assert sampler_name(SimpleNamespace(sampler=None), model) == shown
 
 
 def test_a_slider_that_joins_late_leaves_the_first_steps_alone(tiny, networks):

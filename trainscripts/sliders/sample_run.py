@@ -115,12 +115,16 @@ def _section(group: Group, seeds: tuple[int, ...], pictures: Tensor, measures: d
     return Section(group.title, group.multipliers, shots, charts if len(group.multipliers) > 1 else ())
 
 
-def _sampler_name(settings: SampleSettings, model: SDXL) -> str:
-    """A1111's name of it."""
+def sampler_name(settings: SampleSettings, model: SDXL) -> str:
+    """A1111's name of it; of the model's own one too, where it has the options that the name promises."""
     if settings.sampler is not None:
         return SAMPLERS[settings.sampler][2]
-    cls = type(model.pipe.scheduler).__name__
-    return {c: shown for c, options, shown in SAMPLERS.values() if not options}.get(cls, cls.removesuffix("Scheduler"))
+    scheduler = model.pipe.scheduler
+    own = type(scheduler).__name__
+    for cls, options, shown in SAMPLERS.values():
+        if cls == own and options.items() <= dict(scheduler.config).items():
+            return shown
+    return own.removesuffix("Scheduler")
 
 
 def _model_name(settings: SampleSettings) -> str:
@@ -137,7 +141,7 @@ def _parameters(
     sampling = plan.sampling
     fields: dict[str, str | int | float] = {
         "Steps": sampling.steps,
-        "Sampler": _sampler_name(settings, model),
+        "Sampler": sampler_name(settings, model),
         "CFG scale": sampling.guidance,
         "Seed": seed,
         "Size": f"{sampling.width}x{sampling.height}",
@@ -156,7 +160,7 @@ def _page(settings: SampleSettings, plan: Plan, model: SDXL, sections: list[Sect
     facts = {
         "model": _model_name(settings),
         "size": f"{sampling.width} × {sampling.height} px",
-        "sampler": f"{_sampler_name(settings, model)}, {sampling.steps} steps, guidance {sampling.guidance:g}",
+        "sampler": f"{sampler_name(settings, model)}, {sampling.steps} steps, guidance {sampling.guidance:g}",
     }
     if settings.negative:
         facts["negative prompt"] = settings.negative

@@ -13,6 +13,11 @@ from sliders.schema import SAMPLERS
 
 MAX_ROWS, PIXELS_AT_ONCE = 16, 4 * 1024**2  # what a card of 24 GB holds, guidance included
 
+OF_THE_MODEL = (
+    "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr",
+    "prediction_type", "timestep_spacing", "steps_offset",
+)  # fmt: skip
+
 
 def rows_within(pixels: int, width: int, height: int) -> int:
     """How many pictures of width × height px to make at once so that together they have at most `pixels`."""
@@ -47,11 +52,13 @@ class Row:
 
 
 def use_sampler(model: SDXL, name: str | None) -> None:
-    """Put the scheduler that `name` stands for into the model's pipeline, with the model's own noise schedule."""
+    """Put the scheduler that `name` stands for into the model's pipeline. Only how the model noises, what it predicts and
+    how its timesteps are spread come from its own scheduler, whose other options would make the name a lie."""
     if name is None:
         return
     cls, options, _ = SAMPLERS[name]
-    model.pipe.scheduler = getattr(diffusers, cls).from_config(model.pipe.scheduler.config, **options)
+    own = {key: value for key, value in model.pipe.scheduler.config.items() if key in OF_THE_MODEL}
+    model.pipe.scheduler = getattr(diffusers, cls).from_config(own, **options)
 
 
 @torch.no_grad()
