@@ -20,6 +20,7 @@ from diffusers import (
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from sliders.errors import InputError
 from sliders.models.narrow import build_narrow_sdxl
 from sliders.models.sdxl import load_sdxl
 from sliders.runs import run_all
@@ -225,6 +226,18 @@ def test_the_command_makes_the_pictures_of_diffusers_without_a_negative_prompt(
     assert sample_main([*argv, "--steps", "3", "--guidance", "9", "--out", str(tmp_path / "o")]) == 0
     found = np.asarray(Image.open(tmp_path / "o" / "01_seed1_x0.png"), dtype=float) / 255
     assert np.abs(found - wanted).max() < 0.01
+
+
+def test_without_a_gpu_the_command_says_so_before_it_loads_anything(sample_main, slider, tmp_path, monkeypatch, capsys):
+    def load(*_):
+        assert "note: no CUDA GPU was found, so the CPU makes the pictures." in capsys.readouterr().out
+        raise InputError("loaded.")
+
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    monkeypatch.setattr("sliders.sample_run.load_sdxl", load)
+    argv = ["--model", "tiny", "--slider", str(slider), "--prompt", "a", "--out", str(tmp_path / "o"), *SMALL]
+    assert sample_main([*argv, "--device", "0"]) == 2
+    assert capsys.readouterr().err == "error: loaded.\n"
 
 
 def test_a_batch_that_does_not_fit_is_halved_and_gives_the_same_pictures(tiny, networks):

@@ -3,16 +3,20 @@
 import hashlib
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 
 from sliders.checkpoint import check_slider
 from sliders.device import torch_device
 from sliders.errors import InputError, either
 from sliders.files import check_folder
+from sliders.installation import why_no_gpu
 from sliders.judges import check_lpips
 from sliders.models.sdxl import check_source
-from sliders.models.sdxl_unet import weightless_unet
+from sliders.models.sdxl_unet import is_full_size, weightless_unet
 from sliders.preview import preview_multipliers
 from sliders.sample_settings import MAX_PICTURES, SampleSettings
 from sliders.sampling import Sampling
@@ -28,6 +32,7 @@ class Plan:
     hashes: dict[str, str]  # of each, for the PNGs' text
     sampling: Sampling
     device: str
+    notes: tuple[str, ...] = ()  # what is allowed, but perhaps not meant
 
 
 def make_plan(settings: SampleSettings) -> Plan:
@@ -58,7 +63,13 @@ def make_plan(settings: SampleSettings) -> Plan:
         raise InputError(f"--prompt: {count} pictures are more than {MAX_PICTURES}: use fewer prompts or --seeds.")
     hashes = {name: metadata[name].get("sshs_model_hash") or _tensor_hash(known[name]) for name in named}
     sampling = _sampling(settings, metadata[first.stem])
-    return Plan(tuple(dict.fromkeys(groups)), {name: known[name] for name in named}, hashes, sampling, device)
+    named_files = {name: known[name] for name in named}
+    return Plan(tuple(dict.fromkeys(groups)), named_files, hashes, sampling, device, tuple(_notes(settings)))
+
+
+def _notes(settings: SampleSettings) -> Iterator[str]:
+    if settings.device.isdigit() and torch.cuda.device_count() == 0:
+        yield why_no_gpu("makes the pictures", is_full_size(settings.model.name_or_path))
 
 
 def _known_sliders(settings: SampleSettings) -> dict[str, Path]:

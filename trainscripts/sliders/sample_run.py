@@ -30,6 +30,8 @@ Measure = Callable[[Tensor, Tensor, str], float]  # (picture, the same at multip
 def run(settings: SampleSettings) -> Path:
     """Sample everything; returns the page's path. Pictures are written as they are made, the page at the end."""
     plan = make_plan(settings)
+    for note in plan.notes:
+        print(f"note: {note}", flush=True)
     try:
         return _run(settings, plan)
     except torch.OutOfMemoryError as error:
