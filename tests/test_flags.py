@@ -115,6 +115,22 @@ def test_any_folder_names_come_back_from_commas_quotes_and_equals(folders):
             assert parse_flags([*REQUIRED, *words, "--dry_run"]).folders == tuple(folders)
 
 
+@given(folder_names, st.sampled_from("'\""), st.sampled_from([", ", ",", " ,"]))
+def test_quotes_that_cmd_exe_leaves_are_no_part_of_names(folders, quote, comma):
+    whole = f"{quote}{comma.join(folders)}{quote}"
+    each = comma.join(f"{quote}{folder}{quote}" for folder in folders)
+    for text in (whole, each):
+        for words in (["--folders", text], [f"--folders={text}"], ["--folders", *text.split(" ")]):
+            if all(not word.startswith("--") for word in words[1:]):
+                assert parse_flags([*REQUIRED, *words, "--dry_run"]).folders == tuple(folders)
+
+
+@given(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1, max_size=6), st.sampled_from("'\""))
+def test_quotes_that_cmd_exe_leaves_are_no_part_of_scales(scales, quote):
+    text = ", ".join(map(repr, scales))
+    assert scales_of("--scales", *f"{quote}{text}{quote}".split(" ")) == tuple(scales)
+
+
 @pytest.mark.parametrize(
     ("line", "folders"),
     [
@@ -128,6 +144,7 @@ def test_any_folder_names_come_back_from_commas_quotes_and_equals(folders):
         ("--folders 'very low' 'a high one'", ("very low", "a high one")),
         ("--folders very low, a high one", ("very low", "a high one")),
         ("--folders 'low,high,'", ("low", "high")),
+        ("--folders \"children's, men's\"", ("children's", "men's")),
     ],
 )  # fmt: skip
 def test_folders_in_every_spelling(line, folders):
