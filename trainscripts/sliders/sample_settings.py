@@ -88,7 +88,7 @@ def _add_what(parser: Parser) -> None:
     add("--model", required=True, metavar="NAME_OR_PATH", help="any SDXL: hub id, folder, .safetensors or .ckpt")
     add("--model_config", metavar="DIR", help="for a single file without network: diffusers folder with its JSON files")
     add("--v_pred", action="store_true", default=None, help="where a v-prediction model does not say so itself")
-    add("--clip_skip", type=int, metavar="N", help="text-encoder layers skipped before the usual one")
+    add("--clip_skip", type=int, metavar="N", help="1 is what a web UI calls Clip skip 3; its usual 2 needs none")
     add("--slider", required=True, nargs="+", type=Path, metavar="FILE",
         help="the slider; <slider:X> is the first, the others are <lora:NAME:X>")  # fmt: skip
     add("--lora_dir", type=Path, metavar="DIR", help="folder whose files <lora:NAME:X> may name too")
