@@ -1,5 +1,6 @@
 """The command line: every spelling of its lists, what goes before what, and that no flag is lost."""
 
+import re
 import shlex
 import subprocess
 import sys
@@ -338,6 +339,29 @@ def test_a_shipped_prompts_file_is_valid_with_the_shipped_config(path):
     argv = ["--config_file", str(SCRIPTS / "data" / "config-xl.yaml"), "--folder_main", "anything"]
     (settings,), _ = load_settings([*argv, "--prompts_file", str(path)])
     assert settings.prompts
+
+
+def test_the_readmes_lines_for_small_cards_are_keys_of_the_suggested_config(tmp_path):
+    """Each changes a line that stands there, and the config is valid with all of them."""
+    (block,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    config = yaml.safe_load((SCRIPTS / "data" / "config-xl.yaml").read_text(encoding="utf-8"))
+    config["prompts_file"] = str(ROOT / config["prompts_file"])
+    changed = [(section, key) for section, lines in yaml.safe_load(block).items() for key in lines]
+    for section, key in changed:
+        assert config[section][key] != yaml.safe_load(block)[section][key]
+        config[section][key] = yaml.safe_load(block)[section][key]
+    path = tmp_path / "small.yaml"
+    path.write_text(yaml.safe_dump(config), encoding="utf-8")
+    (settings,), _ = load_settings(["--config_file", str(path), "--folder_main", "anything"])
+    assert len(changed) == 3
+    assert settings.other.gradient_checkpointing
+
+
+def test_the_suggested_configs_example_prompts_become_prompts_when_the_signs_are_taken_away(tmp_path):
+    lines = (SCRIPTS / "data" / "config-xl.yaml").read_text(encoding="utf-8").splitlines()
+    lines = [line.replace("prompts: []", "prompts:").replace("  #  - ", "    - ") for line in lines]
+    prompts = yaml.safe_load("\n".join(lines))["preview"]["prompts"]
+    assert prompts == ["a robe on a mannequin, studio light", "a robe on a chair"]
 
 
 def test_both_prompt_forms_are_shipped_and_the_suggested_experiment_is_the_forks():
