@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+from itertools import pairwise
 from types import SimpleNamespace
 
 import numpy as np
@@ -52,7 +53,7 @@ def slider(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def sampled(sample_main, slider, tmp_path_factory):
-    """The folder that one command made: two prompts of one template with the slider, one with another of a folder."""
+    """The folder that one command made: two prompts of one template with the slider, one that names only another one."""
     root = tmp_path_factory.mktemp("sampled")
     other = root / "loras" / "deeper" / "other.safetensors"
     other.parent.mkdir(parents=True)
@@ -68,14 +69,14 @@ def sampled(sample_main, slider, tmp_path_factory):
 
 def test_one_command_makes_pictures_grids_and_a_page(sampled):
     names = {f"{n:02d}_seed{s}_x{m}.png" for n in (1, 2) for s in (7, 8) for m in (-1, 0, 1)}
-    names |= {f"03_seed{s}_x{m}.png" for s in (7, 8) for m in (0, 2)}
+    names |= {f"03_seed{s}_x{m}.png" for s in (7, 8) for m in ("-1", "0", "0.5", "1", "1.5")}
     names |= {f"{n:02d}_grid.png" for n in (1, 2, 3)} | {"index.html"}
     assert {p.name for p in sampled.iterdir()} == names
     grid = Image.open(sampled / "01_grid.png")
     assert grid.width > 3 * 64
     assert 2 * 64 < grid.height < 3 * 64
     text = (sampled / "index.html").read_text(encoding="utf-8")
-    assert text.count('<img src="data:image/webp;base64,') == 16
+    assert text.count('<img src="data:image/webp;base64,') == 22
     for words in ("a red disc", "a blue disc", "mean absolute difference", "1 − SSIM", "edge-map difference"):
         assert words in text
 
@@ -87,6 +88,13 @@ def test_a_web_ui_reads_prompt_seed_and_lora_back(sampled, slider):
         f"a blue disc <lora:{slider.stem}:-1>\nNegative prompt: grey, blurred\nSteps: 2, Sampler: DDIM, CFG scale: 3, Seed: 8, "
         f'Size: 64x64, Model: tiny, Lora hashes: "{slider.stem}: {digest}", Version: fractional-sliders 0.1.0'
     )
+
+
+def test_a_prompt_that_names_only_another_slider_shows_the_slider_beside_it(sampled, slider):
+    parameters = Image.open(sampled / "03_seed7_x0.5.png").text["parameters"]
+    assert parameters.startswith(f"x <lora:{slider.stem}:0.5> <lora:other:2>\n")
+    pictures = [np.asarray(Image.open(sampled / f"03_seed7_x{m}.png"), dtype=float) for m in ("-1", "0", "1")]
+    assert min(np.abs(a - b).mean() for a, b in pairwise(pictures)) > 1
 
 
 def test_the_page_of_a_run_scrubs_through_its_pictures(sampled, tmp_path):
@@ -226,6 +234,19 @@ def test_the_command_makes_the_pictures_of_diffusers_without_a_negative_prompt(
     assert sample_main([*argv, "--steps", "3", "--guidance", "9", "--out", str(tmp_path / "o")]) == 0
     found = np.asarray(Image.open(tmp_path / "o" / "01_seed1_x0.png"), dtype=float) / 255
     assert np.abs(found - wanted).max() < 0.01
+
+
+def test_what_only_a_web_ui_understands_is_told_in_one_note(sample_main, slider, tmp_path, monkeypatch, capsys):
+    def load(*_):
+        raise InputError("loaded.")
+
+    monkeypatch.setattr("sliders.sample_run.load_sdxl", load)
+    argv = ["--model", "tiny", "--slider", str(slider), "--out", str(tmp_path / "o"), *SMALL, "--prompt"]
+    assert sample_main([*argv, "a (robe:1.3) BREAK {red|blue}", "--negative", "[grey]"]) == 2
+    (note,) = capsys.readouterr().out.splitlines()
+    assert note.startswith("note: prompt weights") and note.endswith(": (robe:1.3), BREAK, [grey].")
+    assert sample_main([*argv, "a robe"]) == 2
+    assert "note" not in capsys.readouterr().out
 
 
 def test_without_a_gpu_the_command_says_so_before_it_loads_anything(sample_main, slider, tmp_path, monkeypatch, capsys):

@@ -20,7 +20,7 @@ from sliders.models.sdxl_unet import is_full_size, weightless_unet
 from sliders.preview import preview_multipliers
 from sliders.sample_settings import MAX_PICTURES, SampleSettings
 from sliders.sampling import Sampling
-from sliders.templates import Group, Variant, expand, group
+from sliders.templates import Group, Variant, expand, group, plain_here
 
 
 @dataclass(frozen=True)
@@ -64,12 +64,15 @@ def make_plan(settings: SampleSettings) -> Plan:
     hashes = {name: metadata[name].get("sshs_model_hash") or _tensor_hash(known[name]) for name in named}
     sampling = _sampling(settings, metadata[first.stem])
     named_files = {name: known[name] for name in named}
-    return Plan(tuple(dict.fromkeys(groups)), named_files, hashes, sampling, device, tuple(_notes(settings)))
+    return Plan(tuple(dict.fromkeys(groups)), named_files, hashes, sampling, device, tuple(_notes(settings, groups)))
 
 
-def _notes(settings: SampleSettings) -> Iterator[str]:
+def _notes(settings: SampleSettings, groups: list[Group]) -> Iterator[str]:
     if settings.device.isdigit() and torch.cuda.device_count() == 0:
         yield why_no_gpu("makes the pictures", is_full_size(settings.model.name_or_path))
+    if plain := plain_here([*(g.text for g in groups), settings.negative]):
+        shown = ", ".join(plain[:4]) + (" …" if len(plain) > 4 else "")
+        yield f"prompt weights, schedules, BREAK and AND are read as plain text here, unlike in a web UI: {shown}."
 
 
 def _known_sliders(settings: SampleSettings) -> dict[str, Path]:
@@ -88,11 +91,12 @@ def _known_sliders(settings: SampleSettings) -> dict[str, Path]:
 
 
 def _groups(prompt: str, settings: SampleSettings, metadata: dict[str, str]) -> list[Group]:
+    """A prompt that does not name the slider shows it at several multipliers; other sliders stay where it puts them."""
     name = settings.slider[0].stem
     variants = expand(prompt, name, MAX_PICTURES, settings.wildcard_dir)
-    if not any(v.multipliers for v in variants):
+    if not any(name in dict(v.multipliers) for v in variants):
         multipliers = settings.multipliers or _trained_multipliers(metadata)
-        variants = [Variant(v.text, ((name, m),)) for v in variants for m in multipliers]
+        variants = [Variant(v.text, ((name, m), *v.multipliers)) for v in variants for m in multipliers]
     return group(variants, name)
 
 

@@ -25,7 +25,7 @@ class SampleSettings(Section):
     prompt: tuple[str, ...]
     negative: str
     wildcard_dir: Path | None
-    multipliers: tuple[Number, ...] | None  # for prompts that name no slider; none: what the slider was trained at
+    multipliers: tuple[Number, ...] | None  # for prompts that do not name the slider; none: those it was trained at
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**63)], ...]
     width: Annotated[Whole, Field(ge=64, le=4096, multiple_of=8)] | None  # none: what the slider was trained at
     height: Annotated[Whole, Field(ge=64, le=4096, multiple_of=8)] | None
@@ -60,7 +60,7 @@ def build_parser() -> Parser:
     parser = Parser(
         prog="sample_slider-xl.py",
         description="Show what a slider does: fixed seeds, several multipliers, one page to scrub through them.",
-        epilog="A prompt that names no slider is shown at the multipliers the slider was trained at.",
+        epilog="A prompt that does not name the slider is shown at the multipliers the slider was trained at.",
         allow_abbrev=False,
     )
     _add_what(parser)
@@ -96,7 +96,7 @@ def _add_what(parser: Parser) -> None:
         help="prompts in Dynamic Prompts' syntax, such as 'a robe {<slider:0>|<slider:0.8>|<slider:2.7>}'")  # fmt: skip
     add("--negative", default="", metavar="TEXT", help="negative prompt")
     add("--wildcard_dir", type=Path, metavar="DIR", help="Dynamic Prompts' folder of __wildcard__ files")
-    add("--multipliers", metavar="X, Y, …", help="for prompts that name no slider (default: the trained ones)")
+    add("--multipliers", metavar="X, Y, …", help="for prompts that do not name the slider (default: the trained ones)")
     add(
         "--seeds", default=DEFAULT_SEEDS, metavar="N, M, …", help=f"one row of pictures each (default: {DEFAULT_SEEDS})"
     )
