@@ -21,10 +21,13 @@ from diffusers import (
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from sliders.checkpoint import slider_metadata
+from sliders.dataset import ScaleFolders
 from sliders.errors import InputError
 from sliders.models.narrow import build_narrow_sdxl
 from sliders.models.sdxl import load_sdxl
 from sliders.runs import run_all
+from sliders.sample_plan import trained_size
 from sliders.sample_run import sampler_name
 from sliders.sampling import Row, Sampling, sample, use_sampler
 from sliders.schema import SAMPLERS, PretrainedModel
@@ -132,6 +135,40 @@ def test_a_prompt_that_names_no_slider_is_shown_at_the_trained_multipliers(sampl
         f"01_seed1_x{m}.png" for m in ("-1", "0", "0.5", "1", "1.5")
     }
     assert Image.open(tmp_path / "o" / "01_seed1_x1.png").size == (64, 64)  # as trained
+
+
+def buckets(*counts):
+    found = {str(i): {"resolution": size, "count": n} for i, (size, n) in enumerate(counts)}
+    return {"ss_bucket_info": json.dumps({"buckets": found}), "modelspec.resolution": "512x512"}
+
+
+@pytest.mark.parametrize(
+    ("metadata", "size"),
+    [
+        (buckets(([1024, 1024], 2), ([832, 1216], 3)), (832, 1216)),
+        (buckets(), (512, 512)),
+        (buckets(([0, 7], 1)), (512, 512)),
+        (buckets((["a"], None)), (512, 512)),
+        ({"ss_bucket_info": "no JSON"}, (1024, 1024)),
+        ({"ss_bucket_info": "[]", "modelspec.resolution": "768x640"}, (768, 640)),
+        ({}, (1024, 1024)),
+    ],
+)
+def test_without_width_the_pictures_have_the_size_of_most_training_images(metadata, size):
+    assert trained_size(metadata) == size
+
+
+def test_a_slider_says_of_its_images_what_the_sample_command_asks_for(tmp_path):
+    """Upright images, of which those of one shape are more."""
+    data = make_scale_folders(tmp_path / "data", ("low", "high"), names=("a", "b"), size=(96, 64))
+    make_scale_folders(tmp_path / "data", ("low", "high"), names=("c", "d", "e"), size=(64, 96))
+    argv = write_experiment(tmp_path, flags=["--folders", "low, high", "--scales", "0, 1"], data=data,
+                            prompts=[{"target": "", "resolution": 256}])  # fmt: skip
+    (settings,), _ = load_settings(argv)
+    found = ScaleFolders.find(settings.data)
+    metadata = slider_metadata(settings, found, stem="s", steps=1, started=0.0, prediction="epsilon")
+    assert trained_size(metadata) == found.fitted_size(found.names.index("c"), 256)
+    assert trained_size(metadata)[0] < trained_size(metadata)[1]
 
 
 @pytest.fixture(scope="module")

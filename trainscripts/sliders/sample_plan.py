@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from pydantic import TypeAdapter
 
 from sliders.checkpoint import check_slider
 from sliders.device import torch_device
@@ -18,9 +19,11 @@ from sliders.judges import check_lpips
 from sliders.models.sdxl import check_source
 from sliders.models.sdxl_unet import is_full_size, weightless_unet
 from sliders.preview import preview_multipliers
-from sliders.sample_settings import MAX_PICTURES, SampleSettings
+from sliders.sample_settings import MAX_PICTURES, Pixels, SampleSettings
 from sliders.sampling import Sampling
 from sliders.templates import Group, Variant, expand, group, plain_here
+
+SIZE = TypeAdapter(tuple[Pixels, Pixels])
 
 
 @dataclass(frozen=True)
@@ -106,12 +109,23 @@ def _trained_multipliers(metadata: dict[str, str]) -> tuple[float, ...]:
     return preview_multipliers(scales) if len(scales) > 1 else (0.0, 1.0, 2.0)
 
 
+def trained_size(metadata: dict[str, str]) -> tuple[int, int]:
+    """Width and height of most of the slider's images; a square of its resolution, or SDXL's, where the file says less."""
+    try:
+        buckets = json.loads(metadata["ss_bucket_info"])["buckets"].values()
+        width, height = SIZE.validate_python(max(buckets, key=lambda bucket: bucket["count"])["resolution"])
+    except (KeyError, TypeError, ValueError, AttributeError):  # another program may have written it
+        square = re.fullmatch(r"(\d+)x(\d+)", metadata.get("modelspec.resolution", ""))
+        return (int(square[1]), int(square[2])) if square else (1024, 1024)
+    return width, height
+
+
 def _sampling(settings: SampleSettings, metadata: dict[str, str]) -> Sampling:
     """At the size that the slider was trained at, unless told otherwise."""
-    trained = re.fullmatch(r"(\d+)x(\d+)", metadata.get("modelspec.resolution", "")) or (None, 1024, 1024)
+    width, height = trained_size(metadata)
     return Sampling(
-        width=settings.width or int(trained[1]),
-        height=settings.height or int(trained[2]),
+        width=settings.width or width,
+        height=settings.height or height,
         steps=settings.steps,
         guidance=settings.guidance,
         sampler=settings.sampler,

@@ -167,6 +167,6 @@ def _page(settings: SampleSettings, plan: Plan, model: SDXL, sections: list[Sect
     if settings.negative:
         facts["negative prompt"] = settings.negative
     if sampling.from_step:
-        facts["slider joins"] = f"behind step {sampling.from_step}"
+        facts["slider joins"] = f"after step {sampling.from_step}"
     clip = f"ΔCLIP is the rise of the CLIP score ({settings.clip})." if settings.clip else ""
     return Page(f"Slider {first}", sampling.width, sampling.height, sections, facts, clip)

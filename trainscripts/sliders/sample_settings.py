@@ -14,6 +14,7 @@ from sliders.settings import validated
 LIST_FLAGS = ("--seeds", "--multipliers")
 DEFAULT_SEEDS = "1, 2, 3"
 MAX_PICTURES = 4096
+Pixels = Annotated[Whole, Field(ge=64, le=4096, multiple_of=8)]
 
 
 class SampleSettings(Section):
@@ -27,8 +28,8 @@ class SampleSettings(Section):
     wildcard_dir: Path | None
     multipliers: tuple[Number, ...] | None  # for prompts that do not name the slider; none: those it was trained at
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**63)], ...]
-    width: Annotated[Whole, Field(ge=64, le=4096, multiple_of=8)] | None  # none: what the slider was trained at
-    height: Annotated[Whole, Field(ge=64, le=4096, multiple_of=8)] | None
+    width: Pixels | None  # none: what the slider was trained at
+    height: Pixels | None
     steps: Annotated[Whole, Field(ge=1, le=1000)]
     guidance: Annotated[Number, Field(ge=1, le=100)]
     sampler: Literal[tuple(SAMPLERS)] | None

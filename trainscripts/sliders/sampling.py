@@ -26,7 +26,7 @@ def rows_within(pixels: int, width: int, height: int) -> int:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How pictures are made. `from_step`: the slider joins behind that many steps (Gandikota et al. 2024, section 4.4),
+    """How pictures are made. `from_step`: the slider joins after that many steps (Gandikota et al. 2024, section 4.4),
     so that what the first steps lay out stays. `sampler` None: the model's own scheduler."""
 
     width: int  # px
@@ -125,7 +125,7 @@ def _sample_latents(
 
 
 def _joining(networks: Sequence[AdaptorNetwork], rows: Sequence[Row], sampling: Sampling) -> Callable:
-    """Sets the networks' multipliers, now or behind step `from_step`: the callback that the pipeline shall call."""
+    """Sets the networks' multipliers, now or after step `from_step`: the callback that the pipeline shall call."""
     halves = 2 if sampling.guidance > 1 else 1  # with guidance each row is there twice, first without its prompt
 
     def join() -> None:

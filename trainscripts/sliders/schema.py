@@ -95,7 +95,9 @@ class Save(Section):
     path: Path = Path("./output")
     per_steps: Annotated[Whole, Field(ge=1)] = 200
     precision: SavePrecision = "float32"
-    sidecars: bool = True  # (ours) beside each slider the card and the picture that web UIs show
+    sidecars: bool = (
+        True  # (ours) beside each slider the card that web UIs show; its picture comes with preview.prompts
+    )
     keep: Annotated[Whole, Field(ge=1)] = 2  # (ours) resumable states, the newest; sliders are all kept
 
     @field_validator("name")
