@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+import weakref
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -303,16 +304,19 @@ def test_a_batch_that_does_not_fit_is_halved_and_gives_the_same_pictures(tiny, n
     model, embeds = tiny
     rows = [Row(embeds["a"], seed, (m, 1 - m)) for seed in (1, 2, 3) for m in (0.0, 2.0)]
     sampling = Sampling(64, 64, steps=3, guidance=2.0, sampler="euler_a", from_step=1, batch_size=5)
-    wanted, seen = list(sample(model, networks, rows, embeds[""], sampling)), []
+    wanted, seen, left = list(sample(model, networks, rows, embeds[""], sampling)), [], []
 
     def full(module, args):
         seen.append(len(args[0]))
+        assert not any(tensor() is not None for tensor in left)  # else the smaller batch had no more room
         if len(args[0]) > 4 and seen[-2:] == [len(args[0])] * 2:
+            left.append(weakref.ref(args[0]))
             raise torch.OutOfMemoryError
 
     hook = model.unet.register_forward_pre_hook(full)
     found = list(sample(model, networks, rows, embeds[""], sampling))
     hook.remove()
+    assert left
     assert seen == [10] * 2 + [4] * 3 * 3  # once tried, never again; with guidance each row is there twice
     assert max((a - b).abs().max() for a, b in zip(found, wanted, strict=True)) < 1e-4
 
