@@ -1,5 +1,6 @@
 """The command line: every spelling of its lists, what goes before what, and that no flag is lost."""
 
+import re
 import shlex
 import subprocess
 import sys
@@ -115,6 +116,22 @@ def test_any_folder_names_come_back_from_commas_quotes_and_equals(folders):
             assert parse_flags([*REQUIRED, *words, "--dry_run"]).folders == tuple(folders)
 
 
+@given(folder_names, st.sampled_from("'\""), st.sampled_from([", ", ",", " ,"]))
+def test_quotes_that_cmd_exe_leaves_are_no_part_of_names(folders, quote, comma):
+    whole = f"{quote}{comma.join(folders)}{quote}"
+    each = comma.join(f"{quote}{folder}{quote}" for folder in folders)
+    for text in (whole, each):
+        for words in (["--folders", text], [f"--folders={text}"], ["--folders", *text.split(" ")]):
+            if all(not word.startswith("--") for word in words[1:]):
+                assert parse_flags([*REQUIRED, *words, "--dry_run"]).folders == tuple(folders)
+
+
+@given(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1, max_size=6), st.sampled_from("'\""))
+def test_quotes_that_cmd_exe_leaves_are_no_part_of_scales(scales, quote):
+    text = ", ".join(map(repr, scales))
+    assert scales_of("--scales", *f"{quote}{text}{quote}".split(" ")) == tuple(scales)
+
+
 @pytest.mark.parametrize(
     ("line", "folders"),
     [
@@ -128,6 +145,7 @@ def test_any_folder_names_come_back_from_commas_quotes_and_equals(folders):
         ("--folders 'very low' 'a high one'", ("very low", "a high one")),
         ("--folders very low, a high one", ("very low", "a high one")),
         ("--folders 'low,high,'", ("low", "high")),
+        ("--folders \"children's, men's\"", ("children's", "men's")),
     ],
 )  # fmt: skip
 def test_folders_in_every_spelling(line, folders):
@@ -321,6 +339,29 @@ def test_a_shipped_prompts_file_is_valid_with_the_shipped_config(path):
     argv = ["--config_file", str(SCRIPTS / "data" / "config-xl.yaml"), "--folder_main", "anything"]
     (settings,), _ = load_settings([*argv, "--prompts_file", str(path)])
     assert settings.prompts
+
+
+def test_the_readmes_lines_for_small_cards_are_keys_of_the_suggested_config(tmp_path):
+    """Each changes a line that stands there, and the config is valid with all of them."""
+    (block,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    config = yaml.safe_load((SCRIPTS / "data" / "config-xl.yaml").read_text(encoding="utf-8"))
+    config["prompts_file"] = str(ROOT / config["prompts_file"])
+    changed = [(section, key) for section, lines in yaml.safe_load(block).items() for key in lines]
+    for section, key in changed:
+        assert config[section][key] != yaml.safe_load(block)[section][key]
+        config[section][key] = yaml.safe_load(block)[section][key]
+    path = tmp_path / "small.yaml"
+    path.write_text(yaml.safe_dump(config), encoding="utf-8")
+    (settings,), _ = load_settings(["--config_file", str(path), "--folder_main", "anything"])
+    assert len(changed) == 3
+    assert settings.other.gradient_checkpointing
+
+
+def test_the_suggested_configs_example_prompts_become_prompts_when_the_signs_are_taken_away(tmp_path):
+    lines = (SCRIPTS / "data" / "config-xl.yaml").read_text(encoding="utf-8").splitlines()
+    lines = [line.replace("prompts: []", "prompts:").replace("  #  - ", "    - ") for line in lines]
+    prompts = yaml.safe_load("\n".join(lines))["preview"]["prompts"]
+    assert prompts == ["a robe on a mannequin, studio light", "a robe on a chair"]
 
 
 def test_both_prompt_forms_are_shipped_and_the_suggested_experiment_is_the_forks():

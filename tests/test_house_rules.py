@@ -12,7 +12,7 @@ FILES = sorted(p for p in TRAINSCRIPTS.rglob("*.py"))
 # flags + YAML → settings → model + data set → network → batch → loss → step → checkpoint: a file imports only from
 # lines above its own. Files on one line do not know each other.
 FLOORS = """
-errors fields interrupts
+errors fields interrupts installation
 files schema command
 flags lock samplers images attention compilation kernels.group_norm kernels.layer_norm kernels.geglu quantization device
 kernels templates change grids page judges

@@ -12,7 +12,15 @@ from sliders.schema import PretrainedModel
 from test_interop import random_network
 
 
-def test_a_run_ends_with_a_picture_beside_the_slider(tmp_path, train_main):
+def test_a_run_ends_with_a_picture_beside_the_slider(tmp_path, train_main, monkeypatch):
+    """Without a negative prompt, which the tiny model's pipeline, like SDXL-base's, takes for zeros."""
+    negatives = []
+
+    def spy(model, network, jobs, negative, *rest):
+        negatives.append(negative)
+        return sample_grid(model, network, jobs, negative, *rest)
+
+    monkeypatch.setattr("sliders.trainer.sample_grid", spy)
     preview = {"prompts": ["a red disc", "a green disc"], "steps": 2, "multipliers": [0, 0.5, -1]}
     assert train_main(write_experiment(tmp_path, preview=preview)) == 0
     (path,) = (tmp_path / "models").rglob("*.png")
@@ -21,6 +29,8 @@ def test_a_run_ends_with_a_picture_beside_the_slider(tmp_path, train_main):
     assert picture.width > 3 * 64
     assert 2 * 64 < picture.height < 3 * 64
     assert not list((tmp_path / "models").rglob("*.tmp"))
+    (negative,) = negatives
+    assert not negative.tokens.any() and not negative.pooled.any()
 
 
 def test_previews_in_training_change_nothing_in_the_slider(tmp_path, train_main, monkeypatch):

@@ -3,18 +3,34 @@
 import io
 import json
 import shutil
+import weakref
+from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from browser import browser
 from conftest import load_script, make_scale_folders, write_experiment
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    LCMScheduler,
+)
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from sliders.checkpoint import slider_metadata
+from sliders.dataset import ScaleFolders
+from sliders.errors import InputError
+from sliders.models.narrow import build_narrow_sdxl
 from sliders.models.sdxl import load_sdxl
 from sliders.runs import run_all
-from sliders.sampling import Row, Sampling, sample
+from sliders.sample_plan import trained_size
+from sliders.sample_run import sampler_name
+from sliders.sampling import Row, Sampling, sample, use_sampler
 from sliders.schema import SAMPLERS, PretrainedModel
 from sliders.settings import load_settings
 from test_bad_input import everything_in
@@ -41,7 +57,7 @@ def slider(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def sampled(sample_main, slider, tmp_path_factory):
-    """The folder that one command made: two prompts of one template with the slider, one with another of a folder."""
+    """The folder that one command made: two prompts of one template with the slider, one that names only another one."""
     root = tmp_path_factory.mktemp("sampled")
     other = root / "loras" / "deeper" / "other.safetensors"
     other.parent.mkdir(parents=True)
@@ -57,14 +73,14 @@ def sampled(sample_main, slider, tmp_path_factory):
 
 def test_one_command_makes_pictures_grids_and_a_page(sampled):
     names = {f"{n:02d}_seed{s}_x{m}.png" for n in (1, 2) for s in (7, 8) for m in (-1, 0, 1)}
-    names |= {f"03_seed{s}_x{m}.png" for s in (7, 8) for m in (0, 2)}
+    names |= {f"03_seed{s}_x{m}.png" for s in (7, 8) for m in ("-1", "0", "0.5", "1", "1.5")}
     names |= {f"{n:02d}_grid.png" for n in (1, 2, 3)} | {"index.html"}
     assert {p.name for p in sampled.iterdir()} == names
     grid = Image.open(sampled / "01_grid.png")
     assert grid.width > 3 * 64
     assert 2 * 64 < grid.height < 3 * 64
     text = (sampled / "index.html").read_text(encoding="utf-8")
-    assert text.count('<img src="data:image/webp;base64,') == 16
+    assert text.count('<img src="data:image/webp;base64,') == 22
     for words in ("a red disc", "a blue disc", "mean absolute difference", "1 − SSIM", "edge-map difference"):
         assert words in text
 
@@ -76,6 +92,13 @@ def test_a_web_ui_reads_prompt_seed_and_lora_back(sampled, slider):
         f"a blue disc <lora:{slider.stem}:-1>\nNegative prompt: grey, blurred\nSteps: 2, Sampler: DDIM, CFG scale: 3, Seed: 8, "
         f'Size: 64x64, Model: tiny, Lora hashes: "{slider.stem}: {digest}", Version: fractional-sliders 0.1.0'
     )
+
+
+def test_a_prompt_that_names_only_another_slider_shows_the_slider_beside_it(sampled, slider):
+    parameters = Image.open(sampled / "03_seed7_x0.5.png").text["parameters"]
+    assert parameters.startswith(f"x <lora:{slider.stem}:0.5> <lora:other:2>\n")
+    pictures = [np.asarray(Image.open(sampled / f"03_seed7_x{m}.png"), dtype=float) for m in ("-1", "0", "1")]
+    assert min(np.abs(a - b).mean() for a, b in pairwise(pictures)) > 1
 
 
 def test_the_page_of_a_run_scrubs_through_its_pictures(sampled, tmp_path):
@@ -115,6 +138,40 @@ def test_a_prompt_that_names_no_slider_is_shown_at_the_trained_multipliers(sampl
     assert Image.open(tmp_path / "o" / "01_seed1_x1.png").size == (64, 64)  # as trained
 
 
+def buckets(*counts):
+    found = {str(i): {"resolution": size, "count": n} for i, (size, n) in enumerate(counts)}
+    return {"ss_bucket_info": json.dumps({"buckets": found}), "modelspec.resolution": "512x512"}
+
+
+@pytest.mark.parametrize(
+    ("metadata", "size"),
+    [
+        (buckets(([1024, 1024], 2), ([832, 1216], 3)), (832, 1216)),
+        (buckets(), (512, 512)),
+        (buckets(([0, 7], 1)), (512, 512)),
+        (buckets((["a"], None)), (512, 512)),
+        ({"ss_bucket_info": "no JSON"}, (1024, 1024)),
+        ({"ss_bucket_info": "[]", "modelspec.resolution": "768x640"}, (768, 640)),
+        ({}, (1024, 1024)),
+    ],
+)
+def test_without_width_the_pictures_have_the_size_of_most_training_images(metadata, size):
+    assert trained_size(metadata) == size
+
+
+def test_a_slider_says_of_its_images_what_the_sample_command_asks_for(tmp_path):
+    """Upright images, of which those of one shape are more."""
+    data = make_scale_folders(tmp_path / "data", ("low", "high"), names=("a", "b"), size=(96, 64))
+    make_scale_folders(tmp_path / "data", ("low", "high"), names=("c", "d", "e"), size=(64, 96))
+    argv = write_experiment(tmp_path, flags=["--folders", "low, high", "--scales", "0, 1"], data=data,
+                            prompts=[{"target": "", "resolution": 256}])  # fmt: skip
+    (settings,), _ = load_settings(argv)
+    found = ScaleFolders.find(settings.data)
+    metadata = slider_metadata(settings, found, stem="s", steps=1, started=0.0, prediction="epsilon")
+    assert trained_size(metadata) == found.fitted_size(found.names.index("c"), 256)
+    assert trained_size(metadata)[0] < trained_size(metadata)[1]
+
+
 @pytest.fixture(scope="module")
 def tiny():
     model = load_sdxl(PretrainedModel(name_or_path="tiny"), torch.float32)
@@ -142,6 +199,53 @@ def test_batched_multipliers_equal_one_by_one(tiny, networks, sampler):
     assert (together[1] - together[0]).abs().max() > 1e-3
 
 
+def test_a_sampler_is_what_its_name_promises_whatever_the_models_own_is():
+    """Own ones that bear all options that could be inherited, and one that has never heard of them."""
+    model = load_sdxl(PretrainedModel(name_or_path="tiny"), torch.float32)
+    noise = {"beta_start": 0.001, "beta_schedule": "scaled_linear", "prediction_type": "v_prediction", "steps_offset": 1,
+             "timestep_spacing": "trailing"}  # fmt: skip
+    odd = {"use_karras_sigmas": True, "algorithm_type": "sde-dpmsolver++", "solver_order": 3}
+    promised = {
+        "ddim": {"clip_sample": False, "set_alpha_to_one": False},
+        "euler": {"use_karras_sigmas": False},
+        "dpm++_2m": {"algorithm_type": "dpmsolver++", "solver_order": 2, "use_karras_sigmas": False},
+        "dpm++_2m_karras": {"algorithm_type": "dpmsolver++", "solver_order": 2, "use_karras_sigmas": True},
+        "dpm++_2m_sde": {"algorithm_type": "sde-dpmsolver++", "solver_order": 2, "use_karras_sigmas": False},
+        "unipc": {"solver_order": 2, "use_karras_sigmas": False},
+    }
+    owns = (
+        EulerDiscreteScheduler(**noise),
+        EulerDiscreteScheduler(**noise, use_karras_sigmas=True),
+        DPMSolverMultistepScheduler(**noise, **odd),
+        DDIMScheduler(**noise, clip_sample=True),
+    )
+    for own in owns:
+        for name, (cls, _, _) in SAMPLERS.items():
+            model.pipe.scheduler = own
+            use_sampler(model, name)
+            assert type(model.pipe.scheduler).__name__ == cls
+            wanted = {**noise, **promised.get(name, {})}
+            assert {key: model.pipe.scheduler.config[key] for key in wanted} == wanted
+
+
+@pytest.mark.parametrize(
+    ("own", "shown"),
+    [
+        (EulerDiscreteScheduler(), "Euler"),
+        (EulerDiscreteScheduler(use_karras_sigmas=True), "EulerDiscrete"),
+        (EulerAncestralDiscreteScheduler(), "Euler a"),
+        (DPMSolverMultistepScheduler(use_karras_sigmas=True), "DPM++ 2M Karras"),
+        (DPMSolverMultistepScheduler(), "DPM++ 2M"),
+        (DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++"), "DPM++ 2M SDE"),
+        (DDIMScheduler(clip_sample=False, set_alpha_to_one=False), "DDIM"),
+        (LCMScheduler(), "LCM"),
+    ],
+)
+def test_the_models_own_sampler_is_named_as_in_a_web_ui(own, shown):
+    model = SimpleNamespace(pipe=SimpleNamespace(scheduler=own))
+    assert sampler_name(SimpleNamespace(sampler=None), model) == shown
+
+
 def test_a_slider_that_joins_late_leaves_the_first_steps_alone(tiny, networks):
     model, embeds = tiny
     pictures = {
@@ -151,6 +255,83 @@ def test_a_slider_that_joins_late_leaves_the_first_steps_alone(tiny, networks):
     }  # fmt: skip
     distance = {f: (picture - pictures[1]).abs().mean().item() for f, picture in pictures.items()}
     assert distance[0] > distance[3] > distance[5] > 0
+
+
+@pytest.mark.parametrize(("zeros", "negative"), [(True, None), (False, None), (False, "")])
+def test_the_command_makes_the_pictures_of_diffusers_without_a_negative_prompt(
+    sample_main, slider, tmp_path, monkeypatch, zeros, negative
+):
+    """SDXL-base's pipeline says that an empty one is zeros; others encode it as text."""
+    pipe = build_narrow_sdxl()
+    pipe.register_to_config(force_zeros_for_empty_prompt=zeros)
+    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    how = {"num_inference_steps": 3, "guidance_scale": 9.0, "width": 64, "height": 64, "latents": noise}
+    wanted = pipe("a disc", negative_prompt=negative, output_type="np", **how).images[0]
+    monkeypatch.setattr("sliders.models.sdxl.build_narrow_sdxl", lambda: pipe)
+    argv = ["--model", "tiny", "--slider", str(slider), "--prompt", "a disc <slider:0>", "--seeds", "1", *SMALL]
+    assert sample_main([*argv, "--steps", "3", "--guidance", "9", "--out", str(tmp_path / "o")]) == 0
+    found = np.asarray(Image.open(tmp_path / "o" / "01_seed1_x0.png"), dtype=float) / 255
+    assert np.abs(found - wanted).max() < 0.01
+
+
+def test_what_only_a_web_ui_understands_is_told_in_one_note(sample_main, slider, tmp_path, monkeypatch, capsys):
+    def load(*_):
+        raise InputError("loaded.")
+
+    monkeypatch.setattr("sliders.sample_run.load_sdxl", load)
+    argv = ["--model", "tiny", "--slider", str(slider), "--out", str(tmp_path / "o"), *SMALL, "--prompt"]
+    assert sample_main([*argv, "a (robe:1.3) BREAK {red|blue}", "--negative", "[grey]"]) == 2
+    (note,) = capsys.readouterr().out.splitlines()
+    assert note.startswith("note: prompt weights") and note.endswith(": (robe:1.3), BREAK, [grey].")
+    assert sample_main([*argv, "a robe"]) == 2
+    assert "note" not in capsys.readouterr().out
+
+
+def test_without_a_gpu_the_command_says_so_before_it_loads_anything(sample_main, slider, tmp_path, monkeypatch, capsys):
+    def load(*_):
+        assert "note: no CUDA GPU was found, so the CPU makes the pictures." in capsys.readouterr().out
+        raise InputError("loaded.")
+
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    monkeypatch.setattr("sliders.sample_run.load_sdxl", load)
+    argv = ["--model", "tiny", "--slider", str(slider), "--prompt", "a", "--out", str(tmp_path / "o"), *SMALL]
+    assert sample_main([*argv, "--device", "0"]) == 2
+    assert capsys.readouterr().err == "error: loaded.\n"
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_gives_the_same_pictures(tiny, networks):
+    """The UNet runs out of memory in its second step, above four rows; the sampler draws noise from each row's generator."""
+    model, embeds = tiny
+    rows = [Row(embeds["a"], seed, (m, 1 - m)) for seed in (1, 2, 3) for m in (0.0, 2.0)]
+    sampling = Sampling(64, 64, steps=3, guidance=2.0, sampler="euler_a", from_step=1, batch_size=5)
+    wanted, seen, left = list(sample(model, networks, rows, embeds[""], sampling)), [], []
+
+    def full(module, args):
+        seen.append(len(args[0]))
+        assert not any(tensor() is not None for tensor in left)  # else the smaller batch had no more room
+        if len(args[0]) > 4 and seen[-2:] == [len(args[0])] * 2:
+            left.append(weakref.ref(args[0]))
+            raise torch.OutOfMemoryError
+
+    hook = model.unet.register_forward_pre_hook(full)
+    found = list(sample(model, networks, rows, embeds[""], sampling))
+    hook.remove()
+    assert left
+    assert seen == [10] * 2 + [4] * 3 * 3  # once tried, never again; with guidance each row is there twice
+    assert max((a - b).abs().max() for a, b in zip(found, wanted, strict=True)) < 1e-4
+
+
+def test_a_picture_that_does_not_fit_by_itself_ends_with_a_sentence(sample_main, slider, tmp_path, monkeypatch, capsys):
+    def full(*_):
+        raise torch.OutOfMemoryError("Tried to allocate 2 GiB")
+
+    monkeypatch.setattr("sliders.sampling._sample_latents", full)
+    argv = ["--model", "tiny", "--slider", str(slider), "--prompt", "a", "--out", str(tmp_path / "o"), *SMALL]
+    assert sample_main(argv) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ")
+    for words in ("64 × 64 px", "--width and --height", "no other program uses the GPU"):
+        assert words in error
 
 
 def test_the_benchmark_compares_equal_pictures(monkeypatch, tmp_path):

@@ -2,7 +2,7 @@
 
 import pytest
 from sliders.errors import InputError
-from sliders.templates import Variant, expand, group, multiplier_template
+from sliders.templates import Variant, expand, group, multiplier_template, plain_here
 
 
 def multipliers_of(template):
@@ -59,6 +59,16 @@ def test_what_is_no_template_is_refused(template, said):
     with pytest.raises(InputError, match=r"^--prompt: ") as error:
         expand(template, "S", 100)
     assert said in str(error.value)
+
+
+def test_what_only_a_web_ui_understands_is_found():
+    prompts = [
+        "a (robe:1.3) [a:b:0.5], ((old)) hat",
+        "red BREAK blue AND green",
+        r"hats and BREAKS \(1920\), (robe:1.3)",
+    ]
+    assert plain_here(prompts) == ["(robe:1.3)", "[a:b:0.5]", "(old)", "BREAK", "AND"]
+    assert plain_here(["a robe", ""]) == []
 
 
 def test_prompts_that_differ_in_one_multiplier_are_a_group():

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sliders.errors import InputError
+from sliders.installation import how_to_install
 from sliders.schema import Other
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # query, key, value [B, n, heads, d] → [B, n, heads, d]
@@ -25,10 +26,7 @@ SDPA = {
 # auto: compute capability → kernels in the order of their speed, of which the first that can do the job does it.
 # Measured by bench_attention.py; elsewhere PyTorch's own order holds.
 FASTEST = {(9, 0): ("cudnn", "flash", "efficient", "math")}
-PACKAGES = {
-    "xformers": ("xformers", "install xformers"),
-    "flash-attn": ("flash_attn", "start with `uv run --extra flash …`"),
-}
+PACKAGES = {"xformers": ("xformers", ""), "flash-attn": ("flash_attn", "flash")}  # name → module, extra that brings it
 ONLY_CUDA = ("cudnn", "efficient", "xformers", "flash-attn")
 ONLY_HALF = ("cudnn", "flash", "flash-attn")  # on a GPU these take no float32
 
@@ -36,10 +34,11 @@ ONLY_HALF = ("cudnn", "flash", "flash-attn")  # on a GPU these take no float32
 def check_attention(settings: Other, device: str, precision: str) -> None:
     """Raises InputError for a backend that this machine, device or precision lacks. `device`: as torch calls it."""
     name = settings.attention_backend
-    module, remedy = PACKAGES.get(name, (None, ""))
+    module, extra = PACKAGES.get(name, (None, ""))
     if module and importlib.util.find_spec(module) is None:
         raise InputError(
-            f"other.attention: {name} needs {module}, which is not installed: {remedy}, or use auto, which is as fast."
+            f"other.attention: {name} needs {module}, which is not installed: {how_to_install(module, extra)}, or use auto, "
+            "which is as fast."
         )
     cuda = device.startswith("cuda")
     if name in ONLY_CUDA and not cuda:

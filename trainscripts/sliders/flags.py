@@ -13,6 +13,7 @@ from sliders.schema import OPTIMIZERS, TRAINING_METHODS
 LIST_FLAGS = ("--scales", "--folders", "--attributes")
 DEFAULT_FOLDERS = "verylow, low, high, veryhigh"
 DEFAULT_SCALES = "-2, -1, 1, 2"
+QUOTES = ("'", '"')
 
 
 class Parser(argparse.ArgumentParser):
@@ -112,16 +113,28 @@ def _example(flag: str) -> str:
 
 
 def parse_names(text: str) -> tuple[str, ...]:
-    """`"a, b"` → `("a", "b")`; a name may hold spaces, but no comma."""
-    return tuple(name.strip() for name in text.split(",") if name.strip())
+    """`"a, b"` → `("a", "b")`; a name may hold spaces, but no comma.
+
+    Windows' cmd.exe leaves single quotes where they are: a pair around the list or around a name does not belong to it.
+    """
+    names = [_unquoted(name.strip()) for name in text.split(",")]
+    first, last = names[0], names[-1]
+    if len(names) > 1 and first[:1] in QUOTES and last[-1:] == first[:1]:
+        names[0], names[-1] = first[1:], last[:-1]
+    return tuple(name.strip() for name in names if name.strip())
+
+
+def _unquoted(name: str) -> str:
+    return name[1:-1] if len(name) > 1 and name[0] in QUOTES and name[-1] == name[0] else name
 
 
 def parse_scales(text: str, flag: str = "--scales") -> tuple[float, ...]:
     """Numbers parted by commas, spaces or both, `−` and `-` alike → floats, each finite."""
     scales = []
     for word in re.split(r"[,\s]+", text.replace("\N{MINUS SIGN}", "-").strip(", \t\n")):
+        number = word.strip("'\"")  # cmd.exe leaves quotes where they are
         try:
-            scale = float(word.replace("_", "x"))  # Python would take 1_0 for 10
+            scale = float(number.replace("_", "x"))  # Python would take 1_0 for 10
         except ValueError:
             scale = math.nan
         if not math.isfinite(scale):

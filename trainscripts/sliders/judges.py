@@ -8,6 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from sliders.errors import InputError
+from sliders.installation import how_to_install
 
 
 class ClipScore:
@@ -35,7 +36,7 @@ class ClipScore:
 
 def check_lpips() -> None:
     if importlib.util.find_spec("lpips") is None:
-        raise InputError("--lpips needs a package that is not installed: start with `uv run --extra lpips …`.")
+        raise InputError(f"--lpips needs a package that is not installed: {how_to_install('lpips', 'lpips')}.")
 
 
 class Lpips:

@@ -10,16 +10,17 @@ from torch.optim import Optimizer
 from torch.optim import lr_scheduler as schedules
 
 from sliders.errors import InputError
+from sliders.installation import how_to_install
 from sliders.schema import Train
 
-# name → module, class, what brings the module
+# name → module, class, the extra of pyproject.toml that brings the module
 CLASSES = {
     "adam": ("torch.optim", "Adam", ""),
     "adamw": ("torch.optim", "AdamW", ""),
-    "lion": ("lion_pytorch", "Lion", "--extra optimizers"),
-    "prodigy": ("prodigyopt", "Prodigy", "--extra optimizers"),
-    "dadaptadam": ("dadaptation", "DAdaptAdam", "--extra optimizers"),
-    "dadaptlion": ("dadaptation", "DAdaptLion", "--extra optimizers"),
+    "lion": ("lion_pytorch", "Lion", "optimizers"),
+    "prodigy": ("prodigyopt", "Prodigy", "optimizers"),
+    "dadaptadam": ("dadaptation", "DAdaptAdam", "optimizers"),
+    "dadaptlion": ("dadaptation", "DAdaptLion", "optimizers"),
     "adam8bit": ("bitsandbytes.optim", "Adam8bit", ""),
     "adamw8bit": ("bitsandbytes.optim", "AdamW8bit", ""),
     "lion8bit": ("bitsandbytes.optim", "Lion8bit", ""),
@@ -52,9 +53,8 @@ def import_optimizer(name: str) -> type[Optimizer]:
     try:
         return getattr(importlib.import_module(module), cls)
     except ImportError as error:
-        remedy = f"start the trainer with `uv run {extra} …`" if extra else f"install {module.split('.')[0]}"
         raise InputError(
-            f"train.optimizer: {name} needs a package that is not installed ({error}): {remedy}."
+            f"train.optimizer: {name} needs a package that is not installed ({error}): {how_to_install(module, extra)}."
         ) from error
 
 

@@ -2,9 +2,7 @@
 
 import glob
 import importlib.util
-import sys
 from functools import lru_cache
-from pathlib import Path
 
 import torch
 
@@ -13,9 +11,10 @@ from sliders.dataset import ScaleFolders
 from sliders.device import torch_device
 from sliders.errors import InputError
 from sliders.files import check_folder
+from sliders.installation import how_to_install, why_no_gpu
 from sliders.lock import check_unlocked
-from sliders.models.sdxl import TINY, check_source
-from sliders.models.sdxl_unet import weightless_unet
+from sliders.models.sdxl import check_source
+from sliders.models.sdxl_unet import is_full_size, weightless_unet
 from sliders.network import AdaptorNetwork
 from sliders.optim import FINDS_LR_ITSELF, build_lr_scheduler, build_optimizer
 from sliders.quantization import check_quantization
@@ -32,7 +31,7 @@ def check_run(settings: Settings) -> ScaleFolders:
     check_attention(settings.other, device, settings.train.precision)
     if settings.logging.use_wandb and importlib.util.find_spec("wandb") is None:
         raise InputError(
-            "logging.use_wandb is true, but wandb is not installed: start with `uv run --extra wandb …`, or set it to false."
+            f"logging.use_wandb is true, but wandb is not installed: {how_to_install('wandb', 'wandb')}, or set it to false."
         )
     optimizer = build_optimizer(settings.train, [torch.nn.Parameter(torch.zeros(1))])
     build_lr_scheduler(settings.train, optimizer)
@@ -167,15 +166,6 @@ def _remarks(settings: Settings, data: ScaleFolders) -> list[str]:
             f"{settings.train.optimizer} finds its step size itself and takes lr as a factor: 1.0 is usual, {settings.train.lr:g} is not."
         )
     if settings.device.isdigit() and torch.cuda.device_count() == 0:
-        remarks.append(_why_no_gpu(settings))
+        full_size = is_full_size(settings.pretrained_model.name_or_path)
+        remarks.append(why_no_gpu("trains", full_size))
     return ["", *(f"note: {r}" for r in remarks)] if remarks else []
-
-
-def _why_no_gpu(settings: Settings) -> str:
-    if sys.platform == "win32" and torch.version.cuda is None:
-        return (
-            "this PyTorch cannot use a GPU, as Windows' standard build cannot: once, `uv pip install --torch-backend=auto "
-            f"torch=={torch.__version__.partition('+')[0]}`, then start with `uv run --no-sync …`."
-        )
-    tiny = settings.pretrained_model.name_or_path == TINY or Path(settings.pretrained_model.name_or_path).is_dir()
-    return "no CUDA GPU was found, so the CPU trains" + ("." if tiny else ": for SDXL that is far too slow.")

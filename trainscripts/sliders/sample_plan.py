@@ -3,20 +3,27 @@
 import hashlib
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
+from pydantic import TypeAdapter
 
 from sliders.checkpoint import check_slider
 from sliders.device import torch_device
 from sliders.errors import InputError, either
 from sliders.files import check_folder
+from sliders.installation import why_no_gpu
 from sliders.judges import check_lpips
 from sliders.models.sdxl import check_source
-from sliders.models.sdxl_unet import weightless_unet
+from sliders.models.sdxl_unet import is_full_size, weightless_unet
 from sliders.preview import preview_multipliers
-from sliders.sample_settings import MAX_PICTURES, SampleSettings
+from sliders.sample_settings import MAX_PICTURES, Pixels, SampleSettings
 from sliders.sampling import Sampling
-from sliders.templates import Group, Variant, expand, group
+from sliders.templates import Group, Variant, expand, group, plain_here
+
+SIZE = TypeAdapter(tuple[Pixels, Pixels])
 
 
 @dataclass(frozen=True)
@@ -28,6 +35,7 @@ class Plan:
     hashes: dict[str, str]  # of each, for the PNGs' text
     sampling: Sampling
     device: str
+    notes: tuple[str, ...] = ()  # what is allowed, but perhaps not meant
 
 
 def make_plan(settings: SampleSettings) -> Plan:
@@ -58,7 +66,16 @@ def make_plan(settings: SampleSettings) -> Plan:
         raise InputError(f"--prompt: {count} pictures are more than {MAX_PICTURES}: use fewer prompts or --seeds.")
     hashes = {name: metadata[name].get("sshs_model_hash") or _tensor_hash(known[name]) for name in named}
     sampling = _sampling(settings, metadata[first.stem])
-    return Plan(tuple(dict.fromkeys(groups)), {name: known[name] for name in named}, hashes, sampling, device)
+    named_files = {name: known[name] for name in named}
+    return Plan(tuple(dict.fromkeys(groups)), named_files, hashes, sampling, device, tuple(_notes(settings, groups)))
+
+
+def _notes(settings: SampleSettings, groups: list[Group]) -> Iterator[str]:
+    if settings.device.isdigit() and torch.cuda.device_count() == 0:
+        yield why_no_gpu("makes the pictures", is_full_size(settings.model.name_or_path))
+    if plain := plain_here([*(g.text for g in groups), settings.negative]):
+        shown = ", ".join(plain[:4]) + (" …" if len(plain) > 4 else "")
+        yield f"prompt weights, schedules, BREAK and AND are read as plain text here, unlike in a web UI: {shown}."
 
 
 def _known_sliders(settings: SampleSettings) -> dict[str, Path]:
@@ -77,11 +94,12 @@ def _known_sliders(settings: SampleSettings) -> dict[str, Path]:
 
 
 def _groups(prompt: str, settings: SampleSettings, metadata: dict[str, str]) -> list[Group]:
+    """A prompt that does not name the slider shows it at several multipliers; other sliders stay where it puts them."""
     name = settings.slider[0].stem
     variants = expand(prompt, name, MAX_PICTURES, settings.wildcard_dir)
-    if not any(v.multipliers for v in variants):
+    if not any(name in dict(v.multipliers) for v in variants):
         multipliers = settings.multipliers or _trained_multipliers(metadata)
-        variants = [Variant(v.text, ((name, m),)) for v in variants for m in multipliers]
+        variants = [Variant(v.text, ((name, m), *v.multipliers)) for v in variants for m in multipliers]
     return group(variants, name)
 
 
@@ -91,12 +109,23 @@ def _trained_multipliers(metadata: dict[str, str]) -> tuple[float, ...]:
     return preview_multipliers(scales) if len(scales) > 1 else (0.0, 1.0, 2.0)
 
 
+def trained_size(metadata: dict[str, str]) -> tuple[int, int]:
+    """Width and height of most of the slider's images; a square of its resolution, or SDXL's, where the file says less."""
+    try:
+        buckets = json.loads(metadata["ss_bucket_info"])["buckets"].values()
+        width, height = SIZE.validate_python(max(buckets, key=lambda bucket: bucket["count"])["resolution"])
+    except (KeyError, TypeError, ValueError, AttributeError):  # another program may have written it
+        square = re.fullmatch(r"(\d+)x(\d+)", metadata.get("modelspec.resolution", ""))
+        return (int(square[1]), int(square[2])) if square else (1024, 1024)
+    return width, height
+
+
 def _sampling(settings: SampleSettings, metadata: dict[str, str]) -> Sampling:
     """At the size that the slider was trained at, unless told otherwise."""
-    trained = re.fullmatch(r"(\d+)x(\d+)", metadata.get("modelspec.resolution", "")) or (None, 1024, 1024)
+    width, height = trained_size(metadata)
     return Sampling(
-        width=settings.width or int(trained[1]),
-        height=settings.height or int(trained[2]),
+        width=settings.width or width,
+        height=settings.height or height,
         steps=settings.steps,
         guidance=settings.guidance,
         sampler=settings.sampler,

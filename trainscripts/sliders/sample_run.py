@@ -10,6 +10,7 @@ from tqdm import tqdm
 from sliders.change import MEASURES
 from sliders.checkpoint import open_slider
 from sliders.device import DTYPES
+from sliders.errors import InputError
 from sliders.files import written_whole
 from sliders.grids import labelled_grid, to_picture
 from sliders.infotext import infotext, png_info
@@ -29,6 +30,19 @@ Measure = Callable[[Tensor, Tensor, str], float]  # (picture, the same at multip
 def run(settings: SampleSettings) -> Path:
     """Sample everything; returns the page's path. Pictures are written as they are made, the page at the end."""
     plan = make_plan(settings)
+    for note in plan.notes:
+        print(f"note: {note}", flush=True)
+    try:
+        return _run(settings, plan)
+    except torch.OutOfMemoryError as error:
+        size = f"{plan.sampling.width} × {plan.sampling.height} px"
+        raise InputError(
+            f"--device: the GPU has no memory left for even one picture of {size} at a time: lower --width and --height, "
+            "and see that no other program uses the GPU."
+        ) from error
+
+
+def _run(settings: SampleSettings, plan: Plan) -> Path:
     measures = _measures(settings, plan.device)
     precision = settings.precision or ("float16" if plan.device.startswith("cuda") else "float32")
     model = load_sdxl(settings.model, DTYPES[precision])
@@ -65,7 +79,8 @@ def _pictures(settings: SampleSettings, plan: Plan, model: SDXL) -> Iterator[tup
         variants = [group.at(m) for m in group.multipliers]
         places = [tuple(v.multiplier(name) for name in plan.sliders) for v in variants]
         rows += [Row(embeds[group.text], seed, place) for seed in settings.seeds for place in places]
-    made = iter(tqdm(sample(model, networks, rows, embeds[settings.negative], sampling),
+    negative = model.negative(settings.negative, embeds)
+    made = iter(tqdm(sample(model, networks, rows, negative, sampling),
                      "sampling", total=len(rows), unit="img"))  # fmt: skip
     for group in plan.groups:
         shape = (len(settings.seeds), len(group.multipliers), 3, sampling.height, sampling.width)
@@ -102,12 +117,16 @@ def _section(group: Group, seeds: tuple[int, ...], pictures: Tensor, measures: d
     return Section(group.title, group.multipliers, shots, charts if len(group.multipliers) > 1 else ())
 
 
-def _sampler_name(settings: SampleSettings, model: SDXL) -> str:
-    """A1111's name of it."""
+def sampler_name(settings: SampleSettings, model: SDXL) -> str:
+    """A1111's name of it; of the model's own one too, where it has the options that the name promises."""
     if settings.sampler is not None:
         return SAMPLERS[settings.sampler][2]
-    cls = type(model.pipe.scheduler).__name__
-    return {c: shown for c, options, shown in SAMPLERS.values() if not options}.get(cls, cls.removesuffix("Scheduler"))
+    scheduler = model.pipe.scheduler
+    own = type(scheduler).__name__
+    for cls, options, shown in SAMPLERS.values():
+        if cls == own and options.items() <= dict(scheduler.config).items():
+            return shown
+    return own.removesuffix("Scheduler")
 
 
 def _model_name(settings: SampleSettings) -> str:
@@ -124,7 +143,7 @@ def _parameters(
     sampling = plan.sampling
     fields: dict[str, str | int | float] = {
         "Steps": sampling.steps,
-        "Sampler": _sampler_name(settings, model),
+        "Sampler": sampler_name(settings, model),
         "CFG scale": sampling.guidance,
         "Seed": seed,
         "Size": f"{sampling.width}x{sampling.height}",
@@ -143,11 +162,11 @@ def _page(settings: SampleSettings, plan: Plan, model: SDXL, sections: list[Sect
     facts = {
         "model": _model_name(settings),
         "size": f"{sampling.width} × {sampling.height} px",
-        "sampler": f"{_sampler_name(settings, model)}, {sampling.steps} steps, guidance {sampling.guidance:g}",
+        "sampler": f"{sampler_name(settings, model)}, {sampling.steps} steps, guidance {sampling.guidance:g}",
     }
     if settings.negative:
         facts["negative prompt"] = settings.negative
     if sampling.from_step:
-        facts["slider joins"] = f"behind step {sampling.from_step}"
+        facts["slider joins"] = f"after step {sampling.from_step}"
     clip = f"ΔCLIP is the rise of the CLIP score ({settings.clip})." if settings.clip else ""
     return Page(f"Slider {first}", sampling.width, sampling.height, sections, facts, clip)

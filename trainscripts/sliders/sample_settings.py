@@ -14,6 +14,7 @@ from sliders.settings import validated
 LIST_FLAGS = ("--seeds", "--multipliers")
 DEFAULT_SEEDS = "1, 2, 3"
 MAX_PICTURES = 4096
+Pixels = Annotated[Whole, Field(ge=64, le=4096, multiple_of=8)]
 
 
 class SampleSettings(Section):
@@ -25,10 +26,10 @@ class SampleSettings(Section):
     prompt: tuple[str, ...]
     negative: str
     wildcard_dir: Path | None
-    multipliers: tuple[Number, ...] | None  # for prompts that name no slider; none: what the slider was trained at
+    multipliers: tuple[Number, ...] | None  # for prompts that do not name the slider; none: those it was trained at
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**63)], ...]
-    width: Annotated[Whole, Field(ge=64, le=4096, multiple_of=8)] | None  # none: what the slider was trained at
-    height: Annotated[Whole, Field(ge=64, le=4096, multiple_of=8)] | None
+    width: Pixels | None  # none: what the slider was trained at
+    height: Pixels | None
     steps: Annotated[Whole, Field(ge=1, le=1000)]
     guidance: Annotated[Number, Field(ge=1, le=100)]
     sampler: Literal[tuple(SAMPLERS)] | None
@@ -60,7 +61,7 @@ def build_parser() -> Parser:
     parser = Parser(
         prog="sample_slider-xl.py",
         description="Show what a slider does: fixed seeds, several multipliers, one page to scrub through them.",
-        epilog="A prompt that names no slider is shown at the multipliers the slider was trained at.",
+        epilog="A prompt that does not name the slider is shown at the multipliers the slider was trained at.",
         allow_abbrev=False,
     )
     _add_what(parser)
@@ -72,7 +73,8 @@ def build_parser() -> Parser:
     run.add_argument("--overwrite", action="store_true", help="write into a folder that holds files already")
     run.add_argument("--device", default="0", metavar="N", help="CUDA index (default: 0), or cpu, or mps")
     run.add_argument("--precision", help="float16 (default on a GPU), bfloat16 or float32 (default elsewhere)")
-    run.add_argument("--batch_size", type=int, metavar="N", help="pictures at once (default: 4 of 1024 px, 16 of 512)")
+    run.add_argument("--batch_size", type=int, metavar="N",
+                     help="pictures at once (default: 4 of 1024 px, 16 of 512); halved while they do not fit")  # fmt: skip
     judge = parser.add_argument_group("more measures of change, by models from your hub cache")
     judge.add_argument(
         "--clip", metavar="MODEL", help="CLIP score's rise over multiplier 0, such as openai/clip-vit-large-patch14"
@@ -87,7 +89,7 @@ def _add_what(parser: Parser) -> None:
     add("--model", required=True, metavar="NAME_OR_PATH", help="any SDXL: hub id, folder, .safetensors or .ckpt")
     add("--model_config", metavar="DIR", help="for a single file without network: diffusers folder with its JSON files")
     add("--v_pred", action="store_true", default=None, help="where a v-prediction model does not say so itself")
-    add("--clip_skip", type=int, metavar="N", help="text-encoder layers skipped before the usual one")
+    add("--clip_skip", type=int, metavar="N", help="1 is what a web UI calls Clip skip 3; its usual 2 needs none")
     add("--slider", required=True, nargs="+", type=Path, metavar="FILE",
         help="the slider; <slider:X> is the first, the others are <lora:NAME:X>")  # fmt: skip
     add("--lora_dir", type=Path, metavar="DIR", help="folder whose files <lora:NAME:X> may name too")
@@ -95,7 +97,7 @@ def _add_what(parser: Parser) -> None:
         help="prompts in Dynamic Prompts' syntax, such as 'a robe {<slider:0>|<slider:0.8>|<slider:2.7>}'")  # fmt: skip
     add("--negative", default="", metavar="TEXT", help="negative prompt")
     add("--wildcard_dir", type=Path, metavar="DIR", help="Dynamic Prompts' folder of __wildcard__ files")
-    add("--multipliers", metavar="X, Y, …", help="for prompts that name no slider (default: the trained ones)")
+    add("--multipliers", metavar="X, Y, …", help="for prompts that do not name the slider (default: the trained ones)")
     add(
         "--seeds", default=DEFAULT_SEEDS, metavar="N, M, …", help=f"one row of pictures each (default: {DEFAULT_SEEDS})"
     )

@@ -13,6 +13,11 @@ from sliders.schema import SAMPLERS
 
 MAX_ROWS, PIXELS_AT_ONCE = 16, 4 * 1024**2  # what a card of 24 GB holds, guidance included
 
+OF_THE_MODEL = (
+    "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr",
+    "prediction_type", "timestep_spacing", "steps_offset",
+)  # fmt: skip
+
 
 def rows_within(pixels: int, width: int, height: int) -> int:
     """How many pictures of width × height px to make at once so that together they have at most `pixels`."""
@@ -21,7 +26,7 @@ def rows_within(pixels: int, width: int, height: int) -> int:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How pictures are made. `from_step`: the slider joins behind that many steps (Gandikota et al. 2024, section 4.4),
+    """How pictures are made. `from_step`: the slider joins after that many steps (Gandikota et al. 2024, section 4.4),
     so that what the first steps lay out stays. `sampler` None: the model's own scheduler."""
 
     width: int  # px
@@ -47,11 +52,13 @@ class Row:
 
 
 def use_sampler(model: SDXL, name: str | None) -> None:
-    """Put the scheduler that `name` stands for into the model's pipeline, with the model's own noise schedule."""
+    """Put the scheduler that `name` stands for into the model's pipeline. Only how the model noises, what it predicts and
+    how its timesteps are spread come from its own scheduler, whose other options would make the name a lie."""
     if name is None:
         return
     cls, options, _ = SAMPLERS[name]
-    model.pipe.scheduler = getattr(diffusers, cls).from_config(model.pipe.scheduler.config, **options)
+    own = {key: value for key, value in model.pipe.scheduler.config.items() if key in OF_THE_MODEL}
+    model.pipe.scheduler = getattr(diffusers, cls).from_config(own, **options)
 
 
 @torch.no_grad()
@@ -60,14 +67,34 @@ def sample(
 ) -> Iterator[Tensor]:
     """A picture [3, height, width] in [0, 1], float32 on the CPU, for each row in turn.
 
-    Rows run in batches of `sampling.rows_at_once`, whatever prompts, seeds and multipliers they have. The multipliers
-    of the last batch stay set; the networks must be hung on `model.unet`.
+    Rows run in batches of `sampling.rows_at_once`, whatever prompts, seeds and multipliers they have, and of half as many
+    from then on where the device has no memory for them. The multipliers of the last batch stay set; the networks must be
+    hung on `model.unet`. Raises torch.OutOfMemoryError where not even one row fits.
     """
     use_sampler(model, sampling.sampler)
-    for start in range(0, len(rows), sampling.rows_at_once):
-        batch = rows[start : start + sampling.rows_at_once]
-        for latents in _sample_latents(model, networks, batch, negative, sampling):
+    at_once, start = sampling.rows_at_once, 0
+    while start < len(rows):
+        batch = rows[start : start + at_once]
+        found = _sample_if_it_fits(model, networks, batch, negative, sampling)
+        if found is None:
+            at_once = len(batch) // 2
+            torch.cuda.empty_cache()  # its pieces have the sizes that the larger batch needed
+            continue
+        start += len(batch)
+        for latents in found:
             yield _decode(model, latents)
+
+
+def _sample_if_it_fits(
+    model: SDXL, networks: Sequence[AdaptorNetwork], rows: Sequence[Row], negative: PromptEmbeds, sampling: Sampling
+) -> Tensor | None:
+    """None for several rows that do not fit; when it returns, nothing holds their tensors any more."""
+    try:
+        return _sample_latents(model, networks, rows, negative, sampling)
+    except torch.OutOfMemoryError:
+        if len(rows) == 1:
+            raise
+    return None
 
 
 @torch.no_grad()
@@ -98,7 +125,7 @@ def _sample_latents(
 
 
 def _joining(networks: Sequence[AdaptorNetwork], rows: Sequence[Row], sampling: Sampling) -> Callable:
-    """Sets the networks' multipliers, now or behind step `from_step`: the callback that the pipeline shall call."""
+    """Sets the networks' multipliers, now or after step `from_step`: the callback that the pipeline shall call."""
     halves = 2 if sampling.guidance > 1 else 1  # with guidance each row is there twice, first without its prompt
 
     def join() -> None:

@@ -19,14 +19,19 @@ TRAINING_METHODS = (
 OPTIMIZERS = (
     "adam", "adamw", "lion", "prodigy", "dadaptadam", "dadaptlion", "adam8bit", "adamw8bit", "lion8bit",
 )  # fmt: skip
-SAMPLERS = {  # name → class in diffusers, its options, name in A1111
-    "ddim": ("DDIMScheduler", {}, "DDIM"),
-    "euler": ("EulerDiscreteScheduler", {}, "Euler"),
+DPM_2M = {"algorithm_type": "dpmsolver++", "solver_order": 2, "use_karras_sigmas": False}
+SAMPLERS = {  # name → class in diffusers, the options that make it what the name promises, name in A1111
+    "ddim": ("DDIMScheduler", {"clip_sample": False, "set_alpha_to_one": False}, "DDIM"),
+    "euler": ("EulerDiscreteScheduler", {"use_karras_sigmas": False}, "Euler"),
     "euler_a": ("EulerAncestralDiscreteScheduler", {}, "Euler a"),
-    "dpm++_2m": ("DPMSolverMultistepScheduler", {}, "DPM++ 2M"),
-    "dpm++_2m_karras": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}, "DPM++ 2M Karras"),
-    "dpm++_2m_sde": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}, "DPM++ 2M SDE"),
-    "unipc": ("UniPCMultistepScheduler", {}, "UniPC"),
+    "dpm++_2m": ("DPMSolverMultistepScheduler", DPM_2M, "DPM++ 2M"),
+    "dpm++_2m_karras": ("DPMSolverMultistepScheduler", {**DPM_2M, "use_karras_sigmas": True}, "DPM++ 2M Karras"),
+    "dpm++_2m_sde": (
+        "DPMSolverMultistepScheduler",
+        {**DPM_2M, "algorithm_type": "sde-dpmsolver++"},
+        "DPM++ 2M SDE",
+    ),
+    "unipc": ("UniPCMultistepScheduler", {"use_karras_sigmas": False}, "UniPC"),
 }
 
 LEAST_RESOLUTION = 64  # px
@@ -92,7 +97,7 @@ class Save(Section):
     path: Path = Path("./output")
     per_steps: Annotated[Whole, Field(ge=1)] = 200
     precision: SavePrecision = "float32"
-    sidecars: bool = True  # (ours) beside each slider the card and the picture that web UIs show
+    sidecars: bool = True  # (ours) beside each slider the card that web UIs show; pictures come with preview.prompts
     keep: Annotated[Whole, Field(ge=1)] = 2  # (ours) resumable states, the newest; sliders are all kept
 
     @field_validator("name")

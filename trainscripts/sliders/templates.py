@@ -1,7 +1,7 @@
 """Prompts in Dynamic Prompts' own syntax → what each shows: its words, and the multiplier of every slider it names."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,8 @@ FIRST_PLACEHOLDER = 0xF0000
 PLACEHOLDER = re.compile("[\U000f0000-\U000ffffd]")
 PROTECTED = re.compile(rf"{TAG.pattern}|{PLACEHOLDER.pattern}")
 WILDCARD = re.compile(r"__[\w/*-]+__")
+# What a web UI takes for weights, schedules and parts of a prompt; a backslash before a bracket is its way to mean one.
+PLAIN_HERE = re.compile(r"(?<!\\)\([^()]*\)|(?<!\\)\[[^\[\]]*\]|\b(?:BREAK|AND)\b")
 EXAMPLE = "'a robe {<slider:0>|<slider:0.8>|<slider:2>}'"
 
 
@@ -43,6 +45,11 @@ class Group:
     @property
     def title(self) -> str:
         return " ".join([self.text, *(f"<lora:{name}:{m:g}>" for name, m in self.others)])
+
+
+def plain_here(prompts: Iterable[str]) -> list[str]:
+    """What in `prompts` would steer a web UI, but is read as plain text by diffusers' pipeline."""
+    return list(dict.fromkeys(found for prompt in prompts for found in PLAIN_HERE.findall(prompt)))
 
 
 def multiplier_template(stem: str, multipliers: Sequence[float]) -> str:

@@ -256,5 +256,6 @@ class Trainer:
         jobs = [(embeds[prompt], settings.seed + row) for row, prompt in enumerate(settings.prompts)]
         sampling = preview_sampling(width, height, settings.steps, first.guidance_scale)
         with sampling_from(self.model, self.network, self.device):
-            pictures = sample_grid(self.model, self.network, jobs, embeds[""], multipliers, sampling)
+            negative = self.model.negative("", embeds)
+            pictures = sample_grid(self.model, self.network, jobs, negative, multipliers, sampling)
         return labelled_grid(pictures, settings.prompts, [f"{m:g}" for m in multipliers])

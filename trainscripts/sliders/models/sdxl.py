@@ -65,6 +65,14 @@ class SDXL:
             encoder.to("cpu")
         return found
 
+    def negative(self, prompt: str, embeds: dict[str, PromptEmbeds]) -> PromptEmbeds:
+        """What guidance leads away from: `embeds[prompt]`, or zeros for an empty prompt where the model's pipeline says so,
+        as SDXL-base's does. Web UIs do the same."""
+        found = embeds[prompt]
+        if prompt or not self.pipe.config.force_zeros_for_empty_prompt:
+            return found
+        return PromptEmbeds(torch.zeros_like(found.tokens), torch.zeros_like(found.pooled))
+
     def _warn_if_cut(self, prompt: str) -> None:
         limit = self.pipe.tokenizer.model_max_length
         length = len(self.pipe.tokenizer(prompt, truncation=False).input_ids)

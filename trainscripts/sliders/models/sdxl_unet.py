@@ -37,3 +37,8 @@ def weightless_unet(name_or_path: str) -> UNet2DConditionModel:
         if config.is_file():
             return UNet2DConditionModel.from_config(json.loads(config.read_text(encoding="utf-8")))
         return UNet2DConditionModel(**SDXL_BASE_UNET)
+
+
+def is_full_size(name_or_path: str) -> bool:
+    """No narrow model for tests and the shapes world, which a CPU has time for."""
+    return weightless_unet(name_or_path).num_parameters() > 1e9
