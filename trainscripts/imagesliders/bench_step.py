@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from bench_world import build_model, make_settings, step_flops, synchronize, write_noise_images
 from naive_step import NaiveStep
-from sliders.device import torch_device
+from sliders.device import use_device
 from sliders.models.layers import select_layers
 from sliders.trainer import Trainer
 
@@ -153,7 +153,7 @@ def planned(args: argparse.Namespace) -> list[tuple[int, str]]:
 
 def main() -> int:
     args = parse_args()
-    device = torch_device(args.device)
+    device = use_device(args.device)
     cuda = device.startswith("cuda")
     name = torch.cuda.get_device_name(device) if cuda else "CPU"
     rate = peak_rate(device) if cuda else None

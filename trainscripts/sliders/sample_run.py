@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from sliders.change import MEASURES
 from sliders.checkpoint import open_slider
-from sliders.device import DTYPES
+from sliders.device import DTYPES, use_device
 from sliders.files import written_whole
 from sliders.grids import labelled_grid, to_picture
 from sliders.infotext import infotext, png_info
@@ -29,6 +29,7 @@ Measure = Callable[[Tensor, Tensor, str], float]  # (picture, the same at multip
 def run(settings: SampleSettings) -> Path:
     """Sample everything; returns the page's path. Pictures are written as they are made, the page at the end."""
     plan = make_plan(settings)
+    use_device(settings.device)
     measures = _measures(settings, plan.device)
     precision = settings.precision or ("float16" if plan.device.startswith("cuda") else "float32")
     model = load_sdxl(settings.model, DTYPES[precision])

@@ -20,7 +20,7 @@ from sliders.checkpoint import save_slider, slider_metadata, slider_tensors
 from sliders.compilation import compile_unet
 from sliders.dataset import ScaleFolders
 from sliders.denoiser import AdaptedDenoiser
-from sliders.device import DTYPES, torch_device
+from sliders.device import DTYPES, use_device
 from sliders.errors import InputError
 from sliders.files import remove_leftovers, written_whole
 from sliders.flat import FlatWeights
@@ -72,7 +72,7 @@ class Trainer:
         self.settings, self.data = settings, data
         self.done = 0  # steps
         self.identity = identity(settings, data)  # reads the images, which may be gone at the first save
-        self.device = torch_device(settings.device)
+        self.device = use_device(settings.device)
         self.started = training_time()
         if self.device.startswith("cuda"):
             torch.zeros(0, device=self.device)  # CUDA starts with its first tensor, and knows no statistics before
