@@ -4,7 +4,9 @@ import pytest
 import torch
 from sliders.attention import set_attention
 from sliders.checkpoint import slider_tensors
-from sliders.compilation import compile_unet
+from sliders.compilation import check_compilation, compile_unet
+from sliders.errors import InputError
+from sliders.fusion import can_fuse
 from sliders.models.narrow import build_narrow_sdxl
 from sliders.models.sdxl_keys import sdxl_file_keys
 from sliders.quantization import Fp8Linear, quantize
@@ -59,6 +61,26 @@ def test_compiling_renames_nothing_and_changes_no_result():
     assert {key.split(".", 1)[0] for key in keys} <= sdxl_file_keys()
     network.set_multipliers(torch.zeros(1))
     assert not torch.allclose(unet_output(unet), wanted, atol=1e-3)  # multipliers are read anew, not baked in
+
+
+def test_compiling_without_a_compiler_is_refused_before_anything_is_loaded(monkeypatch, tmp_path):
+    check_compilation("regional", "cpu")
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    check_compilation("off", "cpu")
+    with pytest.raises(InputError, match=r"other.torch_compile: full .*was not found.* C\+\+ compiler .*headers.* off"):
+        check_compilation("full", "cpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="where there is a GPU, its kernels run")
+def test_kernels_that_cannot_run_are_told_once_and_left_out(capsys):
+    with pytest.raises(InputError, match=r"other.torch_compile: regional .*cuda:0.*Triton.*gcc.*headers.* off"):
+        check_compilation("regional", "cuda:0")
+    assert not can_fuse("cpu")
+    assert not capsys.readouterr().out
+    assert not (can_fuse("cuda:0") or can_fuse("cuda:0"))
+    said = capsys.readouterr().out
+    assert said.count("note:") == 1 and "gcc" in said and "headers" in said
 
 
 def test_a_quantised_unet_is_smaller_and_nearly_the_same():
