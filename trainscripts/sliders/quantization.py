@@ -55,12 +55,14 @@ class _Fp8Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(weight, scale)
+        ctx.dtype = x.dtype
         return F.linear(x, weight.to(x.dtype) * scale, bias)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         weight, scale = ctx.saved_tensors
-        return grad @ (weight.to(grad.dtype) * scale), None, None, None
+        unpacked = weight.to(grad.dtype) * scale.to(grad.dtype)  # under autocast the gradient comes in another dtype
+        return (grad @ unpacked).to(ctx.dtype), None, None, None
 
 
 def _nf4(linear: nn.Linear) -> nn.Module:
