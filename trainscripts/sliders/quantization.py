@@ -4,6 +4,7 @@ They hold nine tenths of SDXL's weights. Only storage shrinks: every product is 
 """
 
 import importlib.util
+import logging
 
 import torch
 from torch import Tensor, nn
@@ -74,11 +75,18 @@ def _nf4(linear: nn.Linear) -> nn.Module:
 
 
 def _int8(linear: nn.Linear) -> nn.Module:
-    """LLM.int8 (Dettmers et al. 2022, arXiv:2208.07339)."""
+    """LLM.int8 (Dettmers et al. 2022, arXiv:2208.07339), without its outliers: looking for them makes the GPU wait in
+    every layer, and then no step can be a graph."""
     from bitsandbytes.nn import Int8Params, Linear8bitLt
 
-    layer = Linear8bitLt(1, 1, has_fp16_weights=False, threshold=6.0)
+    logging.getLogger("bitsandbytes.autograd._functions").addFilter(_tells_something)
+    layer = Linear8bitLt(1, 1, has_fp16_weights=False, threshold=0.0)
     return _filled(layer, linear, Int8Params(linear.weight.detach().cpu(), requires_grad=False, has_fp16_weights=False))
+
+
+def _tells_something(record: logging.LogRecord) -> bool:
+    """bitsandbytes says in every call of every layer that it computes in float16."""
+    return not str(record.msg).startswith("MatMul8bitLt: inputs will be cast")
 
 
 def _filled(layer: nn.Module, linear: nn.Linear, weight: nn.Parameter) -> nn.Module:
