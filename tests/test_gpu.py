@@ -1,5 +1,6 @@
 """The same on a CUDA GPU; skipped where there is none."""
 
+import math
 import warnings
 
 import pytest
@@ -12,6 +13,7 @@ from sliders.gradients import CannotCaptureError, StepGraph
 from sliders.models.narrow import build_narrow_sdxl
 from sliders.network import AdaptorNetwork
 from sliders.plan import check_run
+from sliders.quantization import quantize
 from sliders.schema import Network, Other
 from sliders.settings import load_settings
 from sliders.trainer import Trainer
@@ -74,6 +76,23 @@ def test_the_second_gpu_learns_what_the_first_does(tmp_path):
         assert trainer.weights.master.device.index == torch.cuda.current_device() == int(device)
         masters.append(trainer.weights.master.detach().cpu())
     assert torch.allclose(*masters, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["fp8", "int8", "nf4"])
+def test_a_quantised_model_trains_as_a_graph_and_never_lies_on_the_gpu_in_full(tmp_path, kind):
+    plain = make_trainer(tmp_path, "cpu").model.unet
+    size = sum(p.numel() * p.element_size() for p in plain.parameters())
+    torch.cuda.reset_peak_memory_stats()
+    held = torch.cuda.memory_allocated()
+    quantize(plain, kind, "cuda")
+    plain.to("cuda", memory_format=torch.channels_last)
+    assert torch.cuda.max_memory_allocated() - held < size
+    trainer = make_trainer(tmp_path, "0", train={"precision": "bfloat16"}, pretrained_model={"quantize": kind})
+    start = trainer.weights.master.detach().clone()
+    report = trainer.run()
+    assert all(map(math.isfinite, report.losses))
+    assert (trainer.weights.master - start).norm() > 0.01 * start.norm()
+    assert trainer.gradients.captured == 1
 
 
 def count_waits(trainer, step):

@@ -107,8 +107,8 @@ class Trainer:
 
     def _adapt(self) -> AdaptorNetwork:
         other, unet = self.settings.other, self.model.unet
+        quantize(unet, self.settings.pretrained_model.quantize, self.device)
         unet.to(self.device, memory_format=torch.channels_last)
-        quantize(unet, self.settings.pretrained_model.quantize)
         set_attention(unet, other)
         if other.torch_compile == "off" and can_fuse(self.device):
             fuse_blocks(unet)
