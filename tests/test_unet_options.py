@@ -1,12 +1,15 @@
 """`other.*`: how the UNet computes may change, what it computes and how its modules are called may not."""
 
 import logging
+import sys
+import types
 import weakref
 
 import pytest
 import torch
+from diffusers.models.attention_processor import Attention
 from sliders import quantization
-from sliders.attention import set_attention
+from sliders.attention import ONLY_HALF, SDPA, check_capability, set_attention
 from sliders.checkpoint import slider_tensors
 from sliders.compilation import check_compilation, compile_unet
 from sliders.errors import InputError
@@ -44,6 +47,46 @@ def test_every_attention_layer_computes_as_asked_for(settings, operation):
     found, calls = count_operation(unet, operation)
     assert calls == len(unet.attn_processors)
     assert torch.allclose(found, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "function"),
+    [
+        ("xformers", "xformers.ops", "memory_efficient_attention"),
+        ("flash-attn", "flash_attn", "flash_attn_func"),
+    ],
+)
+def test_a_packages_function_is_called_in_every_attention_layer(monkeypatch, name, module, function):
+    """With a module in the package's place: no CPU runs them. Both take [B, n, heads, d], as their documentation says."""
+    shapes = []
+
+    def attend(query, key, value):
+        shapes.append((query.shape, key.shape, value.shape))
+        heads_first = (t.transpose(1, 2) for t in (query, key, value))
+        return torch.nn.functional.scaled_dot_product_attention(*heads_first).transpose(1, 2)
+
+    for part in (module.partition(".")[0], module):
+        monkeypatch.setitem(sys.modules, part, types.ModuleType(part))
+    setattr(sys.modules[module], function, attend)
+    unet = build_narrow_sdxl().unet
+    wanted = unet_output(unet)
+    set_attention(unet, Other(attention=name))
+    assert torch.allclose(unet_output(unet), wanted, atol=1e-5)
+    assert len(shapes) == len(unet.attn_processors)
+    heads = {m.heads for m in unet.modules() if isinstance(m, Attention)}
+    assert {query[2] for query, _, _ in shapes} == heads
+
+
+def test_a_card_too_old_for_a_backend_is_told_so():
+    for name in ("auto", "xformers", *SDPA):
+        check_capability(name, (8, 0))
+        if name not in ONLY_HALF:
+            check_capability(name, (7, 5))
+    for name in ONLY_HALF:
+        with pytest.raises(
+            InputError, match=rf"other.attention: {name} needs .*8\.0.* has 7\.5: set other.attention: auto"
+        ):
+            check_capability(name, (7, 5))
 
 
 def test_the_forks_true_and_false_still_mean_what_they_did():

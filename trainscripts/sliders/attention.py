@@ -30,7 +30,8 @@ PACKAGES = {
     "flash-attn": ("flash_attn", "start with `uv run --extra flash …`"),
 }
 ONLY_CUDA = ("cudnn", "efficient", "xformers", "flash-attn")
-ONLY_HALF = ("cudnn", "flash", "flash-attn")  # on a GPU these take no float32
+ONLY_HALF = ("cudnn", "flash", "flash-attn")  # on a GPU these take no float32,
+OLDEST = (8, 0)  # and none that is older than Ampere
 
 
 def check_attention(settings: Other, device: str, precision: str) -> None:
@@ -46,6 +47,18 @@ def check_attention(settings: Other, device: str, precision: str) -> None:
         raise InputError(f"other.attention: {name} needs a CUDA GPU, and this run is on {device}: use auto.")
     if name in ONLY_HALF and cuda and precision == "float32":
         raise InputError(f"other.attention: {name} computes no float32: use auto, or train.precision bfloat16.")
+    if cuda:
+        check_capability(name, torch.cuda.get_device_capability(device))
+
+
+def check_capability(name: str, capability: tuple[int, int]) -> None:
+    """Raises InputError for a backend that has no kernels for GPUs so old."""
+    if name in ONLY_HALF and capability < OLDEST:
+        have, want = (".".join(map(str, numbers)) for numbers in (capability, OLDEST))
+        raise InputError(
+            f"other.attention: {name} needs a GPU of compute capability {want} or newer, and this one has {have}: set "
+            "other.attention: auto."
+        )
 
 
 def set_attention(unet: UNet2DConditionModel, settings: Other) -> None:
