@@ -9,6 +9,9 @@ import pytest
 import torch
 from diffusers.models.attention_processor import Attention
 from sliders import quantization
+from sliders.adaptors import ALGORITHMS
+from sliders.adaptors.base import Adaptor
+from sliders.adaptors.lora import LoRA
 from sliders.attention import ONLY_HALF, SDPA, check_capability, set_attention
 from sliders.checkpoint import slider_tensors
 from sliders.compilation import check_compilation, compile_unet
@@ -94,6 +97,21 @@ def test_the_forks_true_and_false_still_mean_what_they_did():
     assert Other(cuda_graph=False).cuda_graph == "off"  # YAML's bare off
     assert Other(use_xformers=True).attention_backend == "xformers"
     assert Other(use_xformers=True, attention="sdpa").attention_backend == "sdpa"
+
+
+def test_layers_joined_or_not_make_the_same(monkeypatch):
+    """What an algorithm without `join` inherits, against LoRA's; and the layers come apart again."""
+    unet = build_narrow_sdxl().unet
+    base, found = unet_output(unet), []
+    for algorithm in (LoRA, type("Apart", (LoRA,), {"join": Adaptor.join})):
+        monkeypatch.setitem(ALGORITHMS, "lora", algorithm)
+        network = random_network(unet)
+        found.append(unet_output(unet))
+        assert bool(network._joined) == (algorithm is LoRA)
+        network.remove()
+        assert torch.equal(unet_output(unet), base)
+    assert torch.allclose(*found, atol=1e-5)
+    assert not torch.allclose(found[0], base, atol=1e-3)
 
 
 def test_compiling_renames_nothing_and_changes_no_result():

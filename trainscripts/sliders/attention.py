@@ -1,12 +1,12 @@
 """How the UNet computes attention: `other.attention` → the function that does it."""
 
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -66,6 +66,30 @@ def set_attention(unet: UNet2DConditionModel, settings: Other) -> None:
     unet.set_attn_processor(AttentionProcessor(attend_with(settings.attention_backend, unet.device)))
 
 
+JOINED = "fractional_sliders_projections"  # what `join_projections` leaves on a layer
+
+
+def own_projections(unet: nn.Module) -> Iterator[tuple[Attention, tuple[nn.Module, ...]]]:
+    """Each self-attention layer with those of its query, key and value, which all read the same tokens."""
+    for module in unet.modules():
+        if isinstance(module, Attention) and not module.is_cross_attention:
+            yield module, (module.to_q, module.to_k, module.to_v)
+
+
+def join_projections(attention: Attention, project: Callable[[Tensor], tuple[Tensor, ...]]) -> bool:
+    """From now on `project` makes query, key and value [B, n, heads · d] of a self-attention's tokens [B, n, C] at once.
+    False, and nothing is changed, where another one does already."""
+    if JOINED in attention.__dict__:
+        return False
+    attention.__dict__[JOINED] = project
+    return True
+
+
+def part_projections(attention: Attention) -> None:
+    """Each by its own layer again."""
+    del attention.__dict__[JOINED]
+
+
 class AttentionProcessor:
     """Attention (Vaswani et al. 2017, arXiv:1706.03762) of SDXL's transformer blocks, without the steps that do nothing
     in them: no mask, no group norm, no residual, no rescaling."""
@@ -76,8 +100,8 @@ class AttentionProcessor:
     def __call__(
         self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **_
     ) -> Tensor:
-        if encoder_hidden_states is None and "project" in attn.__dict__:  # a network computes all three at once
-            projections = attn.project(hidden_states)
+        if encoder_hidden_states is None and JOINED in attn.__dict__:
+            projections = getattr(attn, JOINED)(hidden_states)
         else:
             context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
             projections = attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)
