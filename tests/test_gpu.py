@@ -1,5 +1,6 @@
 """The same on a CUDA GPU; skipped where there is none."""
 
+import math
 import warnings
 
 import pytest
@@ -8,9 +9,11 @@ from conftest import make_scale_folders, write_experiment
 from safetensors.torch import load_file
 from sliders.attention import set_attention
 from sliders.fusion import fuse_blocks
+from sliders.gradients import CannotCaptureError, StepGraph
 from sliders.models.narrow import build_narrow_sdxl
 from sliders.network import AdaptorNetwork
 from sliders.plan import check_run
+from sliders.quantization import quantize
 from sliders.schema import Network, Other
 from sliders.settings import load_settings
 from sliders.trainer import Trainer
@@ -34,9 +37,17 @@ def plain_float32():
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
 
 
-def test_a_gpu_draws_and_learns_what_a_cpu_does(tmp_path):
-    losses = [make_trainer(tmp_path, device).run().losses for device in ("cpu", "0")]
+def assert_learns_the_same(trainer, other):
+    """Runs both. Losses to 1e-3, and weights to 1 % of how far they moved: losses alone hardly see what was learnt."""
+    start = trainer.weights.master.detach().cpu().clone()
+    losses = [t.run().losses for t in (trainer, other)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+    ends = [t.weights.master.detach().cpu() for t in (trainer, other)]
+    assert (ends[1] - ends[0]).norm() < 0.01 * (ends[0] - start).norm()
+
+
+def test_a_gpu_draws_and_learns_what_a_cpu_does(tmp_path):
+    assert_learns_the_same(*(make_trainer(tmp_path, device) for device in ("cpu", "0")))
 
 
 def test_encoders_leave_the_gpu_and_adaptors_stay_float32(tmp_path):
@@ -54,6 +65,36 @@ def test_optimizers_train_on_the_gpu(tmp_path, optimizer):
     assert report.peak_memory > 0
 
 
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_the_second_gpu_learns_what_the_first_does(tmp_path):
+    """Fused blocks and graph too, which know only the current device."""
+    masters = []
+    for device in ("0", "1"):
+        trainer = make_trainer(tmp_path, device)
+        trainer.run()
+        assert trainer.gradients.captured == 1
+        assert trainer.weights.master.device.index == torch.cuda.current_device() == int(device)
+        masters.append(trainer.weights.master.detach().cpu())
+    assert torch.allclose(*masters, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["fp8", "int8", "nf4"])
+def test_a_quantised_model_trains_as_a_graph_and_never_lies_on_the_gpu_in_full(tmp_path, kind):
+    plain = build_narrow_sdxl().unet
+    size = sum(p.numel() * p.element_size() for p in plain.parameters())
+    torch.cuda.reset_peak_memory_stats()
+    held = torch.cuda.memory_allocated()
+    quantize(plain, kind, "cuda")
+    plain.to("cuda", memory_format=torch.channels_last)
+    assert torch.cuda.max_memory_allocated() - held < size
+    trainer = make_trainer(tmp_path, "0", train={"precision": "bfloat16"}, pretrained_model={"quantize": kind})
+    start = trainer.weights.master.detach().clone()
+    report = trainer.run()
+    assert all(map(math.isfinite, report.losses))
+    assert (trainer.weights.master - start).norm() > 0.01 * start.norm()
+    assert trainer.gradients.captured == 1
+
+
 def count_waits(trainer, step):
     torch.cuda.set_sync_debug_mode("warn")
     try:
@@ -68,8 +109,9 @@ def count_waits(trainer, step):
 @pytest.mark.parametrize("graph", ["auto", "off"])
 def test_a_step_never_waits_for_the_gpu(tmp_path, graph):
     trainer = make_trainer(tmp_path, "0", other={"cuda_graph": graph})
-    trainer.step(0)
-    assert count_waits(trainer, 1) == 0
+    for step in range(2):  # the second one captures
+        trainer.step(step)
+    assert count_waits(trainer, 2) == 0
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adamw8bit"])
@@ -88,7 +130,7 @@ def test_a_resumed_run_on_the_graph_learns_what_a_straight_one_does(tmp_path, op
     resumed.resume()
     assert resumed.done == 20
     assert resumed.run().losses == pytest.approx(losses[20:], rel=1e-3)
-    assert getattr(resumed.gradients, "_captured", None)
+    assert resumed.gradients.captured
     moved, apart = straight.weights.master - start, straight.weights.master - resumed.weights.master
     assert apart.norm() < 0.01 * moved.norm()
 
@@ -101,15 +143,63 @@ SEVERAL_SHAPES = [
 
 @pytest.mark.parametrize("settings", [{}, {"gradient_checkpointing": True}, {"torch_compile": "regional"}])
 def test_the_graph_learns_what_single_kernels_do(tmp_path, settings):
-    """In float32, over batches of several shapes."""
-    losses, captured = [], []
-    for graph in ("off", "auto"):
-        other = {"cuda_graph": graph, **(settings if graph == "auto" else {})}
-        trainer = make_trainer(tmp_path, "0", prompts=SEVERAL_SHAPES, other=other)
-        losses.append(trainer.run().losses)
-        captured.append(len(getattr(trainer.gradients, "_captured", ())))
-    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
-    assert captured[0] == 0 and captured[1] > 2
+    """In float32, over batches of three shapes, of which each comes twice within 14 steps."""
+    flags = ["--iterations", "14"]
+    eager = make_trainer(tmp_path, "0", flags, prompts=SEVERAL_SHAPES, other={"cuda_graph": "off"})
+    graph = make_trainer(tmp_path, "0", flags, prompts=SEVERAL_SHAPES, other=settings)
+    assert_learns_the_same(eager, graph)
+    assert graph.gradients.captured == 3
+
+
+def test_each_replay_computes_the_gradient_of_its_own_batch(tmp_path):
+    trainer = make_trainer(tmp_path, "0")
+    for step in range(3):
+        trainer.step(step)
+    assert trainer.gradients.captured == 1
+    found = []
+    for step in range(3, 7):
+        batch = trainer.make_batch(trainer.draw(step))
+        for gradients in (trainer.gradients, trainer.gradients._gradients):
+            values = gradients(batch)
+            found.append(torch.cat([values, trainer.weights.master.grad]))
+    for replayed, single in zip(found[::2], found[1::2], strict=True):
+        assert (replayed - single).norm() < 1e-3 * single.norm()
+    assert all((a - b).norm() > 0.1 * a.norm() for a, b in zip(found[::2], found[2::2], strict=False))
+
+
+def test_a_forgotten_graph_gives_its_memory_back_and_is_captured_anew(tmp_path):
+    trainer = make_trainer(tmp_path, "0")
+    for step in range(3):
+        trainer.step(step)
+    held = torch.cuda.memory_reserved()
+    trainer.gradients.forget()
+    assert trainer.gradients.captured == 0
+    assert torch.cuda.memory_reserved() < held
+    assert trainer.step(3).values.isfinite().all()
+    assert trainer.gradients.captured == 1
+
+
+def test_a_step_that_makes_the_gpu_wait_is_not_captured_but_trains(tmp_path, capsys):
+    trainer = make_trainer(tmp_path, "0")
+    forward = trainer.forward
+
+    def waiting(batch):
+        loss = forward(batch)
+        loss.item()
+        return loss
+
+    trainer.gradients._gradients._forward = waiting
+    assert all(trainer.step(step).values.isfinite().all() for step in range(4))
+    assert trainer.gradients.captured == 0
+    assert capsys.readouterr().out.count("cannot be captured") == 1
+
+
+def test_an_empty_graph_is_noticed(tmp_path):
+    trainer = make_trainer(tmp_path, "0")
+    batch = trainer.make_batch(trainer.draw(0))
+    values = trainer.gradients(batch)
+    with pytest.raises(CannotCaptureError, match="empty"):
+        StepGraph(lambda batch: values, batch, None)
 
 
 KERNELS = {

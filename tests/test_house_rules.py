@@ -14,11 +14,11 @@ FILES = sorted(p for p in TRAINSCRIPTS.rglob("*.py"))
 FLOORS = """
 errors fields interrupts installation
 files schema command
-flags lock samplers images attention compilation kernels.group_norm kernels.layer_norm kernels.geglu quantization device
+flags lock samplers images attention kernels.group_norm kernels.layer_norm kernels.geglu quantization device
 kernels templates change grids page judges
 infotext adaptors.base adaptors.low_rank models.layers models.sdxl_keys models.narrow models.schedule
 adaptors.lora fusion settings models.sdxl optim dataset journal
-adaptors
+adaptors compilation
 models.sdxl_unet network latents sample_settings
 batch checkpoint sampling models.random_sdxl flat states watch
 preview cards convert gradients learner resources

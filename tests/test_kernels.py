@@ -15,9 +15,15 @@ def assert_alike(ours, exact):
     assert torch.allclose(ours.double(), exact, atol=1e-4, rtol=1e-4)
 
 
-# batch, channels, height, width, groups, mean: chunks and blocks that do not come out even, a mean far from zero
-@pytest.mark.parametrize("shape", [(2, 96, 6, 11, 32, 0.0), (1, 160, 5, 3, 4, 0.0), (1, 64, 16, 16, 32, 50.0)])
-@pytest.mark.parametrize("silu", [True, False])
+# batch, channels, height, width, groups, mean: chunks and blocks that do not come out even, a mean far from zero, more
+# chunks of 64 pixels than are gathered at once
+SHAPES = [(2, 96, 6, 11, 32, 0.0), (1, 160, 5, 3, 4, 0.0), (1, 64, 16, 16, 32, 50.0)]
+MANY_CHUNKS = (1, 4, 64, 65, 2, 3.0)
+
+
+@pytest.mark.parametrize(
+    ("shape", "silu"), [*((s, silu) for s in SHAPES for silu in (True, False)), (MANY_CHUNKS, True)]
+)
 def test_group_norm(shape, silu):
     *size, groups, mean = shape
     generator = torch.Generator().manual_seed(0)
@@ -65,6 +71,47 @@ def test_a_residual_and_its_layer_norm():
     (total * up_total + normal * up_normal).sum().backward()
     assert_alike(x.grad, exact[0].grad)
     assert_alike(y.grad, exact[1].grad)
+
+
+def plain_group_norm(x, weight, bias):
+    return F.silu(F.group_norm(x, 32, weight, bias, 1e-5))
+
+
+def plain_geglu(x, *_):
+    linear, gate = x.chunk(2, -1)
+    return linear * F.gelu(gate)
+
+
+def plain_layer_norm(x, weight, bias):
+    return F.layer_norm(x, (64,), weight, bias, 1e-5)
+
+
+BFLOAT16 = {  # size of x, what ours is, what it should be
+    "group norm": (
+        (2, 64, 5, 4),
+        lambda x, w, b: kernels.GroupNormSiLU.apply(x, w, b, 32, 1e-5, True),
+        plain_group_norm,
+    ),
+    "geglu": ((3, 5, 96), lambda x, w, b: kernels.GEGLU.apply(x), plain_geglu),
+    "layer norm": ((3, 5, 64), lambda x, w, b: kernels.AddLayerNorm.apply(x, 0 * x, w, b, 1e-5)[1], plain_layer_norm),
+}
+
+
+@pytest.mark.parametrize("name", BFLOAT16)
+def test_bfloat16_is_rounded_once_at_the_end(name):
+    """By half of a number's last place at most, on a GPU; Triton's interpreter cuts off, which costs up to a whole one."""
+    size, ours, exact = BFLOAT16[name]
+    generator = torch.Generator().manual_seed(0)
+    x, weight, bias = (torch.randn(s, generator=generator).to(DEVICE, torch.bfloat16) for s in (size, 64, 64))
+    x = x.to(memory_format=torch.channels_last) if x.ndim == 4 else x
+    single, double = x.requires_grad_(), x.detach().double().requires_grad_()
+    found, wanted = ours(single, weight, bias), exact(double, weight.double(), bias.double())
+    upstream = torch.randn(found.shape, generator=generator).to(DEVICE, torch.bfloat16)
+    gradients = (torch.autograd.grad(y, v, upstream.to(y.dtype))[0] for y, v in ((found, single), (wanted, double)))
+    for low, high in ((found, wanted), tuple(gradients)):
+        assert low.dtype == torch.bfloat16
+        half = 2**-8 * high.abs().clamp(min=2**-6)
+        assert ((low.double() - high).abs() <= (1.01 if DEVICE == "cuda" else 2.01) * half).all()
 
 
 @pytest.mark.skipif(DEVICE == "cuda", reason="test_gpu.py does it there")

@@ -1,10 +1,22 @@
 """`other.*`: how the UNet computes may change, what it computes and how its modules are called may not."""
 
+import logging
+import sys
+import types
+import weakref
+
 import pytest
 import torch
-from sliders.attention import set_attention
+from diffusers.models.attention_processor import Attention
+from sliders import quantization
+from sliders.adaptors import ALGORITHMS
+from sliders.adaptors.base import Adaptor
+from sliders.adaptors.lora import LoRA
+from sliders.attention import ONLY_HALF, SDPA, check_capability, set_attention
 from sliders.checkpoint import slider_tensors
-from sliders.compilation import compile_unet
+from sliders.compilation import check_compilation, compile_unet
+from sliders.errors import InputError
+from sliders.fusion import can_fuse
 from sliders.models.narrow import build_narrow_sdxl
 from sliders.models.sdxl_keys import sdxl_file_keys
 from sliders.quantization import Fp8Linear, quantize
@@ -40,11 +52,66 @@ def test_every_attention_layer_computes_as_asked_for(settings, operation):
     assert torch.allclose(found, wanted, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("name", "module", "function"),
+    [
+        ("xformers", "xformers.ops", "memory_efficient_attention"),
+        ("flash-attn", "flash_attn", "flash_attn_func"),
+    ],
+)
+def test_a_packages_function_is_called_in_every_attention_layer(monkeypatch, name, module, function):
+    """With a module in the package's place: no CPU runs them. Both take [B, n, heads, d], as their documentation says."""
+    shapes = []
+
+    def attend(query, key, value):
+        shapes.append((query.shape, key.shape, value.shape))
+        heads_first = (t.transpose(1, 2) for t in (query, key, value))
+        return torch.nn.functional.scaled_dot_product_attention(*heads_first).transpose(1, 2)
+
+    for part in (module.partition(".")[0], module):
+        monkeypatch.setitem(sys.modules, part, types.ModuleType(part))
+    setattr(sys.modules[module], function, attend)
+    unet = build_narrow_sdxl().unet
+    wanted = unet_output(unet)
+    set_attention(unet, Other(attention=name))
+    assert torch.allclose(unet_output(unet), wanted, atol=1e-5)
+    assert len(shapes) == len(unet.attn_processors)
+    heads = {m.heads for m in unet.modules() if isinstance(m, Attention)}
+    assert {query[2] for query, _, _ in shapes} == heads
+
+
+def test_a_card_too_old_for_a_backend_is_told_so():
+    for name in ("auto", "xformers", *SDPA):
+        check_capability(name, (8, 0))
+        if name not in ONLY_HALF:
+            check_capability(name, (7, 5))
+    for name in ONLY_HALF:
+        with pytest.raises(
+            InputError, match=rf"other.attention: {name} needs .*8\.0.* has 7\.5: set other.attention: auto"
+        ):
+            check_capability(name, (7, 5))
+
+
 def test_the_forks_true_and_false_still_mean_what_they_did():
     assert (Other(torch_compile=True).torch_compile, Other(torch_compile=False).torch_compile) == ("regional", "off")
     assert Other(cuda_graph=False).cuda_graph == "off"  # YAML's bare off
     assert Other(use_xformers=True).attention_backend == "xformers"
     assert Other(use_xformers=True, attention="sdpa").attention_backend == "sdpa"
+
+
+def test_layers_joined_or_not_make_the_same(monkeypatch):
+    """What an algorithm without `join` inherits, against LoRA's; and the layers come apart again."""
+    unet = build_narrow_sdxl().unet
+    base, found = unet_output(unet), []
+    for algorithm in (LoRA, type("Apart", (LoRA,), {"join": Adaptor.join})):
+        monkeypatch.setitem(ALGORITHMS, "lora", algorithm)
+        network = random_network(unet)
+        found.append(unet_output(unet))
+        assert bool(network._joined) == (algorithm is LoRA)
+        network.remove()
+        assert torch.equal(unet_output(unet), base)
+    assert torch.allclose(*found, atol=1e-5)
+    assert not torch.allclose(found[0], base, atol=1e-3)
 
 
 def test_compiling_renames_nothing_and_changes_no_result():
@@ -61,14 +128,66 @@ def test_compiling_renames_nothing_and_changes_no_result():
     assert not torch.allclose(unet_output(unet), wanted, atol=1e-3)  # multipliers are read anew, not baked in
 
 
-def test_a_quantised_unet_is_smaller_and_nearly_the_same():
-    unet = build_narrow_sdxl().unet
+def test_compiling_without_a_compiler_is_refused_before_anything_is_loaded(monkeypatch, tmp_path):
+    check_compilation("regional", "cpu")
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    check_compilation("off", "cpu")
+    with pytest.raises(InputError, match=r"other.torch_compile: full .*was not found.* C\+\+ compiler .*headers.* off"):
+        check_compilation("full", "cpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="where there is a GPU, its kernels run")
+def test_kernels_that_cannot_run_are_told_once_and_left_out(capsys):
+    with pytest.raises(InputError, match=r"other.torch_compile: regional .*cuda:0.*Triton.*gcc.*headers.* off"):
+        check_compilation("regional", "cuda:0")
+    assert not can_fuse("cpu")
+    assert not capsys.readouterr().out
+    assert not (can_fuse("cuda:0") or can_fuse("cuda:0"))
+    said = capsys.readouterr().out
+    assert said.count("note:") == 1 and "gcc" in said and "headers" in said
+
+
+# How far the output may be off. bitsandbytes computes on a CPU too, though a run there is refused.
+QUANTISED = {"fp8": 0.05, "int8": 0.05, "nf4": 0.2}
+
+
+@pytest.mark.parametrize("kind", QUANTISED)
+def test_a_quantised_unet_is_smaller_and_nearly_the_same(kind):
+    unet = build_narrow_sdxl().unet.requires_grad_(False)
     wanted, names = unet_output(unet), [name for name, _ in unet.named_modules()]
     size = sum(p.numel() * p.element_size() for p in unet.parameters())
-    quantize(unet, "fp8")
+    quantize(unet, kind, "cpu")
+    unet.to("cpu", memory_format=torch.channels_last)  # as the trainer moves the rest
     assert [name for name, _ in unet.named_modules()] == names
-    assert sum(p.numel() * p.element_size() for p in unet.parameters()) < size
-    assert (unet_output(unet) - wanted).norm() < 0.05 * wanted.norm()
+    assert sum(p.numel() * p.element_size() for p in unet.parameters()) < 0.8 * size
+    assert (unet_output(unet) - wanted).norm() < QUANTISED[kind] * wanted.norm()
+
+
+def test_only_the_last_layer_exists_twice_while_a_unet_is_quantised(monkeypatch):
+    unet = build_narrow_sdxl().unet
+    layers = [m for n, m in unet.named_modules() if type(m) is torch.nn.Linear and ".attentions." in f".{n}"]
+    alive = weakref.WeakSet(layers)
+    count, most = len(layers), []
+    del layers
+    make = quantization._fp8
+
+    def watched(linear, device):
+        most.append(len(alive))
+        return make(linear, device)
+
+    monkeypatch.setattr(quantization, "_fp8", watched)
+    quantize(unet, "fp8", "cpu")
+    assert most == list(range(count, 0, -1))
+
+
+def test_bitsandbytes_is_silent_about_int8_but_not_altogether(caplog):
+    unet = build_narrow_sdxl().unet.requires_grad_(False)
+    quantize(unet, "int8", "cpu")
+    unet_output(unet.eval())
+    assert not caplog.records
+    logging.getLogger("bitsandbytes.autograd._functions").warning("something else")
+    assert [r.message for r in caplog.records] == ["something else"]
 
 
 def test_gradients_pass_through_a_quantised_layer():
@@ -83,13 +202,29 @@ def test_gradients_pass_through_a_quantised_layer():
     assert torch.allclose(found, upstream @ weight, atol=1e-5)
 
 
-def test_adaptors_of_a_quantised_unet_learn():
+@pytest.mark.parametrize("amp", [False, True])
+@pytest.mark.parametrize("kind", QUANTISED)
+def test_adaptors_of_a_quantised_unet_learn(kind, amp):
     unet = build_narrow_sdxl().unet.requires_grad_(False)
-    quantize(unet, "fp8")
+    quantize(unet, kind, "cpu")
     network = random_network(unet)
     base = unet_output(unet)
     network.set_multipliers(torch.zeros(1))
     assert not torch.allclose(unet_output(unet), base, atol=1e-3)
     network.set_multipliers(torch.ones(1))
-    unet(**random_inputs()).sample.square().sum().backward()
+    with torch.autocast("cpu", torch.bfloat16, enabled=amp):
+        loss = unet(**random_inputs()).sample.float().square().sum()
+    loss.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
+
+
+def test_autocast_changes_a_quantised_layers_gradient_by_rounding_alone():
+    torch.manual_seed(0)
+    layer, x, upstream = Fp8Linear(torch.nn.Linear(24, 40)), torch.randn(3, 24, requires_grad=True), torch.randn(3, 40)
+    (exact,) = torch.autograd.grad(layer(x), x, upstream)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = layer(x)
+    assert output.dtype == torch.bfloat16
+    (found,) = torch.autograd.grad(output, x, upstream.bfloat16())
+    assert found.dtype == torch.float32
+    assert (found - exact).norm() < 0.01 * exact.norm()

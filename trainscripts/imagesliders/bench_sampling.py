@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 from bench_world import build_model, synchronize
-from sliders.device import DTYPES, torch_device
+from sliders.device import DTYPES, use_device
 from sliders.network import AdaptorNetwork
 from sliders.sampling import Row, Sampling, sample
 from sliders.schema import Network
@@ -25,8 +25,8 @@ MULTIPLIERS = (0.0, 0.67, 1.0, 1.3, 2.0, 2.7)
 class Bench:
     """A model with a slider of random weights, and the rows of one prompt and seed."""
 
-    def __init__(self, args: argparse.Namespace):
-        self.device = torch_device(args.device)
+    def __init__(self, args: argparse.Namespace, device: str):
+        self.device = device
         self.model = build_model(args.model, args.precision, self.device)
         embeds = self.model.encode_prompts(["a", ""], self.device)
         self.model.unet.to(self.device)
@@ -61,9 +61,10 @@ def main() -> int:
     parser.add_argument("--device", default="0")
     parser.add_argument("--json", type=Path, help="write the results there")
     args = parser.parse_args()
-    cuda = torch_device(args.device).startswith("cuda")
+    device = use_device(args.device)
+    cuda = device.startswith("cuda")
     args.precision = args.precision or ("bfloat16" if cuda else "float32")  # random weights overflow in float16
-    bench, seconds, pictures = Bench(args), {}, {}
+    bench, seconds, pictures = Bench(args, device), {}, {}
     sizes = (len(MULTIPLIERS), 1)
     for size in sizes:
         bench.pictures(size)  # warms up

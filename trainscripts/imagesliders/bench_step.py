@@ -4,7 +4,8 @@
 
 Per resolution and number of pairs: median seconds of a step, how many times faster than the naive step, the share of
 the arithmetic floor (its floating-point operations at the rate of a large bfloat16 matrix product on this GPU), peak
-memory, seconds from the loaded model to the end of the first step. On a machine without a GPU use `--model tiny --modes naive eager`.
+memory of the steps and of loading and encoding before them, the most that PyTorch held of the GPU, seconds from the model
+in main memory to the end of the first step and of the second, which captures the graph. Without a GPU: the tiny model.
 """
 
 import argparse
@@ -20,8 +21,9 @@ from pathlib import Path
 import torch
 from bench_world import build_model, make_settings, step_flops, synchronize, write_noise_images
 from naive_step import NaiveStep
-from sliders.device import torch_device
+from sliders.device import use_device
 from sliders.models.layers import select_layers
+from sliders.models.sdxl import SDXL
 from sliders.trainer import Trainer
 
 MODES = {  # name → other.cuda_graph, other.torch_compile
@@ -70,26 +72,47 @@ def measure_mode(args: argparse.Namespace, mode: str, resolution: int, pairs: in
         data = write_noise_images(Path(folder) / "data", resolution)
         graph, compiled = MODES[mode]
         settings = make_settings(args, Path(folder), resolution, pairs, graph, compiled)
-        model = build_model(args.model, args.precision, device)
-        synchronize(device)
+        model = build_in_main_memory(args, device)
         began = time.perf_counter()
         trainer = Trainer(settings, data, model)
-    if device.startswith("cuda"):
-        torch.cuda.reset_peak_memory_stats()
-    first = trainer.step(0)
-    finite = math.isfinite(first.loss)
-    first_step = time.perf_counter() - began
-    results = [first, *(trainer.step(i) for i in range(1, WARM_UP))]
+    loading = peak_memory(device)
+    start = trainer.weights.master.detach().cpu().clone()
+    results, ready = [], []
+    for step in range(WARM_UP):
+        results.append(trainer.step(step))
+        synchronize(device)
+        ready.append(time.perf_counter() - began)
     steps = iter(range(WARM_UP, 10**9))
     seconds = median_seconds(lambda: results.append(trainer.step(next(steps))), device, args.steps)
-    losses = [loss for loss, _ in trainer.read(results)]
-    peak = torch.cuda.max_memory_allocated() / 2**30 if device.startswith("cuda") else None
+    losses = torch.stack([r.values for r in results])[:, 0].tolist()  # not as the trainer reads them: NaN would stop it
+    peak, weights = peak_memory(device), trainer.weights.master.detach().cpu().clone()
     if args.profile:
         print_profile(trainer, next(steps))
     return {
-        "seconds": seconds, "first_step": first_step, "peak_gib": peak, "losses": losses, "finite": finite,
-        "parameters": trainer.network.num_parameters(),
+        "seconds": seconds, "first_step": ready[0], "second_step": ready[1], "losses": losses,
+        "finite": all(map(math.isfinite, losses)), "parameters": trainer.network.num_parameters(),
+        "weights": weights, "moved": (weights - start).norm().item(), "peak_gib": peak and peak[0],
+        "loading_gib": loading and loading[0], "reserved_gib": peak and max(peak[1], loading[1]),
     }  # fmt: skip
+
+
+def build_in_main_memory(args: argparse.Namespace, device: str) -> SDXL:
+    """Where a model lies when a run has loaded it: what moving it costs is measured too."""
+    model = build_model(args.model, args.precision, device)
+    model.unet.to("cpu")
+    model.pipe.vae.to("cpu")
+    if device.startswith("cuda"):
+        torch.cuda.empty_cache()
+    return model
+
+
+def peak_memory(device: str) -> tuple[float, float] | None:
+    """The most that was allocated and that was held, GiB, since this was asked last or a trainer made."""
+    if not device.startswith("cuda"):
+        return None
+    found = torch.cuda.max_memory_allocated() / 2**30, torch.cuda.max_memory_reserved() / 2**30
+    torch.cuda.reset_peak_memory_stats()
+    return found
 
 
 def print_profile(trainer: Trainer, step: int) -> None:
@@ -113,23 +136,28 @@ def print_profile(trainer: Trainer, step: int) -> None:
 
 
 def peak_rate(device: str, size: int = 8192, runs: int = 20) -> float:
-    """FLOP/s of a bfloat16 matrix product of random matrices."""
+    """FLOP/s of a bfloat16 matrix product of random matrices, when the GPU has had a second to raise its clock."""
     a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
+    began = time.perf_counter()
+    while time.perf_counter() - began < 1:
+        a @ b
+        synchronize(device)
     seconds = median_seconds(lambda: a @ b, device, runs)
     return 2 * size**3 / seconds
 
 
-def compare_losses(results: list[dict]) -> list[str]:
-    """Each mode's losses against eager's of the same resolution and pairs, over the steps that both made."""
+def compare(results: list[dict]) -> list[str]:
+    """Each mode against eager of the same resolution and pairs: losses of all steps, and the weights behind the last."""
     lines = []
-    eager = {(r["resolution"], r["pairs"]): r["losses"] for r in results if r["mode"] == "eager"}
+    eager = {(r["resolution"], r["pairs"]): r for r in results if r["mode"] == "eager"}
     for r in results:
         wanted = eager.get((r["resolution"], r["pairs"]))
         if wanted and r["mode"] not in ("eager", "naive"):
-            off = [abs(a / b - 1) for a, b in zip(r["losses"], wanted, strict=False)]
+            off = [abs(a / b - 1) for a, b in zip(r["losses"], wanted["losses"], strict=True)]
+            r["apart"] = (r["weights"] - wanted["weights"]).norm().item() / wanted["moved"]
             lines.append(
-                f"losses of {r['mode']} at {r['resolution']} px, {r['pairs']} pair(s) against eager over {len(off)} steps: "
-                f"relative difference {sum(off) / len(off):.1e} on average, {max(off):.1e} at most"
+                f"{r['mode']} at {r['resolution']} px, {r['pairs']} pair(s) against eager over {len(off)} steps: losses differ by "
+                f"{sum(off) / len(off):.1e} on average, {max(off):.1e} at most; the weights by {r['apart']:.1e} of the way moved"
             )
     return lines
 
@@ -140,8 +168,9 @@ def row_text(row: dict) -> str:
 
     return (
         f"{row['resolution']:5d} px {row['pairs']} pair(s) {row['mode']:9s} {row['seconds']:.4f} s/step  "
-        f"{shown('times', '.1f'):>5}× naive  {shown('share', '.0%'):>4} of the floor  peak {shown('peak_gib', '.1f')} GiB  "
-        f"first step {shown('first_step', '.1f')} s  finite {row['finite']}"
+        f"{shown('times', '.1f'):>5}× naive  {shown('share', '.0%'):>4} of the floor  peak {shown('peak_gib', '.1f')} GiB, "
+        f"loading {shown('loading_gib', '.1f')}, held {shown('reserved_gib', '.1f')}  first steps done at "
+        f"{shown('first_step', '.1f')} and {shown('second_step', '.1f')} s  finite {row['finite']}"
     )
 
 
@@ -153,45 +182,69 @@ def planned(args: argparse.Namespace) -> list[tuple[int, str]]:
 
 def main() -> int:
     args = parse_args()
-    device = torch_device(args.device)
+    device = use_device(args.device)
     cuda = device.startswith("cuda")
+    fill_in(args, cuda)
     name = torch.cuda.get_device_name(device) if cuda else "CPU"
-    rate = peak_rate(device) if cuda else None
+    rates = [peak_rate(device)] if cuda else []
     print(
-        f"{name}, torch {torch.__version__}, {args.model} model, {args.precision}, rank {args.rank}, {args.optimizer}"
+        f"{name}, torch {torch.__version__}, {args.model} model, {args.precision}, rank {args.rank}, {args.optimizer}",
+        flush=True,
     )
-    if rate:
-        print(f"bfloat16 matrix product: {rate / 1e12:.0f} TFLOP/s", flush=True)
-    results = []
+    results, comparisons = [], []
     for resolution in args.resolutions:
-        naive = None
-        for pairs, mode in planned(args):
-            gc.collect()  # what the mode before held must not count in this one's peak
-            row = {"resolution": resolution, "pairs": pairs, "mode": mode}
-            if mode == "naive":
-                row |= measure_naive(args, resolution, device)
-                naive = row["seconds"]
-            else:
-                row |= measure_mode(args, mode, resolution, pairs, device)
-                row["times"] = naive * pairs / row["seconds"] if naive else None
-                row["share"] = step_flops(args, resolution, pairs) / rate / row["seconds"] if rate else None
-            results.append(row)
-            print(row_text(row), flush=True)
-    print(*compare_losses(results), sep="\n")
+        rows = measure(args, resolution, device)
+        comparisons += compare(rows)
+        for row in rows:
+            row.pop("weights", None)
+        results += rows
+    if cuda:
+        rates.append(peak_rate(device))
+        print(f"bfloat16 matrix product: {max(rates) / 1e12:.0f} TFLOP/s")
+        for row in results:
+            row["share"] = row["flops"] / max(rates) / row["seconds"] if row["flops"] else None
+    print(*map(row_text, results), *comparisons, sep="\n")
     if args.json:
-        args.json.write_text(json.dumps({"device": name, "torch": torch.__version__, "rate": rate, "results": results}))
+        found = {"device": name, "torch": torch.__version__, "rate": max(rates, default=None), "results": results}
+        args.json.write_text(json.dumps(found))
     return 0 if all(r["finite"] for r in results) else 1
+
+
+def measure(args: argparse.Namespace, resolution: int, device: str) -> list[dict]:
+    """All modes at one resolution; each is told when it is done."""
+    rows, naive = [], None
+    for pairs, mode in planned(args):
+        gc.collect()  # what the mode before held must not count in this one's peak
+        row = {"resolution": resolution, "pairs": pairs, "mode": mode, "flops": None}
+        if mode == "naive":
+            row |= measure_naive(args, resolution, device)
+            naive = row["seconds"]
+        else:
+            row |= measure_mode(args, mode, resolution, pairs, device)
+            row["times"] = naive * pairs / row["seconds"] if naive else None
+            row["flops"] = step_flops(args, resolution, pairs)
+        rows.append(row)
+        print(f"measured: {row_text(row)}", flush=True)
+    return rows
+
+
+def fill_in(args: argparse.Namespace, cuda: bool) -> None:
+    """What was not said: the full model on a GPU, elsewhere the tiny one, small, and without the graph."""
+    said = {key: value for key, value in vars(args).items() if value is not None}
+    full = {"model": "full", "modes": ["naive", "eager", "graph"], "resolutions": [512, 1024], "precision": "bfloat16"}
+    tiny = {"model": "tiny", "modes": ["naive", "eager"], "resolutions": [64], "precision": "float32"}
+    vars(args).update({**(full if cuda else tiny), **said})
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=("full", "tiny"), default="full")
-    parser.add_argument("--modes", nargs="+", choices=("naive", *MODES), default=["naive", "eager", "graph"])
-    parser.add_argument("--resolutions", type=int, nargs="+", default=[512, 1024])
+    parser.add_argument("--model", choices=("full", "tiny"), help="default: full on a GPU, tiny elsewhere")
+    parser.add_argument("--modes", nargs="+", choices=("naive", *MODES))
+    parser.add_argument("--resolutions", type=int, nargs="+")
     parser.add_argument("--pairs", type=int, nargs="+", default=[1], help="pairs of images in a step")
     parser.add_argument("--rank", type=int, default=96)
     parser.add_argument("--steps", type=int, default=10, help="in each of the five blocks that are timed")
-    parser.add_argument("--precision", choices=("bfloat16", "float32"), default="bfloat16")
+    parser.add_argument("--precision", choices=("bfloat16", "float32"))
     parser.add_argument("--optimizer", default="adamw")
     parser.add_argument("--attention", default="auto")
     parser.add_argument("--quantize", default="none")

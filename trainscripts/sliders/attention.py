@@ -1,12 +1,12 @@
 """How the UNet computes attention: `other.attention` → the function that does it."""
 
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -28,7 +28,8 @@ SDPA = {
 FASTEST = {(9, 0): ("cudnn", "flash", "efficient", "math")}
 PACKAGES = {"xformers": ("xformers", ""), "flash-attn": ("flash_attn", "flash")}  # name → module, extra that brings it
 ONLY_CUDA = ("cudnn", "efficient", "xformers", "flash-attn")
-ONLY_HALF = ("cudnn", "flash", "flash-attn")  # on a GPU these take no float32
+ONLY_HALF = ("cudnn", "flash", "flash-attn")  # on a GPU these take no float32,
+OLDEST = (8, 0)  # and none that is older than Ampere
 
 
 def check_attention(settings: Other, device: str, precision: str) -> None:
@@ -45,11 +46,47 @@ def check_attention(settings: Other, device: str, precision: str) -> None:
         raise InputError(f"other.attention: {name} needs a CUDA GPU, and this run is on {device}: use auto.")
     if name in ONLY_HALF and cuda and precision == "float32":
         raise InputError(f"other.attention: {name} computes no float32: use auto, or train.precision bfloat16.")
+    if cuda:
+        check_capability(name, torch.cuda.get_device_capability(device))
+
+
+def check_capability(name: str, capability: tuple[int, int]) -> None:
+    """Raises InputError for a backend that has no kernels for GPUs so old."""
+    if name in ONLY_HALF and capability < OLDEST:
+        have, want = (".".join(map(str, numbers)) for numbers in (capability, OLDEST))
+        raise InputError(
+            f"other.attention: {name} needs a GPU of compute capability {want} or newer, and this one has {have}: set "
+            "other.attention: auto."
+        )
 
 
 def set_attention(unet: UNet2DConditionModel, settings: Other) -> None:
     """Every attention layer of the UNet from now on computes with `other.attention`."""
     unet.set_attn_processor(AttentionProcessor(attend_with(settings.attention_backend, unet.device)))
+
+
+JOINED = "fractional_sliders_projections"  # what `join_projections` leaves on a layer
+
+
+def own_projections(unet: nn.Module) -> Iterator[tuple[Attention, tuple[nn.Module, ...]]]:
+    """Each self-attention layer with those of its query, key and value, which all read the same tokens."""
+    for module in unet.modules():
+        if isinstance(module, Attention) and not module.is_cross_attention:
+            yield module, (module.to_q, module.to_k, module.to_v)
+
+
+def join_projections(attention: Attention, project: Callable[[Tensor], tuple[Tensor, ...]]) -> bool:
+    """From now on `project` makes query, key and value [B, n, heads · d] of a self-attention's tokens [B, n, C] at once.
+    False, and nothing is changed, where another one does already."""
+    if JOINED in attention.__dict__:
+        return False
+    attention.__dict__[JOINED] = project
+    return True
+
+
+def part_projections(attention: Attention) -> None:
+    """Each by its own layer again."""
+    del attention.__dict__[JOINED]
 
 
 class AttentionProcessor:
@@ -62,8 +99,8 @@ class AttentionProcessor:
     def __call__(
         self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **_
     ) -> Tensor:
-        if encoder_hidden_states is None and "project" in attn.__dict__:  # a network computes all three at once
-            projections = attn.project(hidden_states)
+        if encoder_hidden_states is None and JOINED in attn.__dict__:
+            projections = getattr(attn, JOINED)(hidden_states)
         else:
             context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
             projections = attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)

@@ -21,3 +21,11 @@ def torch_device(name: str) -> str:
             f"--device: {name} is not there, this machine has {count} GPU(s): use 0{f' to {count - 1}' if count > 1 else ''}."
         )
     return f"cuda:{name}"
+
+
+def use_device(name: str) -> str:
+    """`torch_device`, and a GPU becomes the current one: Triton's kernels, streams and graphs go to no other."""
+    device = torch_device(name)
+    if device.startswith("cuda"):
+        torch.cuda.set_device(device)
+    return device

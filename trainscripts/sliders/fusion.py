@@ -1,8 +1,10 @@
 """The UNet's blocks with fused kernels, on CUDA: the same modules under the same names, fewer passes over memory."""
 
 import importlib.util
+from functools import cache
 from types import MethodType
 
+import torch
 from diffusers.models.activations import GEGLU
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.resnet import ResnetBlock2D
@@ -10,8 +12,33 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
 
 
+@cache
 def can_fuse(device: str) -> bool:
-    return device.startswith("cuda") and importlib.util.find_spec("triton") is not None
+    """Says so, once, where Triton is installed but does not work."""
+    if not device.startswith("cuda") or importlib.util.find_spec("triton") is None:
+        return False
+    problem = triton_problem(device)
+    if problem is not None:
+        print(
+            f"note: this project's kernels cannot be built here ({problem}): install a C compiler such as gcc, and Python's "
+            "headers; training goes on with plain kernels, more slowly."
+        )
+    return problem is None
+
+
+@cache
+def triton_problem(device: str) -> str | None:
+    """Why Triton runs no kernel on a GPU; None where it does. Its first one compiles a part of Triton itself, for which
+    it wants a C compiler and Python.h, so that only trying tells."""
+    try:
+        from sliders import kernels
+
+        with torch.cuda.device(device):
+            kernels.GEGLU.apply(torch.zeros(1, 2, device=device))
+            torch.cuda.synchronize()
+    except Exception as error:  # of imports, compilers, linkers, drivers: each has its own
+        return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    return None
 
 
 def fuse_blocks(unet: nn.Module) -> None:

@@ -11,7 +11,8 @@ from tqdm import tqdm
 from sliders.batch import Batch
 from sliders.flat import FlatWeights
 
-WARM_UPS = 3  # libraries choose their algorithms and compiled blocks compile before anything is captured
+WARM_UPS = 3  # libraries choose their algorithms for the stream before anything is captured
+MAX_GRAPHS = 32  # each keeps the arguments of its thousands of kernels on the GPU, and capturing must be earned back
 
 
 class Gradients:
@@ -30,56 +31,97 @@ class Gradients:
             self.weights.master.grad.mul_((self._max_norm / (norm + 1e-6)).clamp(max=1))
         return torch.stack([loss.detach(), norm])
 
+    def forget(self) -> None:
+        """Free the GPU's memory for something else: what is kept from step to step only to be fast."""
+        gc.collect()
+        torch.cuda.empty_cache()
 
-class CapturedGradients:
-    """The same as one CUDA graph: some thousand kernels started at once, where starting them one by one takes longer
-    than running them. Several shapes of batches keep several graphs in one pool of memory."""
 
-    def __init__(self, gradients: Gradients):
-        self._gradients = gradients
-        self._pool = torch.cuda.graph_pool_handle()
-        self._captured: dict[tuple, tuple[Batch, torch.cuda.CUDAGraph, Tensor]] = {}
-        self._given_up = False
+class CannotCaptureError(Exception):
+    """Says why a step cannot be a graph."""
 
-    def __call__(self, batch: Batch) -> Tensor:
-        if self._given_up:
-            return self._gradients(batch)
-        key = tuple(tuple(getattr(batch, f.name).shape) for f in dataclasses.fields(batch))
-        if key not in self._captured:
-            try:
-                self._captured[key] = self._capture(batch)
-            except RuntimeError as error:
-                return self._give_up(batch, error)
-        static, graph, result = self._captured[key]
-        for field in dataclasses.fields(batch):
-            getattr(static, field.name).copy_(getattr(batch, field.name), non_blocking=True)
-        graph.replay()
-        return result.clone()
 
-    def _capture(self, batch: Batch) -> tuple[Batch, torch.cuda.CUDAGraph, Tensor]:
-        static = Batch(**{f.name: getattr(batch, f.name).clone() for f in dataclasses.fields(batch)})
+class StepGraph:
+    """The same for batches of one shape as a CUDA graph: some thousand kernels started at once, where starting them one
+    by one takes longer than running them. `beside`: another one, whose pool of memory serves both."""
+
+    def __init__(self, gradients: Gradients, batch: Batch, beside: "StepGraph | None"):
+        """Raises CannotCaptureError; what is wrong with the step itself comes out of warming up as it is."""
+        self._static = Batch(**{f.name: getattr(batch, f.name).clone() for f in dataclasses.fields(batch)})
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(WARM_UPS):
-                self._gradients(static)
+                gradients(self._static)
         torch.cuda.current_stream().wait_stream(side)
         torch.cuda.synchronize()
         gc.collect()
         torch.cuda.empty_cache()  # what warming up used is free again for the graph
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
-            result = self._gradients(static)
-        return static, graph, result
+        self._graph = torch.cuda.CUDAGraph()
+        stream = torch.cuda.current_stream()
+        try:
+            with torch.cuda.graph(self._graph, pool=beside and beside._graph.pool()):
+                self._result = gradients(self._static)
+        except RuntimeError as error:
+            torch.cuda.set_stream(stream)  # torch stays on its own where a capture cannot be ended
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise CannotCaptureError((str(error).strip().splitlines() or [type(error).__name__])[0]) from error
+        self._check()
 
-    def _give_up(self, batch: Batch, error: RuntimeError) -> Tensor:
-        if isinstance(error, torch.cuda.OutOfMemoryError):
-            raise error
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    def _check(self) -> None:
+        """An empty graph would train on the last batch's gradient for ever."""
+        self._result.fill_(-1)  # as neither a loss nor a norm can be
+        self._graph.replay()
+        if (self._result == -1).any():
+            raise CannotCaptureError("the graph came out empty")
+
+    def __call__(self, batch: Batch) -> Tensor:
+        for field in dataclasses.fields(batch):
+            getattr(self._static, field.name).copy_(getattr(batch, field.name), non_blocking=True)
+        self._graph.replay()
+        return self._result.clone()
+
+
+class CapturedGradients:
+    """The same through graphs, one for each shape of batch. A shape is captured when it comes the second time: with many
+    sizes of images, most of them do not come back often enough to earn it."""
+
+    def __init__(self, gradients: Gradients, capture: Callable[..., StepGraph] = StepGraph):
+        self._gradients, self._capture = gradients, capture
+        self._graphs: dict[tuple, StepGraph] = {}
+        self._seen: set[tuple] = set()
+        self._given_up = False
+
+    @property
+    def captured(self) -> int:
+        return len(self._graphs)
+
+    def __call__(self, batch: Batch) -> Tensor:
+        shape = tuple(tuple(getattr(batch, f.name).shape) for f in dataclasses.fields(batch))
+        room = len(self._graphs) < MAX_GRAPHS and not self._given_up
+        due = room and shape in self._seen and shape not in self._graphs
+        self._seen.add(shape)
+        try:
+            if due:
+                beside = next(iter(self._graphs.values()), None)
+                self._graphs[shape] = self._capture(self._gradients, batch, beside)
+            return self._graphs.get(shape, self._gradients)(batch)
+        except CannotCaptureError as error:
+            reason, drop = str(error), self._graphs.clear  # no more: torch may still take its allocator for capturing
+        except torch.OutOfMemoryError:
+            if not (due or self._graphs):
+                raise
+            reason, drop = "the GPU has no memory left for it", self.forget
         tqdm.write(
             f"note: this step cannot be captured as a CUDA graph ({reason}); training goes on without, more slowly."
         )
         self._given_up = True
-        self._captured.clear()
         self._gradients.weights.drop_gradients()
+        drop()  # only here, where the error no longer holds the tensors of the attempt
         return self._gradients(batch)
+
+    def forget(self) -> None:
+        """Of all graphs; a shape that comes again is captured anew."""
+        self._graphs.clear()
+        self._gradients.forget()

@@ -47,14 +47,13 @@ def views(prompts: tuple[PromptSet, ...]) -> list[View]:
 
 
 class LatentCache:
-    """(image name, view) → `EncodedImage`, in main memory (pinned where a GPU will read it)."""
+    """(image name, view) → `EncodedImage`, in main memory, where a step's rows are cut out of them."""
 
     def __init__(self, model: SDXL, data: ScaleFolders, wanted: list[View], device: str):
         """Encodes every image once per view; the VAE is on `device` only meanwhile.
 
         Raises InputError, naming the image, if its latents are not finite.
         """
-        self._pin = device.startswith("cuda")
         self.scaling_factor = model.scaling_factor
         self._encoded: dict[tuple[int, View], EncodedImage] = {}
         model.pipe.vae.to(device)
@@ -82,10 +81,7 @@ class LatentCache:
             means.append(mean)
             stds.append(std)
             bar.update()
-        mean, std = torch.stack(means), torch.stack(stds)
-        if self._pin:
-            mean, std = mean.pin_memory(), std.pin_memory()
-        return EncodedImage(mean, std, covered[::-1], corner[::-1], (height, width))
+        return EncodedImage(torch.stack(means), torch.stack(stds), covered[::-1], corner[::-1], (height, width))
 
     def __getitem__(self, key: tuple[int, View]) -> EncodedImage:
         return self._encoded[key]

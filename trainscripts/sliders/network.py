@@ -1,14 +1,13 @@
 """Adaptors hung on a frozen denoiser: one multiplier per row of the batch, and off again without a trace."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
-from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 from sliders.adaptors import ALGORITHMS
-from sliders.adaptors.base import Adaptor
-from sliders.adaptors.lora import can_project_jointly, must_stay_apart, project_jointly
+from sliders.adaptors.base import Adaptor, Joint
+from sliders.attention import join_projections, own_projections, part_projections
 from sliders.errors import InputError
 from sliders.models.layers import select_layers
 from sliders.schema import Network
@@ -46,24 +45,23 @@ class AdaptorNetwork(nn.Module):
         self._share_inputs(unet)
 
     def _share_inputs(self, unet: nn.Module) -> None:
-        """Self-attention layers whose query, key and value are all adapted compute the three together."""
+        """Self-attention layers whose query, key and value are all adapted compute the three together, where they can."""
         self._joined = []
         adaptor_of = {id(layer): adaptor for layer, adaptor in zip(self._layers, self.adaptors, strict=True)}
-        for module in unet.modules():
-            if isinstance(module, Attention) and not module.is_cross_attention and "project" not in module.__dict__:
-                three = [adaptor_of.get(id(layer)) for layer in (module.to_q, module.to_k, module.to_v)]
-                if can_project_jointly(three):
-                    module.project = self._joint(three, module.to_q, module.to_k, module.to_v)
-                    self._joined.append(module)
+        for attention, layers in own_projections(unet):
+            three = [adaptor_of.get(id(layer)) for layer in layers]
+            joint = None if None in three else type(three[0]).join(three)
+            if joint is not None and join_projections(attention, self._joint(joint, three[0].gain, layers)):
+                self._joined.append(attention)
 
-    def _joint(self, adaptors: list[Adaptor], *layers: nn.Module) -> Callable[[Tensor], tuple[Tensor, ...]]:
+    def _joint(self, joint: Joint, gain: float, layers: Sequence[nn.Module]) -> Callable[[Tensor], tuple[Tensor, ...]]:
         forwards = [layer.forward for layer in layers]
 
         def project(x: Tensor) -> tuple[Tensor, ...]:
             others = any(layer.forward is not forward for layer, forward in zip(layers, forwards, strict=True))
-            if self._scales is None or others or must_stay_apart(x):
+            if self._scales is None or others:
                 return tuple(layer(x) for layer in layers)
-            return project_jointly(adaptors, x, self._scales[adaptors[0].gain])
+            return joint(x, self._scales[gain])
 
         return project
 
@@ -91,7 +89,7 @@ class AdaptorNetwork(nn.Module):
     def remove(self) -> None:
         """Leave the denoiser bit for bit as it was found. Networks hung on top of this one must come off first."""
         for attention in self._joined:
-            del attention.project
+            part_projections(attention)
         for layer, forward in zip(self._layers, self._shadowed, strict=True):
             if forward is None:
                 layer.__dict__.pop("forward", None)

@@ -7,6 +7,7 @@ from functools import lru_cache
 import torch
 
 from sliders.attention import check_attention
+from sliders.compilation import check_compilation
 from sliders.dataset import ScaleFolders
 from sliders.device import torch_device
 from sliders.errors import InputError
@@ -29,6 +30,7 @@ def check_run(settings: Settings) -> ScaleFolders:
     check_source(settings.pretrained_model)
     check_quantization(settings.pretrained_model.quantize, device)
     check_attention(settings.other, device, settings.train.precision)
+    check_compilation(settings.other.torch_compile, device)
     if settings.logging.use_wandb and importlib.util.find_spec("wandb") is None:
         raise InputError(
             f"logging.use_wandb is true, but wandb is not installed: {how_to_install('wandb', 'wandb')}, or set it to false."

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from sliders.change import MEASURES
 from sliders.checkpoint import open_slider
-from sliders.device import DTYPES
+from sliders.device import DTYPES, use_device
 from sliders.errors import InputError
 from sliders.files import written_whole
 from sliders.grids import labelled_grid, to_picture
@@ -32,6 +32,7 @@ def run(settings: SampleSettings) -> Path:
     plan = make_plan(settings)
     for note in plan.notes:
         print(f"note: {note}", flush=True)
+    use_device(settings.device)
     try:
         return _run(settings, plan)
     except torch.OutOfMemoryError as error:

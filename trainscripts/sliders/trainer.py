@@ -15,7 +15,7 @@ from sliders.batch import Batch, BatchMaker
 from sliders.compilation import compile_unet
 from sliders.dataset import ScaleFolders
 from sliders.denoiser import AdaptedDenoiser
-from sliders.device import DTYPES, torch_device
+from sliders.device import DTYPES, use_device
 from sliders.errors import InputError
 from sliders.flat import FlatWeights
 from sliders.fusion import can_fuse, fuse_blocks
@@ -58,7 +58,7 @@ class Trainer:
         self.settings, self.data = settings, data
         self.done = 0  # steps
         self.outputs = Outputs(settings, data)
-        self.device = torch_device(settings.device)
+        self.device = use_device(settings.device)
         if self.device.startswith("cuda"):
             torch.zeros(0, device=self.device)  # CUDA starts with its first tensor, and knows no statistics before
             torch.cuda.reset_peak_memory_stats(self.device)
@@ -94,8 +94,8 @@ class Trainer:
 
     def _adapt(self) -> AdaptorNetwork:
         other, unet = self.settings.other, self.model.unet
+        quantize(unet, self.settings.pretrained_model.quantize, self.device)
         unet.to(self.device, memory_format=torch.channels_last)
-        quantize(unet, self.settings.pretrained_model.quantize)
         set_attention(unet, other)
         if other.torch_compile == "off" and can_fuse(self.device):
             fuse_blocks(unet)
@@ -236,7 +236,7 @@ class Trainer:
         """The preview, unless anything keeps it from being made: for want of a picture no training ends."""
         try:
             with interrupts.at_once():
-                picture = self.preview()
+                picture = self._drawn()
                 self.outputs.save_picture(suffix, picture)
                 return picture
         except OSError as error:
@@ -246,6 +246,14 @@ class Trainer:
                 "the GPU has no room for a picture beside the training; sample_slider-xl.py makes them afterwards."
             )
         return None
+
+    def _drawn(self) -> Image.Image:
+        try:
+            return self.preview()
+        except torch.OutOfMemoryError:
+            pass  # by now nothing holds what was made so far
+        self.gradients.forget()
+        return self.preview()
 
     def preview(self) -> Image.Image:
         """The picture of `preview.prompts` × multipliers, at the size and guidance of the first prompt set."""

@@ -1,8 +1,10 @@
 """What every algorithm has in common: float32 weights, and copies of them in the dtype that the model computes in."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
+
+Joint = Callable[[Tensor, Tensor], tuple[Tensor, ...]]  # x [B, …], scale [B] or [1] → what each layer makes of it
 
 
 class Adaptor(nn.Module):
@@ -31,3 +33,9 @@ class Adaptor(nn.Module):
     def adapted(self, base_forward: Callable[[Tensor], Tensor], x: Tensor, scale: Tensor) -> Tensor:
         """The layer's output with this adaptor's share. x [B, …]; scale [B] or [1], multiplier × gain → [B, …] in x's dtype."""
         return base_forward(x) + self(x, scale)
+
+    @classmethod
+    def join(cls, adaptors: Sequence["Adaptor"]) -> Joint | None:
+        """What computes the layers of several adaptors of this class, all fed the same x and of one gain, at once; None:
+        one by one."""
+        return None

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sliders.adaptors.base import Adaptor
+from sliders.adaptors.base import Adaptor, Joint
 from sliders.adaptors.low_rank import ConvWithLoRA, JointLinearWithLoRA, LinearWithLoRA
 
 PLAIN = (nn.Linear.forward, nn.Conv2d.forward)  # not a quantised layer's, nor one that another adaptor shadows
@@ -54,6 +54,22 @@ class LoRA(Adaptor):
         weights = (base.weight, base.bias, self.weight("down", x), self.weight("up", x), over_rows(scale, x))
         return ConvWithLoRA.apply(x, *weights, self.geometry) if self.geometry else LinearWithLoRA.apply(x, *weights)
 
+    @classmethod
+    def join(cls, adaptors: Sequence["LoRA"]) -> Joint | None:
+        """Linear layers without bias and LoRAs of one shape and gain read their x once."""
+        if not all(a.plain and not a.geometry and a.base.bias is None for a in adaptors):
+            return None
+        if len({(a.gain, a.down.shape) for a in adaptors}) != 1:
+            return None
+
+        def joint(x: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
+            if must_stay_apart(x):
+                return tuple(a.base(x) for a in adaptors)
+            weights = [w for a in adaptors for w in (a.base.weight, a.weight("down", x), a.weight("up", x))]
+            return JointLinearWithLoRA.apply(x, over_rows(scale, x), *weights)
+
+        return joint
+
     def tensors(self) -> dict[str, Tensor]:
         """{part of a file key: tensor}, the names that web UIs know. Loaders divide alpha by down's first dimension."""
         return {
@@ -67,18 +83,6 @@ class LoRA(Adaptor):
         with torch.no_grad():
             self.down.copy_(tensors["lora_down.weight"])
             self.up.copy_(tensors["lora_up.weight"] * (float(tensors["alpha"]) / self.alpha))
-
-
-def project_jointly(adaptors: Sequence[LoRA], x: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
-    """What several linear layers with their LoRAs make of one x, without reading it once for each. scale [B] or [1]."""
-    weights = [w for a in adaptors for w in (a.base.weight, a.weight("down", x), a.weight("up", x))]
-    return JointLinearWithLoRA.apply(x, over_rows(scale, x), *weights)
-
-
-def can_project_jointly(adaptors: Sequence[Adaptor | None]) -> bool:
-    return all(isinstance(a, LoRA) and a.plain and not a.geometry and a.base.bias is None for a in adaptors) and (
-        len({(a.gain, a.down.shape) for a in adaptors}) == 1
-    )
 
 
 def over_rows(scale: Tensor, x: Tensor) -> Tensor:
