@@ -35,7 +35,6 @@ from sliders.settings import load_settings
 
 HANG = 60  # seconds
 CACHES = {"__pycache__", ".hypothesis"}  # of Python, and of what makes up the cases
-NAMELESS = getattr(os, "O_TMPFILE", -1)  # a file without a name, in a folder
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "TGA", "ICO")
 # Hub ids would make the layers of the full-size model be counted, seconds each; one name is remembered.
 MODELS = st.sampled_from(["tiny", "nobody", "", "../x", "a b", "\0", "~", "https://x/y"])
@@ -141,16 +140,15 @@ class Writes:
         sys.addaudithook(self._heard)  # for good: Python knows no way back
 
     def _heard(self, event: str, arguments: tuple) -> None:
-        if event == "open" and isinstance(arguments[2], int):
-            nameless = arguments[2] & NAMELESS == NAMELESS
-            if arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) and not nameless:
+        if event == "open" and isinstance(arguments[0], str | bytes) and isinstance(arguments[2], int):
+            writes = arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+            if writes and not Path(os.fsdecode(arguments[0])).is_dir():  # where a file without a name is to be
                 self._note(arguments[0])
         elif event in ("os.mkdir", "os.rename", "os.link", "os.symlink"):
             self._note(arguments[0 if event == "os.mkdir" else 1])
 
-    def _note(self, path) -> None:
-        if isinstance(path, str | bytes):
-            self.paths.add(os.path.abspath(os.fsdecode(path)))  # noqa: PTH100 - Path.resolve would follow links
+    def _note(self, path: str | bytes | os.PathLike) -> None:
+        self.paths.add(os.path.abspath(os.fsdecode(path)))  # noqa: PTH100 - Path.resolve would follow links
 
     def outside(self, folder: Path) -> list[str]:
         """Those that are still there, beyond `folder`, devices and caches; and forgets all."""
