@@ -149,19 +149,22 @@ def test_while_images_are_cached_it_ends_at_once_and_leaves_nothing(tmp_path, si
 
 
 def hold_the_next_save(argv, log, environment, threads):
-    """The training, but its first write of a state waits, half-way, until it is told to go on by a file."""
+    """The training, but its first state waits, written and not yet named, until it is told to go on by a file."""
     import time
+    from contextlib import contextmanager
 
     from processes import _train
     from sliders import states
 
     written_whole = states.written_whole
 
+    @contextmanager
     def held(path):
-        (log.parent / "saving").touch()
-        while not (log.parent / "go").exists():
-            time.sleep(0.001)
-        return written_whole(path)
+        with written_whole(path) as temporary:
+            yield temporary
+            (log.parent / "saving").touch()
+            while not (log.parent / "go").exists():
+                time.sleep(0.001)
 
     states.written_whole = held
     _train(argv, log, environment, threads)

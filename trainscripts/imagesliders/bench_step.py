@@ -5,7 +5,7 @@
 Per resolution and number of pairs: median seconds of a step, how many times faster than the naive step, the share of
 the arithmetic floor (its floating-point operations at the rate of a large bfloat16 matrix product on this GPU), peak
 memory of the steps and of loading and encoding before them, the most that PyTorch held of the GPU, seconds from the model
-in main memory to the end of the first step and of the second, which captures the graph. Without a GPU: the tiny model.
+in main memory to the end of the first step and of the second, which captures the graph. Without a GPU: the demo's model.
 """
 
 import argparse
@@ -26,6 +26,7 @@ from sliders.models.layers import select_layers
 from sliders.models.sdxl import SDXL
 from sliders.trainer import Trainer
 
+DEMO = Path(__file__).parent.parent / "shapesworld" / "model"
 MODES = {  # name → other.cuda_graph, other.torch_compile
     "eager": ("off", "off"),
     "graph": ("auto", "off"),
@@ -229,16 +230,18 @@ def measure(args: argparse.Namespace, resolution: int, device: str) -> list[dict
 
 
 def fill_in(args: argparse.Namespace, cuda: bool) -> None:
-    """What was not said: the full model on a GPU, elsewhere the tiny one, small, and without the graph."""
+    """What was not said: the full model on a GPU, elsewhere the demo's, small, and without the graph."""
     said = {key: value for key, value in vars(args).items() if value is not None}
     full = {"model": "full", "modes": ["naive", "eager", "graph"], "resolutions": [512, 1024], "precision": "bfloat16"}
-    tiny = {"model": "tiny", "modes": ["naive", "eager"], "resolutions": [64], "precision": "float32"}
-    vars(args).update({**(full if cuda else tiny), **said})
+    demo = {"model": str(DEMO), "modes": ["naive", "eager"], "resolutions": [128], "precision": "float32"}
+    vars(args).update({**(full if cuda else demo), **said})
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=("full", "tiny"), help="default: full on a GPU, tiny elsewhere")
+    parser.add_argument(
+        "--model", help="full (random weights), or any SDXL; default: full on a GPU, elsewhere the demo's"
+    )
     parser.add_argument("--modes", nargs="+", choices=("naive", *MODES))
     parser.add_argument("--resolutions", type=int, nargs="+")
     parser.add_argument("--pairs", type=int, nargs="+", default=[1], help="pairs of images in a step")

@@ -55,7 +55,7 @@ def make_settings(
 ) -> Settings:
     return Settings(
         config_file=root,
-        pretrained_model=PretrainedModel(name_or_path="tiny", quantize=args.quantize),
+        pretrained_model=PretrainedModel(name_or_path=args.model, quantize=args.quantize),
         network=make_network(args),
         train=Train(precision=args.precision, optimizer=args.optimizer, max_denoising_steps=850),
         save=Save(name="bench", path=root),
@@ -79,7 +79,7 @@ def make_network(args: argparse.Namespace) -> Network:
 
 def step_flops(args: argparse.Namespace, resolution: int, pairs: int) -> int:
     """Floating-point operations of one step's forward and backward: no gradients of frozen weights, LoRA included."""
-    unet = weightless_unet("random" if args.model == "full" else "tiny").requires_grad_(False)
+    unet = weightless_unet(args.model).requires_grad_(False)
     network = AdaptorNetwork(unet, make_network(args))
     rows, side, shape = 2 * pairs, resolution // 8, unet.config
     pooled = shape.projection_class_embeddings_input_dim - 6 * shape.addition_time_embed_dim

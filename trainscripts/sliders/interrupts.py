@@ -24,8 +24,8 @@ class Interrupts:
     """`with Interrupts() as interrupts:` takes over these signals for this process, whatever its siblings do.
 
     Outside of `deferred()`, and in `at_once()` within it, a signal raises `Stopped` where the process stands. Otherwise
-    the first is only noted in `received`. Signals that are ignored, as SIGHUP is under nohup, stay ignored. Not entered,
-    or entered in another than the main thread, it notices nothing.
+    the first is only noted in `received`. A SIGHUP that is ignored, as under nohup, stays so. Not entered, or entered in
+    another than the main thread, it notices nothing.
     """
 
     def __init__(self):
@@ -36,7 +36,9 @@ class Interrupts:
 
     def __enter__(self) -> "Interrupts":
         if threading.current_thread() is threading.main_thread():
-            heeded = [s for s in SIGNALS if signal.getsignal(s) != signal.SIG_IGN]
+            # SIGINT too is ignored, in what a script starts with `&`, and yet is how one asks it to stop.
+            always = (signal.SIGINT, signal.SIGTERM)
+            heeded = [s for s in SIGNALS if s in always or signal.getsignal(s) != signal.SIG_IGN]
             self._previous = {s: signal.signal(s, self._handle) for s in heeded}
         return self
 
