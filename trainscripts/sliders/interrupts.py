@@ -54,9 +54,8 @@ class Interrupts:
         if not first or not self._deferring:
             raise Stopped(signum)
         name = signal.Signals(signum).name
-        with suppress(
-            OSError
-        ):  # the terminal may be gone; and print() may be what was interrupted: no entering it twice
+        with suppress(OSError):  # the terminal may be gone
+            # print() may be what was interrupted, and cannot be entered twice
             os.write(2, f"\n{name}: finishing this step, then saving; once more stops at once\n".encode())
 
     @contextmanager
