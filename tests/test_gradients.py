@@ -7,7 +7,7 @@ import torch
 from conftest import make_scale_folders, write_experiment
 from sliders import gradients
 from sliders.flat import FlatWeights
-from sliders.gradients import CannotCaptureError, CapturedGradients
+from sliders.gradients import CannotCaptureError, CapturedGradients, Gradients
 from sliders.models.narrow import build_narrow_sdxl
 from sliders.plan import check_run
 from sliders.settings import load_settings
@@ -158,15 +158,13 @@ def test_a_capture_that_fails_halfway_is_told_once_and_training_goes_on(trainer,
 
 
 def test_a_step_that_runs_out_of_memory_beside_graphs_gets_theirs_and_alone_it_fails(trainer):
-    class Full:
-        weights = trainer.weights
-
+    class Full(Gradients):
         def __call__(self, batch):
             if len(batch.scales) == 4 and captured.captured:
                 raise torch.OutOfMemoryError
-            return trainer.gradients(batch)
+            return super().__call__(batch)
 
-    captured = CapturedGradients(Full(), Recorded)
+    captured = CapturedGradients(Full(trainer.forward, trainer.weights, 0.0), Recorded)
     for batch in batches(trainer, 1, 1, 2):
         assert captured(batch).isfinite().all()
     assert captured.captured == 0
