@@ -124,7 +124,7 @@ def test_a_resumed_run_on_the_graph_learns_what_a_straight_one_does(tmp_path, op
     for step in range(20):
         first.step(step)
         first.done += 1
-    first.save_state()
+    first.outputs.save_state(first.done, first.learner.tensors())
     resumed = make_trainer(tmp_path, "0", flags=["--iterations", "60", "--resume"], **same)
     resumed.settings = first.settings
     resumed.resume()

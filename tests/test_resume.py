@@ -123,7 +123,7 @@ def test_a_kill_between_state_and_slider_is_mended(tmp_path, train_main):
     for step in range(2):
         trainer.step(step)
         trainer.done += 1
-    trainer.save_state()
+    trainer.outputs.save_state(trainer.done, trainer.learner.tensors())
     assert train_main([*argv, "--resume"]) == 0
     names = {p.name for p in settings.run_dir.glob("*.safetensors")}
     assert names == {f"{RUN}_2steps.safetensors", f"{RUN}_last.safetensors"}

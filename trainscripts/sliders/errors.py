@@ -1,4 +1,4 @@
-"""The one exception that a user is meant to read."""
+"""The one exception that a user is meant to read, and what its sentences are made of."""
 
 
 class InputError(ValueError):
@@ -6,6 +6,11 @@ class InputError(ValueError):
 
     Entry scripts print it without a traceback and exit with status 2; anything else that is raised is a bug of ours.
     """
+
+
+def first_line(error: Exception) -> str:
+    """What a library's error says before it goes into detail; its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def either(names) -> str:

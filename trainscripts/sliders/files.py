@@ -28,14 +28,19 @@ def written_whole(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def existing(path: Path) -> Path:
+    """`path`, or the nearest above it that is there."""
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return path
+
+
 def check_folder(path: Path, place: str, remedy: str) -> None:
     """Raises InputError if `path` is no folder that can be written to, nor one that can be made.
 
     place: the flag or key that names it. remedy: what to do about it, such as `choose another --out`.
     """
-    parent = path
-    while not parent.exists() and parent != parent.parent:
-        parent = parent.parent
+    parent = existing(path)
     if not parent.is_dir():
         raise InputError(f"{place}: {parent} is a file, not a folder: {remedy}.")
     try:

@@ -11,6 +11,8 @@ from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
 
+from sliders.errors import first_line
+
 
 @cache
 def can_fuse(device: str) -> bool:
@@ -37,7 +39,7 @@ def triton_problem(device: str) -> str | None:
             kernels.GEGLU.apply(torch.zeros(1, 2, device=device))
             torch.cuda.synchronize()
     except Exception as error:  # of imports, compilers, linkers, drivers: each has its own
-        return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        return first_line(error).rstrip(".")
     return None
 
 

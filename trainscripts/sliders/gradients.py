@@ -9,6 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sliders.batch import Batch
+from sliders.errors import first_line
 from sliders.flat import FlatWeights
 
 WARM_UPS = 3  # libraries choose their algorithms for the stream before anything is captured
@@ -66,7 +67,7 @@ class StepGraph:
             torch.cuda.set_stream(stream)  # torch stays on its own where a capture cannot be ended
             if isinstance(error, torch.OutOfMemoryError):
                 raise
-            raise CannotCaptureError((str(error).strip().splitlines() or [type(error).__name__])[0]) from error
+            raise CannotCaptureError(first_line(error)) from error
         self._check()
 
     def _check(self) -> None:

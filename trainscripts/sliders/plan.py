@@ -19,13 +19,14 @@ from sliders.models.sdxl_unet import is_full_size, weightless_unet
 from sliders.network import AdaptorNetwork
 from sliders.optim import FINDS_LR_ITSELF, build_lr_scheduler, build_optimizer
 from sliders.quantization import check_quantization
-from sliders.resources import DiskNeed, check_disk, disk_need
+from sliders.resources import DiskNeed, disk_need
 from sliders.schema import Network, PromptSet, Settings
 from sliders.states import StateFile, check_same_run, identity, newest_state, states_of
 
 
 def check_run(settings: Settings) -> ScaleFolders:
-    """Raises InputError for whatever would stop the run later; returns its data set."""
+    """Raises InputError for whatever would stop the run later, but for a small disk, which several runs may share; returns
+    its data set."""
     device = torch_device(settings.device)
     check_source(settings.pretrained_model)
     check_quantization(settings.pretrained_model.quantize, device)
@@ -42,7 +43,6 @@ def check_run(settings: Settings) -> ScaleFolders:
     state = state_to_resume(settings)
     if state is not None:
         check_same_run(state, {**identity(settings, data), "model": state.header["run"]["model"]})
-    check_disk([disk_need_of(settings)])
     return data
 
 

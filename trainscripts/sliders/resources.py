@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from sliders.errors import InputError
+from sliders.files import existing
 from sliders.schema import LEAST_RESOLUTION, PromptSet, Settings
 from sliders.states import states_of
 
@@ -56,10 +57,10 @@ def check_disk(needs: Sequence[DiskNeed]) -> None:
     """Raises InputError if what one or several runs will write does not fit on the disks that they write to."""
     together: dict[int, list[DiskNeed]] = {}
     for need in needs:
-        together.setdefault(_existing(need.place).stat().st_dev, []).append(need)
+        together.setdefault(existing(need.place).stat().st_dev, []).append(need)
     for disk in together.values():
         place, wanted = disk[0].place.parent, sum(need.bytes for need in disk)
-        free = shutil.disk_usage(_existing(place)).free
+        free = shutil.disk_usage(existing(place)).free
         if wanted > free:
             parts = (
                 f"{sum(need.sliders for need in disk)} slider(s) of {_size(disk[0].slider)} and "
@@ -69,10 +70,6 @@ def check_disk(needs: Sequence[DiskNeed]) -> None:
                 f"save.path: {place} has {_size(free)} free, but {parts} are to come: make room, choose another --save_path, or "
                 "raise --per_steps."
             )
-
-
-def _existing(path: Path) -> Path:
-    return path if path.exists() else _existing(path.parent)
 
 
 def _size(size: float) -> str:

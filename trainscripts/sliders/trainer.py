@@ -200,10 +200,6 @@ class Trainer:
     def _warn(self, sentence: str) -> None:
         tqdm.write(f"warning: {self.settings.run_dir}: step {self.done}: {sentence}")
 
-    def save_state(self) -> None:
-        """Raises OSError."""
-        self.outputs.save_state(self.done, self.learner.tensors())
-
     def resume(self) -> None:
         """Go on where the newest whole state of the run's folder stopped, if it holds any.
 
