@@ -49,8 +49,11 @@ def main(count: int, folder: Path, settled: int = SETTLED, model: str | None = N
     training = Training(demo(folder, count, model), folder / "log")
     seen = []
     for step in range(EVERY, count, EVERY):
-        training.until(lambda step=step: list(folder.rglob(f"*_{step}steps.state")), seconds=3600)
-        seen.append((step, *measure(training.process.pid)))
+        training.until(lambda step=step: list(folder.rglob(f"*_{step}steps.json")), seconds=3600)  # a save's last file
+        found: list[tuple[float, int]] = []
+        # The folder may still be open for its sync: what has leaked is open every time
+        training.until(lambda found=found: found.append(measure(training.process.pid)) or len(found) == 3)
+        seen.append((step, found[-1][0], min(files for _, files in found)))
     assert training.status(3600) == 0, training.output
     first, last = next(m for m in seen if m[0] >= settled), seen[-1]
     assert last[1] <= first[1] * (1 + GROWTH), seen
