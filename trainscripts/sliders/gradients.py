@@ -88,8 +88,8 @@ class CapturedGradients:
     """The same through graphs, one for each shape of batch. A shape is captured when it comes the second time: with many
     sizes of images, most of them do not come back often enough to earn it."""
 
-    def __init__(self, gradients: Gradients, capture: Callable[..., StepGraph] = StepGraph):
-        self._gradients, self._capture = gradients, capture
+    def __init__(self, gradients: Gradients):
+        self._gradients = gradients
         self._graphs: dict[tuple, StepGraph] = {}
         self._seen: set[tuple] = set()
         self._given_up = False
@@ -106,7 +106,7 @@ class CapturedGradients:
         try:
             if due:
                 beside = next(iter(self._graphs.values()), None)
-                self._graphs[shape] = self._capture(self._gradients, batch, beside)
+                self._graphs[shape] = StepGraph(self._gradients, batch, beside)
             return self._graphs.get(shape, self._gradients)(batch)
         except CannotCaptureError as error:
             reason, drop = str(error), self._graphs.clear  # no more: torch may still take its allocator for capturing
