@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 ROWS, CHANNELS = 64, 64  # tile of an image in one program: pixels × channels
+GATHERED = 4096  # numbers of its chunks that a group's program holds at once: twice as many do not fit in registers
 
 
 class GroupNormSiLU(torch.autograd.Function):
@@ -26,8 +27,7 @@ class GroupNormSiLU(torch.autograd.Function):
         grid = (chunks, batch, triton.cdiv(channels, CHANNELS))
         shape = (pixels, channels)
         _channel_stats[grid](x, part_mean, part_m2, *shape, ROWS, CHANNELS)
-        group_block = triton.next_power_of_2(channels // groups)
-        _group_stats[batch, groups](part_mean, part_m2, mean, rstd, *shape, chunks, eps, ROWS, group_block)
+        _group_stats[batch, groups](part_mean, part_m2, mean, rstd, *shape, chunks, eps, ROWS, *_gathered(x, groups))
         _normalise[grid](x, mean, rstd, weight, bias, out, *shape, groups, silu, ROWS, CHANNELS)
         ctx.save_for_backward(x, weight, bias, mean, rstd)
         ctx.groups, ctx.silu = groups, silu
@@ -45,10 +45,15 @@ class GroupNormSiLU(torch.autograd.Function):
         grid = (chunks, batch, triton.cdiv(channels, CHANNELS))
         tensors, shape = (x, grad, mean, rstd, weight, bias), (pixels, channels)
         _channel_sums[grid](*tensors, part_sum, part_dot, *shape, ctx.groups, ctx.silu, ROWS, CHANNELS)
-        group_block = triton.next_power_of_2(channels // ctx.groups)
-        _group_sums[batch, ctx.groups](part_sum, part_dot, total, dot, channels, chunks, ROWS, group_block)
+        _group_sums[batch, ctx.groups](part_sum, part_dot, total, dot, channels, chunks, *_gathered(x, ctx.groups))
         _normalise_backward[grid](*tensors, total, dot, grad_x, *shape, ctx.groups, ctx.silu, ROWS, CHANNELS)
         return grad_x, None, None, None, None, None
+
+
+def _gathered(x: Tensor, groups: int) -> tuple[int, int]:
+    """Chunks × channels of one group that its program reads at once."""
+    group = triton.next_power_of_2(x.shape[1] // groups)
+    return min(64, GATHERED // group), group
 
 
 @triton.jit
@@ -76,24 +81,25 @@ def _channel_stats(x, part_mean, part_m2, pixels, channels, ROWS: tl.constexpr, 
 
 @triton.jit
 def _group_stats(
-    part_mean, part_m2, mean, rstd, pixels, channels, chunks, eps, ROWS: tl.constexpr, GROUP: tl.constexpr
-):
+    part_mean, part_m2, mean, rstd, pixels, channels, chunks, eps,
+    ROWS: tl.constexpr, CHUNKS: tl.constexpr, GROUP: tl.constexpr,
+):  # fmt: skip
     """Chunks' statistics → mean and 1/standard deviation of a group (Chan et al. 1979)."""
     per_group = channels // tl.num_programs(1)
     columns = tl.arange(0, GROUP)
     first = tl.program_id(0) * chunks * channels + tl.program_id(1) * per_group
-    total = tl.zeros((ROWS, GROUP), tl.float32)
-    for start in range(0, chunks, ROWS):
-        chunk = start + tl.arange(0, ROWS)
+    total = tl.zeros((CHUNKS, GROUP), tl.float32)
+    for start in range(0, chunks, CHUNKS):
+        chunk = start + tl.arange(0, CHUNKS)
         mask = (chunk < chunks)[:, None] & (columns < per_group)[None, :]
         count = tl.minimum(ROWS, pixels - chunk * ROWS)
         value = tl.load(part_mean + first + chunk[:, None] * channels + columns[None, :], mask, other=0.0)
         total += tl.where(mask, value * count[:, None], 0.0)
     size = pixels * per_group
     centre = tl.sum(total) / size
-    squares = tl.zeros((ROWS, GROUP), tl.float32)
-    for start in range(0, chunks, ROWS):
-        chunk = start + tl.arange(0, ROWS)
+    squares = tl.zeros((CHUNKS, GROUP), tl.float32)
+    for start in range(0, chunks, CHUNKS):
+        chunk = start + tl.arange(0, CHUNKS)
         mask = (chunk < chunks)[:, None] & (columns < per_group)[None, :]
         count = tl.minimum(ROWS, pixels - chunk * ROWS)
         place = first + chunk[:, None] * channels + columns[None, :]
@@ -155,14 +161,14 @@ def _channel_sums(
 
 
 @triton.jit
-def _group_sums(part_sum, part_dot, total, dot, channels, chunks, ROWS: tl.constexpr, GROUP: tl.constexpr):
+def _group_sums(part_sum, part_dot, total, dot, channels, chunks, CHUNKS: tl.constexpr, GROUP: tl.constexpr):
     per_group = channels // tl.num_programs(1)
     columns = tl.arange(0, GROUP)
     first = tl.program_id(0) * chunks * channels + tl.program_id(1) * per_group
-    sums = tl.zeros((ROWS, GROUP), tl.float32)
-    dots = tl.zeros((ROWS, GROUP), tl.float32)
-    for start in range(0, chunks, ROWS):
-        chunk = start + tl.arange(0, ROWS)
+    sums = tl.zeros((CHUNKS, GROUP), tl.float32)
+    dots = tl.zeros((CHUNKS, GROUP), tl.float32)
+    for start in range(0, chunks, CHUNKS):
+        chunk = start + tl.arange(0, CHUNKS)
         mask = (chunk < chunks)[:, None] & (columns < per_group)[None, :]
         place = first + chunk[:, None] * channels + columns[None, :]
         sums += tl.load(part_sum + place, mask, other=0.0)

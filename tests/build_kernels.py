@@ -1,0 +1,99 @@
+"""Build the Triton kernels, at SDXL's sizes, for GPUs that need not be there, and print what each takes of them.
+
+    python tests/build_kernels.py 7.5 8.6 9.0 12.0
+
+A line for each: compute capability, kernel, registers of a thread, bytes on its stack (what found no register), shared
+memory in bytes.
+"""
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "trainscripts"))
+from sliders import kernels
+
+USAGE = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+)")
+CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+GROUPS, WIDTHS = 32, (640, 1280)
+CHANNELS = (320, 1280, 2560)  # 10, 40 and 80 in a group
+
+
+class AbsentGPU:
+    """What Triton asks of a driver before it builds."""
+
+    def __init__(self, capability: str):
+        self._target = GPUTarget("cuda", int(capability.replace(".", "")), 32)
+
+    def get_current_target(self) -> GPUTarget:
+        return self._target
+
+    def get_current_device(self) -> int:
+        return self._target.arch  # so that Triton keeps what it built for each apart
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+def build_instead_of_running(built: dict) -> None:
+    """From now on a launch only builds, into `built`: {(kernel, hash): what was built}."""
+    run = JITFunction.run
+
+    def build(kernel, *args, grid, warmup, **kwargs):
+        made = run(kernel, *args, grid=grid, warmup=True, **kwargs)
+        built[kernel.__name__, made.hash] = made
+
+    JITFunction.run = build
+
+
+def use_all(dtype: torch.dtype) -> None:
+    """Each kernel forwards and backwards. The tensors lie in main memory: their contents are never read."""
+
+    def tensor(*size: int) -> torch.Tensor:
+        return torch.zeros(size, dtype=dtype, requires_grad=True)
+
+    for width in WIDTHS:
+        affine = (tensor(width), tensor(width))
+        kernels.GEGLU.apply(tensor(2, 64, 8 * width)).sum().backward()
+        sum(kernels.AddLayerNorm.apply(tensor(2, 64, width), tensor(2, 64, width), *affine, 1e-5)).sum().backward()
+    for channels in CHANNELS:
+        affine = (tensor(channels), tensor(channels))
+        for silu in (True, False):
+            image = tensor(2, channels, 32, 32)
+            kernels.GroupNormSiLU.apply(image, *affine, GROUPS, 1e-5, silu).sum().backward()
+
+
+def usage(kernel) -> tuple[int, int, int]:
+    """Registers, stack, shared memory."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.cubin"
+        path.write_bytes(kernel.asm["cubin"])
+        told = subprocess.run([CUOBJDUMP, "--dump-resource-usage", path], capture_output=True, text=True, check=True)
+    registers, stack, _ = map(int, USAGE.search(told.stdout).groups())
+    return registers, stack, kernel.metadata.shared
+
+
+def main(capabilities: list[str]) -> None:
+    built = {}
+    build_instead_of_running(built)
+    with tempfile.TemporaryDirectory() as cache:  # nothing that was built before counts
+        os.environ["TRITON_CACHE_DIR"] = cache
+        for capability in capabilities:
+            driver.set_active(AbsentGPU(capability))
+            use_all(torch.bfloat16)
+            for (name, _), kernel in built.items():
+                print(capability, name, *usage(kernel))
+            built.clear()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
