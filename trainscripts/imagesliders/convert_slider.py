@@ -43,7 +43,7 @@ def main(argv: list[str]) -> None:
         raise InputError(f"--out: {out} must end in .safetensors: correct it.")
     if out.exists() and not flags.overwrite:
         raise InputError(f"--out: {out} is there already: choose another name, or add --overwrite.")
-    check_folder(out.parent, "--out", "choose another --out")
+    check_folder(out.parent, "--out", "choose another --out", out.name)
     # torch comes in only now: --help and a mistyped flag answer at once
     from sliders.convert import convert
 

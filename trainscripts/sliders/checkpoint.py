@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sliders import __version__
 from sliders.dataset import ScaleFolders
-from sliders.errors import InputError
+from sliders.errors import InputError, cannot_be_read
 from sliders.files import written_whole
 from sliders.models.schedule import EPSILON, V_PREDICTION
 from sliders.models.sdxl_keys import file_key, sdxl_file_keys
@@ -165,7 +165,9 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118 - no dict
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
+        raise InputError(f"{path}: {cannot_be_read(error)}.") from error
+    except SafetensorError as error:
         raise InputError(f"{path}: is no readable .safetensors file: choose another.") from error
 
 
@@ -174,7 +176,9 @@ def _read_header(path: Path) -> tuple[list[str], dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
             return list(file.keys()), file.metadata() or {}
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
+        raise InputError(f"{path}: {cannot_be_read(error)}.") from error
+    except SafetensorError as error:
         raise InputError(f"{path}: is no readable .safetensors file: choose another.") from error
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import Tensor, nn
 
 from sliders import __version__
@@ -52,7 +52,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     """Tensors of a .safetensors file, or of a .pt through torch's weights-only unpickler, which runs no code."""
     try:
         if path.suffix.lower() == ".safetensors":
-            return load_file(path)
+            return load(path.read_bytes())  # not mapped: Windows replaces no file that is
         found = torch.load(path, map_location="cpu", weights_only=True)
         found = found.get("state_dict", found)
         tensors = {key: value if isinstance(value, Tensor) else torch.tensor(value) for key, value in found.items()}

@@ -1,5 +1,7 @@
 """The one exception that a user is meant to read, and what its sentences are made of."""
 
+import sys
+
 
 class InputError(ValueError):
     """Wrong input, said in sentences that hold the value, the place and the remedy.
@@ -11,6 +13,13 @@ class InputError(ValueError):
 def first_line(error: Exception) -> str:
     """What a library's error says before it goes into detail; its type where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def cannot_be_read(error: OSError) -> str:
+    """`cannot be read (…): check …`, of a file of weights: Windows counts what is mapped of one as memory."""
+    paging = ", in Windows' paging file too" if sys.platform == "win32" else ""
+    reason = error.strerror or first_line(error)
+    return f"cannot be read ({reason}): check the path, its permissions, and that memory is left{paging}"
 
 
 def either(names) -> str:

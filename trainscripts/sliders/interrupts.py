@@ -1,4 +1,4 @@
-"""SIGINT, SIGTERM and SIGHUP: the first one lets a step and its save finish, the second stops at once."""
+"""SIGINT, SIGTERM, SIGHUP, and Windows' Ctrl-Break: the first one lets a step and its save finish, the second stops at once."""
 
 import os
 import signal
@@ -7,7 +7,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
+SIGNALS = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
 # Seconds in which another signal is taken for the same one: a group's reaches the child of `uv run` twice, once from uv.
 REPEATED_WITHIN = 1.0
 

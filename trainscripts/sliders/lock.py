@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sliders.errors import InputError
+from sliders.files import remove
 
 if os.name == "posix":
     import fcntl
@@ -41,10 +42,10 @@ def locked(folder: Path) -> Iterator[None]:
             yield
         finally:
             if os.name == "posix":
-                (folder / LOCK).unlink(missing_ok=True)  # while it is held: see _open
+                remove(folder / LOCK)  # while it is held: see _open
             os.close(descriptor)
             if os.name != "posix":
-                (folder / LOCK).unlink(missing_ok=True)
+                remove(folder / LOCK)
     finally:
         for path in made:
             try:

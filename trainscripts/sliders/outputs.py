@@ -13,7 +13,7 @@ from sliders.cards import write_card
 from sliders.checkpoint import save_slider, slider_metadata, slider_tensors
 from sliders.dataset import ScaleFolders
 from sliders.device import DTYPES
-from sliders.files import remove_leftovers, written_whole
+from sliders.files import SAME_NAME, remove, remove_leftovers, written_whole
 from sliders.models.sdxl import SDXL
 from sliders.network import AdaptorNetwork
 from sliders.schema import Settings
@@ -54,7 +54,8 @@ class Outputs:
         remove_leftovers(settings.run_dir, settings.stem)
         prune_states(settings, done)
         if settings.overwrite and done == 0:
-            ours = re.compile(re.escape(settings.stem) + r"_(\d+steps|last)\.(safetensors|json|preview\.png)")
+            endings = r"_(\d+steps|last)\.(safetensors|json|preview\.png)"
+            ours = re.compile(re.escape(settings.stem) + endings, SAME_NAME)
             self._replaced = [path for path in settings.run_dir.iterdir() if ours.fullmatch(path.name)]
 
     def save(self, suffix: str, done: int, tensors: dict, network: AdaptorNetwork) -> dict[str, OSError]:
@@ -94,7 +95,7 @@ class Outputs:
         save_slider(path, slider_tensors(network, DTYPES[self._settings.save.precision]), metadata)
         for earlier in self._replaced:
             if earlier != path:
-                earlier.unlink(missing_ok=True)
+                remove(earlier)
         self._replaced = []
 
     def save_picture(self, suffix: str, picture: Image.Image) -> None:

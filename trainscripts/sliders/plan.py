@@ -77,7 +77,8 @@ def state_to_resume(settings: Settings) -> StateFile | None:
 
 def _check_output(settings: Settings) -> None:
     """Sliders made earlier are not written over, and the folder must be one that can be written to."""
-    check_folder(settings.run_dir, "save.path", "choose another --save_path or --name")
+    longest = f"{settings.stem}_{settings.train.iterations}steps.safetensors"
+    check_folder(settings.run_dir, "save.path", "choose another --save_path or --name", longest)
     check_unlocked(settings.run_dir)
     _check_earlier(settings)
 

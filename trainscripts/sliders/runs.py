@@ -77,6 +77,10 @@ def forget_replaced(runs: list[Settings]) -> None:
         if settings.overwrite and not settings.resume and states_of(settings):
             with locked(settings.run_dir):
                 prune_states(settings, 0)
+            if left := states_of(settings):
+                raise InputError(
+                    f"--overwrite: {min(left.values())} could not be removed: close what has it open, or choose another --name."
+                )
 
 
 def summary(settings: Settings, report: Report, seconds: float) -> str:

@@ -42,7 +42,7 @@ def make_plan(settings: SampleSettings) -> Plan:
     """Raises InputError for whatever would stop the run later."""
     device = torch_device(settings.device)
     check_source(settings.model)
-    check_folder(settings.out, "--out", "choose another --out")
+    check_folder(settings.out, "--out", "choose another --out", f"000_seed{max(settings.seeds)}_x-0.123.png")
     if settings.out.exists() and any(settings.out.iterdir()) and not settings.overwrite:
         raise InputError(f"--out: {settings.out} holds files already: choose another folder, or add --overwrite.")
     if settings.lpips:

@@ -17,7 +17,7 @@ from torch import nn
 from sliders import __version__
 from sliders.dataset import ScaleFolders
 from sliders.errors import InputError
-from sliders.files import written_whole
+from sliders.files import SAME_NAME, remove, written_whole
 from sliders.schema import Settings
 
 MAGIC = b"sliders state 1\n"
@@ -79,7 +79,7 @@ def states_of(settings: Settings) -> dict[int, Path]:
     """{step: path} of the run's states, whole or not, the newest first."""
     if not settings.run_dir.is_dir():
         return {}
-    pattern = re.compile(re.escape(settings.stem) + r"_(\d{1,18})steps" + re.escape(SUFFIX))
+    pattern = re.compile(re.escape(settings.stem) + r"_(\d{1,18})steps" + re.escape(SUFFIX), SAME_NAME)
     found = {int(m[1]): p for p in settings.run_dir.iterdir() if (m := pattern.fullmatch(p.name))}
     return dict(sorted(found.items(), reverse=True))
 
@@ -108,7 +108,7 @@ def prune_states(settings: Settings, step: int) -> None:
     states = states_of(settings)
     kept = [s for s in states if s <= step][: settings.save.keep]
     for other in states.keys() - set(kept):
-        states[other].unlink()
+        remove(states[other])
 
 
 def model_fingerprint(*modules: nn.Module) -> str:

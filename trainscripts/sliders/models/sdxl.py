@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from sliders.errors import InputError
+from sliders.errors import InputError, cannot_be_read, first_line
 from sliders.models.narrow import build_narrow_sdxl
 from sliders.models.schedule import EPSILON, V_PREDICTION, NoiseSchedule
 from sliders.schema import PretrainedModel
@@ -173,9 +173,9 @@ def _v_pred(settings: PretrainedModel, announced: bool) -> bool:
 
 
 def _cannot_load(name: str, error: Exception) -> str:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    reason = first_line(error).rstrip(".")
     remedy = (
-        "choose a whole SDXL checkpoint or diffusers folder"
+        "choose a whole SDXL checkpoint or diffusers folder, and see that memory is left"
         if Path(name).exists()
         else "check the hub id, whether the model is gated, and the network"
     )
@@ -237,7 +237,9 @@ def _keys_of_safetensors(path: Path) -> set[str]:
     try:
         with safe_open(path, framework="pt") as file:
             return set(file.keys())
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
+        raise InputError(f"pretrained_model.name_or_path: {path} {cannot_be_read(error)}.") from error
+    except SafetensorError as error:
         raise InputError(
             f"pretrained_model.name_or_path: {path} is no whole .safetensors file: download it again."
         ) from error
