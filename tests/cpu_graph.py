@@ -59,7 +59,7 @@ class Graph:
 
 
 @contextmanager
-def capture(graph: Graph, pool: Graph | None = None):
+def capture(graph: Graph, pool: Graph | None = None, stream: "Stream | None" = None):
     """In the place of `torch.cuda.graph`."""
     with Recording() as graph.recording:
         yield

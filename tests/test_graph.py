@@ -1,11 +1,12 @@
 """The captured step, on a CPU that stands in for a GPU's graphs (cpu_graph.py); on a real one in test_gpu.py."""
 
+import weakref
 from itertools import pairwise
 
 import pytest
 import torch
 from conftest import make_scale_folders, write_experiment
-from cpu_graph import Graph, capture, replace_cuda
+from cpu_graph import Graph, Stream, capture, replace_cuda
 from sliders import gradients
 from sliders.dataset import ScaleFolders
 from sliders.gradients import CannotCaptureError, CapturedGradients, Gradients, StepGraph
@@ -114,7 +115,7 @@ def test_a_run_through_graphs_leaves_the_slider_of_one_without(tmp_path):
 
 def test_a_shape_is_captured_when_it_comes_again_and_nothing_else_changes(trainer, monkeypatch):
     pools = []
-    monkeypatch.setattr(torch.cuda, "graph", lambda graph, pool: pools.append(pool) or capture(graph))
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph, pool, stream: pools.append(pool) or capture(graph))
     graphs, found = CapturedGradients(trainer.gradients), []
     generator = torch.get_rng_state()
     for batch in batches(trainer, 2, 1, 2, 2, 1):
@@ -157,7 +158,7 @@ def test_a_capture_that_fails_halfway_is_told_once_and_training_goes_on(trainer,
         return loss
 
     graphs = CapturedGradients(Gradients(forward, trainer.weights, trainer.settings.train.max_grad_norm))
-    for batch in batches(trainer, 2, 2, 1, 1, 2):
+    for batch in batches(trainer, 2, 2, 1, 1, 2, 1):
         assert_same_step(trainer, graphs, batch)
     assert graphs.captured == 0
     assert capsys.readouterr().out.count(reason) == 1
@@ -167,26 +168,56 @@ def test_an_empty_graph_is_noticed(trainer):
     batch = next(batches(trainer, 1))
     values = trainer.gradients(batch)
     with pytest.raises(CannotCaptureError, match="empty"):
-        StepGraph(lambda batch: values, batch, None)
+        StepGraph(lambda batch: values, batch, Stream(), None)
 
 
-def test_a_step_that_runs_out_of_memory_beside_graphs_gets_theirs_and_alone_it_fails(trainer):
-    class Full(Gradients):
-        def __call__(self, batch):
-            if len(batch.scales) == 4 and graphs.captured:
-                raise torch.OutOfMemoryError
-            return super().__call__(batch)
+def test_a_shape_that_finds_no_room_beside_graphs_gets_theirs_and_they_come_back_once(trainer, monkeypatch, capsys):
+    """On a GPU on which two pairs fit only where no graph is left."""
+    alive = weakref.WeakSet()
 
-    graphs = CapturedGradients(Full(trainer.forward, trainer.weights, 0.0))
-    for batch in batches(trainer, 1, 1, 2):
-        assert graphs(batch).isfinite().all()
-    assert graphs.captured == 0
+    class Watched(StepGraph):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            alive.add(self)
 
+    def forward(batch):
+        if len(batch.scales) == 4 and alive:
+            raise torch.OutOfMemoryError
+        return trainer.forward(batch)
+
+    monkeypatch.setattr(gradients, "StepGraph", Watched)
+    graphs, found = CapturedGradients(Gradients(forward, trainer.weights, trainer.settings.train.max_grad_norm)), []
+    for batch in batches(trainer, 1, 1, 2, 1, 1):
+        assert_same_step(trainer, graphs, batch)
+        found.append(graphs.captured)
+    assert found == [0, 1, 0, 1, 1]
+    assert not capsys.readouterr().out
+    for batch in batches(trainer, 2, 1):
+        assert_same_step(trainer, graphs, batch)
+        assert graphs.captured == 0
+    assert capsys.readouterr().out.count("no memory left") == 1
+
+
+def test_a_step_that_runs_out_of_memory_alone_fails(trainer):
     def never(batch):
         raise torch.OutOfMemoryError
 
     with pytest.raises(torch.OutOfMemoryError):
         CapturedGradients(never)(next(batches(trainer, 1)))
+
+
+def test_a_graph_that_cannot_be_started_is_given_up(trainer, monkeypatch, capsys):
+    """As by a driver that has no memory left for it, which is no OutOfMemoryError of PyTorch's."""
+
+    def refuse(graph):
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr(Graph, "replay", refuse)
+    graphs = CapturedGradients(trainer.gradients)
+    for batch in batches(trainer, 1, 1, 1):
+        assert_same_step(trainer, graphs, batch)
+    assert graphs.captured == 0
+    assert capsys.readouterr().out.count("CUDA error: out of memory") == 1
 
 
 def test_what_is_wrong_with_the_step_itself_comes_out_as_it_is(trainer):

@@ -44,31 +44,35 @@ class CannotCaptureError(Exception):
 
 class StepGraph:
     """The same for batches of one shape as a CUDA graph: some thousand kernels started at once, where starting them one
-    by one takes longer than running them. `beside`: another one, whose pool of memory serves both."""
+    by one takes longer than running them.
 
-    def __init__(self, gradients: Gradients, batch: Batch, beside: "StepGraph | None"):
+    stream: to capture on, one for all graphs, for PyTorch keeps workspaces of each. beside: another graph, whose pool of
+    memory serves both; libraries have then chosen their algorithms, and a step beside that pool might find no room.
+    """
+
+    def __init__(self, gradients: Gradients, batch: Batch, stream: torch.cuda.Stream, beside: "StepGraph | None"):
         """Raises CannotCaptureError; what is wrong with the step itself comes out of warming up as it is."""
         self._static = Batch(**{f.name: getattr(batch, f.name).clone() for f in dataclasses.fields(batch)})
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(WARM_UPS):
-                gradients(self._static)
-        torch.cuda.current_stream().wait_stream(side)
+        if beside is None:
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(WARM_UPS):
+                    gradients(self._static)
+            torch.cuda.current_stream().wait_stream(stream)
         torch.cuda.synchronize()
         gc.collect()
-        torch.cuda.empty_cache()  # what warming up used is free again for the graph
+        torch.cuda.empty_cache()  # what the steps before used is free again for the graph
         self._graph = torch.cuda.CUDAGraph()
-        stream = torch.cuda.current_stream()
+        current = torch.cuda.current_stream()
         try:
-            with torch.cuda.graph(self._graph, pool=beside and beside._graph.pool()):
+            with torch.cuda.graph(self._graph, pool=beside and beside._graph.pool(), stream=stream):
                 self._result = gradients(self._static)
+            self._check()
         except RuntimeError as error:
-            torch.cuda.set_stream(stream)  # torch stays on its own where a capture cannot be ended
+            torch.cuda.set_stream(current)  # torch stays on its own where a capture cannot be ended
             if isinstance(error, torch.OutOfMemoryError):
                 raise
             raise CannotCaptureError(first_line(error)) from error
-        self._check()
 
     def _check(self) -> None:
         """An empty graph would train on the last batch's gradient for ever."""
@@ -92,7 +96,9 @@ class CapturedGradients:
         self._gradients = gradients
         self._graphs: dict[tuple, StepGraph] = {}
         self._seen: set[tuple] = set()
+        self._made_room_for: set[tuple] = set()
         self._given_up = False
+        self._stream = torch.cuda.Stream()
 
     @property
     def captured(self) -> int:
@@ -105,22 +111,28 @@ class CapturedGradients:
         self._seen.add(shape)
         try:
             if due:
-                beside = next(iter(self._graphs.values()), None)
-                self._graphs[shape] = StepGraph(self._gradients, batch, beside)
+                self._graphs[shape] = StepGraph(self._gradients, batch, self._stream, self._any_graph())
             return self._graphs.get(shape, self._gradients)(batch)
         except CannotCaptureError as error:
-            reason, drop = str(error), self._graphs.clear  # no more: torch may still take its allocator for capturing
+            self._give_up(str(error))
         except torch.OutOfMemoryError:
             if not (due or self._graphs):
                 raise
-            reason, drop = "the GPU has no memory left for it", self.forget
+            if shape in self._made_room_for or not self._graphs:
+                self._give_up("the GPU has no memory left for it")
+            self._made_room_for.add(shape)
+        self._gradients.weights.drop_gradients()
+        self.forget()  # only here, where the error no longer holds the tensors of the attempt
+        return self._gradients(batch)
+
+    def _any_graph(self) -> StepGraph | None:
+        return next(iter(self._graphs.values()), None)
+
+    def _give_up(self, reason: str) -> None:
+        self._given_up = True
         tqdm.write(
             f"note: this step cannot be captured as a CUDA graph ({reason}); training goes on without, more slowly."
         )
-        self._given_up = True
-        self._gradients.weights.drop_gradients()
-        drop()  # only here, where the error no longer holds the tensors of the attempt
-        return self._gradients(batch)
 
     def forget(self) -> None:
         """Of all graphs; a shape that comes again is captured anew."""

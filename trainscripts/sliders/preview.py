@@ -35,9 +35,10 @@ def sample_grid(
     return pictures.view(len(prompts), len(multipliers), *pictures.shape[1:])
 
 
-def preview_sampling(width: int, height: int, steps: int, guidance: float) -> Sampling:
+def preview_sampling(width: int, height: int, steps: int, guidance: float, decode_on_cpu: bool = True) -> Sampling:
     """In batches so small that they fit where a training step does: two rows of 1024 px, guidance included."""
-    return Sampling(width, height, steps, guidance, batch_size=rows_within(1024**2, width, height))
+    rows = rows_within(1024**2, width, height)
+    return Sampling(width, height, steps, guidance, batch_size=rows, decode_on_cpu=decode_on_cpu)
 
 
 @contextmanager

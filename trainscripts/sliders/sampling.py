@@ -36,6 +36,7 @@ class Sampling:
     sampler: str | None = None
     from_step: int = 0
     batch_size: int | None = None  # rows at once; none: by their size
+    decode_on_cpu: bool = True  # where the device has no memory for the VAE; otherwise that raises
 
     @property
     def rows_at_once(self) -> int:
@@ -82,7 +83,7 @@ def sample(
             continue
         start += len(batch)
         for latents in found:
-            yield _decode(model, latents)
+            yield _decode(model, latents, sampling.decode_on_cpu)
 
 
 def _sample_if_it_fits(
@@ -145,15 +146,14 @@ def _joining(networks: Sequence[AdaptorNetwork], rows: Sequence[Row], sampling: 
     return after_step
 
 
-def _decode(model: SDXL, latents: Tensor) -> Tensor:
-    """latents [4, h, w] → picture [3, H, W] in [0, 1] on the CPU, wherever the VAE lies.
-
-    A VAE that its device has no room for goes to the CPU: slow, but a preview must not end a training run.
-    """
+def _decode(model: SDXL, latents: Tensor, decode_on_cpu: bool) -> Tensor:
+    """latents [4, h, w] → picture [3, H, W] in [0, 1] on the CPU, wherever the VAE lies."""
     vae = model.pipe.vae
     try:
         pixels = vae.decode(latents[None].to(vae.device, vae.dtype) / model.scaling_factor, return_dict=False)[0][0]
     except torch.OutOfMemoryError:
+        if not decode_on_cpu:
+            raise
         vae.to("cpu")
         pixels = vae.decode(latents[None].cpu().to(vae.dtype) / model.scaling_factor, return_dict=False)[0][0]
     return (pixels.float() / 2 + 0.5).clamp(0, 1).cpu()

@@ -245,20 +245,20 @@ class Trainer:
 
     def _drawn(self) -> Image.Image:
         try:
-            return self.preview()
+            return self.preview(decode_on_cpu=False)
         except torch.OutOfMemoryError:
             pass  # by now nothing holds what was made so far
         self.gradients.forget()
         return self.preview()
 
-    def preview(self) -> Image.Image:
+    def preview(self, decode_on_cpu: bool = True) -> Image.Image:
         """The picture of `preview.prompts` × multipliers, at the size and guidance of the first prompt set."""
         settings, first = self.settings.preview, self.settings.prompts[0]
         width, height = self.data.fitted_size(0, first.resolution)
         multipliers = settings.multipliers or preview_multipliers(self.data.scales)
         embeds = self.make_batch.prompt_embeds
         jobs = [(embeds[prompt], settings.seed + row) for row, prompt in enumerate(settings.prompts)]
-        sampling = preview_sampling(width, height, settings.steps, first.guidance_scale)
+        sampling = preview_sampling(width, height, settings.steps, first.guidance_scale, decode_on_cpu)
         with sampling_from(self.model, self.network, self.device):
             negative = self.model.negative("", embeds)
             pictures = sample_grid(self.model, self.network, jobs, negative, multipliers, sampling)
