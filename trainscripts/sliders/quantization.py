@@ -4,7 +4,6 @@ They hold nine tenths of SDXL's weights. Only storage shrinks: every product is 
 """
 
 import importlib.util
-import logging
 
 import torch
 from torch import Tensor, nn
@@ -12,15 +11,15 @@ from torch.nn import functional as F
 
 from sliders.errors import InputError
 
-FP8 = torch.float8_e4m3fn
+BYTE = {"fp8": torch.float8_e4m3fn, "int8": torch.int8}
 
 
 def check_quantization(kind: str, device: str) -> None:
     """Raises InputError where bitsandbytes, or the GPU that it wants, is missing. `device`: as torch calls it."""
-    if kind in ("int8", "nf4") and not device.startswith("cuda"):
-        raise InputError(f"pretrained_model.quantize: {kind} needs a CUDA GPU, and this run is on {device}: use fp8.")
-    if kind in ("int8", "nf4") and importlib.util.find_spec("bitsandbytes") is None:
-        raise InputError(f"pretrained_model.quantize: {kind} needs bitsandbytes: install it, or use fp8.")
+    if kind == "nf4" and not device.startswith("cuda"):
+        raise InputError(f"pretrained_model.quantize: nf4 needs a CUDA GPU, and this run is on {device}: use int8.")
+    if kind == "nf4" and importlib.util.find_spec("bitsandbytes") is None:
+        raise InputError("pretrained_model.quantize: nf4 needs bitsandbytes: install it, or use int8.")
 
 
 def quantize(unet: nn.Module, kind: str, device: str) -> None:
@@ -30,35 +29,39 @@ def quantize(unet: nn.Module, kind: str, device: str) -> None:
     """
     if kind == "none":
         return
-    make = {"fp8": _fp8, "int8": _int8, "nf4": _nf4}[kind]
     # Names alone: a list of the modules would keep each layer's old weight until the last.
     names = [n for n, m in unet.named_modules() if type(m) is nn.Linear and ".attentions." in f".{n}"]
     for name in names:
         parent, _, child = name.rpartition(".")
-        setattr(unet.get_submodule(parent), child, make(unet.get_submodule(name), device))
+        linear = unet.get_submodule(name)
+        layer = _nf4(linear, device) if kind == "nf4" else ByteLinear(linear.to(device), BYTE[kind])
+        setattr(unet.get_submodule(parent), child, layer)
 
 
-def _fp8(linear: nn.Linear, device: str) -> nn.Module:
-    return Fp8Linear(linear.to(device))
+class ByteLinear(nn.Linear):
+    """Weights as float8 e4m3 (Micikevicius et al. 2022, arXiv:2209.05433) or int8, with one scale for each output.
 
+    bitsandbytes' int8 layers are not used: they round their input as well, and keep it until their backward, which is
+    what gradient checkpointing spares.
+    """
 
-class Fp8Linear(nn.Linear):
-    """Weights as float8 e4m3 (Micikevicius et al. 2022, arXiv:2209.05433) with one scale for each output."""
-
-    def __init__(self, linear: nn.Linear):
+    def __init__(self, linear: nn.Linear, dtype: torch.dtype):
         nn.Module.__init__(self)
         self.in_features, self.out_features = linear.in_features, linear.out_features
         weight = linear.weight.detach()
-        scale = weight.abs().amax(1, keepdim=True).float().clamp(min=1e-12) / torch.finfo(FP8).max
-        self.weight = nn.Parameter((weight / scale).to(FP8), requires_grad=False)
+        whole = not dtype.is_floating_point
+        largest = torch.iinfo(dtype).max if whole else torch.finfo(dtype).max
+        scale = (weight.abs().amax(1, keepdim=True).float().clamp(min=1e-12) / largest).to(weight.dtype)
+        stored = (weight.float() / scale.float()).clamp(-largest, largest)
+        self.weight = nn.Parameter((stored.round() if whole else stored).to(dtype), requires_grad=False)
         self.bias = linear.bias
-        self.register_buffer("scale", scale.to(weight.dtype))
+        self.register_buffer("scale", scale)
 
     def forward(self, x: Tensor) -> Tensor:
-        return _Fp8Product.apply(x, self.weight, self.scale, self.bias)
+        return _ByteProduct.apply(x, self.weight, self.scale, self.bias)
 
 
-class _Fp8Product(torch.autograd.Function):
+class _ByteProduct(torch.autograd.Function):
     """x·Wᵀ + b that keeps the small weight for the way back, not the unpacked one."""
 
     @staticmethod
@@ -75,32 +78,10 @@ class _Fp8Product(torch.autograd.Function):
 
 
 def _nf4(linear: nn.Linear, device: str) -> nn.Module:
-    """QLoRA's four bits (Dettmers et al. 2023, arXiv:2305.14314)."""
+    """QLoRA's four bits (Dettmers et al. 2023, arXiv:2305.14314). bitsandbytes quantises a weight when it is moved."""
     from bitsandbytes.nn import Linear4bit, Params4bit
 
     layer = Linear4bit(1, 1, quant_type="nf4", compute_dtype=linear.weight.dtype)
-    weight = Params4bit(linear.weight.detach(), requires_grad=False, quant_type="nf4")
-    return _filled(layer, linear, weight, device)
-
-
-def _int8(linear: nn.Linear, device: str) -> nn.Module:
-    """LLM.int8 (Dettmers et al. 2022, arXiv:2208.07339), without its outliers: looking for them makes the GPU wait in
-    every layer, and then no step can be a graph."""
-    from bitsandbytes.nn import Int8Params, Linear8bitLt
-
-    logging.getLogger("bitsandbytes.autograd._functions").addFilter(_tells_something)
-    layer = Linear8bitLt(1, 1, has_fp16_weights=False, threshold=0.0)
-    weight = Int8Params(linear.weight.detach().cpu(), requires_grad=False, has_fp16_weights=False)
-    return _filled(layer, linear, weight, device)
-
-
-def _tells_something(record: logging.LogRecord) -> bool:
-    """bitsandbytes says in every call of every layer that it computes in float16."""
-    return not str(record.msg).startswith("MatMul8bitLt: inputs will be cast")
-
-
-def _filled(layer: nn.Module, linear: nn.Linear, weight: nn.Parameter, device: str) -> nn.Module:
-    """bitsandbytes quantises a weight when it is moved."""
+    layer.weight = Params4bit(linear.weight.detach(), requires_grad=False, quant_type="nf4")
     layer.in_features, layer.out_features, layer.bias = linear.in_features, linear.out_features, linear.bias
-    layer.weight = weight
     return layer.to(device)
