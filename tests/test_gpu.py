@@ -72,11 +72,12 @@ def test_the_second_gpu_learns_what_the_first_does(tmp_path):
     masters = []
     for device in ("0", "1"):
         trainer = make_trainer(tmp_path, device)
+        start = trainer.weights.master.detach().cpu().clone()
         trainer.run()
         assert trainer.gradients.captured == 1
         assert trainer.weights.master.device.index == torch.cuda.current_device() == int(device)
         masters.append(trainer.weights.master.detach().cpu())
-    assert torch.allclose(*masters, rtol=1e-3, atol=1e-6)
+    assert (masters[1] - masters[0]).norm() < 0.01 * (masters[0] - start).norm()
 
 
 @pytest.mark.parametrize("kind", ["fp8", "int8", "nf4"])
@@ -115,9 +116,10 @@ def test_a_step_never_waits_for_the_gpu(tmp_path, graph):
     assert count_waits(trainer, 2) == 0
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "adamw8bit"])
-def test_a_resumed_run_on_the_graph_learns_what_a_straight_one_does(tmp_path, optimizer):
-    """60 steps, and 20 + 40 in a new trainer: losses of the last 40 to 1e-3, weights to 1 % of how far they moved."""
+@pytest.mark.parametrize(("optimizer", "apart"), [("adamw", 0.01), ("adamw8bit", 0.05)])
+def test_a_resumed_run_on_the_graph_learns_what_a_straight_one_does(tmp_path, optimizer, apart):
+    """60 steps, and 20 + 40 in a new trainer: losses of the last 40 to 1e-3, weights to a share of how far they moved,
+    larger where eight bits turn a gradient's rounding into whole steps."""
     same = {"prompts": SEVERAL_SHAPES, "train": {"optimizer": optimizer, "lr_scheduler": "cosine", "seed": 3}}
     straight, first = (make_trainer(tmp_path, "0", flags=["--iterations", "60"], **same) for _ in range(2))
     start = straight.weights.master.detach().clone()
@@ -132,8 +134,8 @@ def test_a_resumed_run_on_the_graph_learns_what_a_straight_one_does(tmp_path, op
     assert resumed.done == 20
     assert resumed.run().losses == pytest.approx(losses[20:], rel=1e-3)
     assert resumed.gradients.captured
-    moved, apart = straight.weights.master - start, straight.weights.master - resumed.weights.master
-    assert apart.norm() < 0.01 * moved.norm()
+    moved, off = straight.weights.master - start, straight.weights.master - resumed.weights.master
+    assert off.norm() < apart * moved.norm()
 
 
 SEVERAL_SHAPES = [
@@ -200,7 +202,7 @@ def test_an_empty_graph_is_noticed(tmp_path):
     batch = trainer.make_batch(trainer.draw(0))
     values = trainer.gradients(batch)
     with pytest.raises(CannotCaptureError, match="empty"):
-        StepGraph(lambda batch: values, batch, None)
+        StepGraph(lambda batch: values, batch, torch.cuda.Stream(), None)
 
 
 KERNELS = {

@@ -215,7 +215,7 @@ def measure(args: argparse.Namespace, resolution: int, device: str) -> list[dict
     """All modes at one resolution; each is told when it is done."""
     rows, naive = [], None
     for pairs, mode in planned(args):
-        gc.collect()  # what the mode before held must not count in this one's peak
+        forget_before(device)
         row = {"resolution": resolution, "pairs": pairs, "mode": mode, "flops": None}
         if mode == "naive":
             row |= measure_naive(args, resolution, device)
@@ -227,6 +227,15 @@ def measure(args: argparse.Namespace, resolution: int, device: str) -> list[dict
         rows.append(row)
         print(f"measured: {row_text(row)}", flush=True)
     return rows
+
+
+def forget_before(device: str) -> None:
+    """What the mode before held must not count in this one's peak, nor what was compiled for it in this one's limits."""
+    torch.compiler.reset()
+    gc.collect()
+    if device.startswith("cuda"):
+        torch._C._cuda_clearCublasWorkspaces()
+        torch.cuda.empty_cache()
 
 
 def fill_in(args: argparse.Namespace, cuda: bool) -> None:

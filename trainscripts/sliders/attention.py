@@ -29,7 +29,8 @@ FASTEST = {(9, 0): ("cudnn", "flash", "efficient", "math")}
 PACKAGES = {"xformers": ("xformers", ""), "flash-attn": ("flash_attn", "flash")}  # name → module, extra that brings it
 ONLY_CUDA = ("cudnn", "efficient", "xformers", "flash-attn")
 ONLY_HALF = ("cudnn", "flash", "flash-attn")  # on a GPU these take no float32,
-OLDEST = (8, 0)  # and none that is older than Ampere
+OLDEST = (8, 0)  # and none that is older than Ampere;
+NO_OLD_BFLOAT16 = ("efficient", "xformers")  # these take such a one, but not with bfloat16
 
 
 def check_attention(settings: Other, device: str, precision: str) -> None:
@@ -47,16 +48,19 @@ def check_attention(settings: Other, device: str, precision: str) -> None:
     if name in ONLY_HALF and cuda and precision == "float32":
         raise InputError(f"other.attention: {name} computes no float32: use auto, or train.precision bfloat16.")
     if cuda:
-        check_capability(name, torch.cuda.get_device_capability(device))
+        check_capability(name, torch.cuda.get_device_capability(device), precision)
+        if name == "flash" and not torch.backends.cuda.is_flash_attention_available():
+            raise InputError("other.attention: flash is not in this build of PyTorch: use auto.")
 
 
-def check_capability(name: str, capability: tuple[int, int]) -> None:
-    """Raises InputError for a backend that has no kernels for GPUs so old."""
-    if name in ONLY_HALF and capability < OLDEST:
+def check_capability(name: str, capability: tuple[int, int], precision: str) -> None:
+    """Raises InputError for a backend that has no kernels for GPUs so old, or none for this precision there."""
+    lacking = name in ONLY_HALF or (name in NO_OLD_BFLOAT16 and precision == "bfloat16")
+    if lacking and capability < OLDEST:
         have, want = (".".join(map(str, numbers)) for numbers in (capability, OLDEST))
         raise InputError(
-            f"other.attention: {name} needs a GPU of compute capability {want} or newer, and this one has {have}: set "
-            "other.attention: auto."
+            f"other.attention: {name} needs a GPU of compute capability {want} or newer for {precision}, and this one has "
+            f"{have}: set other.attention: auto."
         )
 
 
