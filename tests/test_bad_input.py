@@ -147,9 +147,14 @@ BOMB = "a0: &a0 {x: 1}\n" + "".join(f"a{n}: &a{n}\n  <<: [{', '.join([f'*a{n - 1
 case("merged keys beyond counting", config_text(BOMB), "config.yaml", "line 8", "more than 1000 keys", "mend that line")
 case("prompts_file left out", config(prompts_file=None), "config.yaml", "prompts_file", "missing", "add it")
 case("prompts_file is not there", config(prompts_file="no.yaml"), "prompts_file", "no.yaml", "check the path")
-case("prompts_file that no path can be", config(prompts_file="a\0b"), "prompts_file", r"a\x00b", "correct it")
+case("prompts_file that no path can be", config(prompts_file="a\0b"), "prompts_file", r"a\x00b", "without them")
 case("YAML syntax", config_text("train:\n  lr: [1\nsave: {}\n"), "config.yaml", "line 3", "mend that line")
 case("a tab in the YAML", config_text("train:\n\tlr: 1\n"), "config.yaml", "line 2", "mend that line")
+case("a Windows path in double quotes", config_text('prompts_file: "C:\\Users\\me"\n'), "config.yaml", "line 1",
+     "without double quotes", "with / in place")  # fmt: skip
+case("a Windows path whose backslash means a line", config_text('pretrained_model:\n  name_or_path: "D:\\new.ckpt"\n'),
+     "name_or_path", r"'D:\new.ckpt'", "without them")  # fmt: skip
+case("the same in save.path", config_text('save:\n  path: "out\\robes"\n'), "save.path", r"'out\robes'", "without them")
 case("YAML that is a list", config_text("- a\n- b\n"), "config.yaml", "mapping", f"{ROOT_YAML}/config-xl.yaml")
 case("YAML that is no UTF-8", lambda tmp_path: [write_experiment(tmp_path), (tmp_path / "config.yaml").write_bytes(b"#\xe9")][0],
      "config.yaml", "UTF-8")  # fmt: skip
@@ -188,7 +193,7 @@ case(
     "bitsandbytes' numbers on a CPU",
     config(pretrained_model={"quantize": "nf4"}),
     "pretrained_model.quantize: nf4",
-    "use fp8",
+    "use int8",
 )
 case("unknown numbers", config(pretrained_model={"quantize": "int3"}), "pretrained_model.quantize", "int3", "nf4")
 case("log_every 0", config(logging={"log_every": 0}), "logging.log_every: 0")

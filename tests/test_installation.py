@@ -3,14 +3,17 @@
 import importlib.util
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, write_experiment
 from sliders.attention import check_attention
 from sliders.errors import InputError
+from sliders.fusion import can_fuse
 from sliders.installation import why_no_gpu
 from sliders.judges import check_lpips
 from sliders.models.sdxl_unet import is_full_size
 from sliders.optim import import_optimizer
+from sliders.plan import check_run
 from sliders.schema import Other
+from sliders.settings import load_settings
 
 PACKAGES = {
     "lion-pytorch": ("optimizers", lambda: import_optimizer("lion")),
@@ -50,6 +53,31 @@ def test_windows_is_told_how_to_get_a_pytorch_that_uses_its_gpu(monkeypatch):
     assert command in words and "`uv run --no-sync …`" in words
     assert command in (ROOT / "README.md").read_text(encoding="utf-8")
     assert '"torch==2.13.0"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+
+
+def test_what_only_a_gpu_does_is_refused_with_the_reason_why_there_is_none(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.platform", "win32")
+    monkeypatch.setattr("torch.version.cuda", None)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    for device, told in (("0", True), ("cpu", False)):
+        (settings,), _ = load_settings(
+            [*write_experiment(tmp_path, pretrained_model={"quantize": "nf4"}), "--device", device]
+        )
+        with pytest.raises(InputError) as error:
+            check_run(settings)
+        assert "nf4 needs a CUDA GPU, and this run is on cpu: use int8." in str(error.value)
+        assert ("\n--device: this PyTorch cannot use a GPU" in str(error.value)) == told
+
+
+@pytest.mark.parametrize(("platform", "package"), [("linux", "triton"), ("win32", "triton-windows")])
+def test_a_gpu_without_triton_is_told_what_is_slower_for_it(monkeypatch, capsys, platform, package):
+    monkeypatch.setattr("sys.platform", platform)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    can_fuse.cache_clear()
+    assert not (can_fuse("cuda:0") or can_fuse("cuda:0"))
+    can_fuse.cache_clear()
+    said = capsys.readouterr().out
+    assert said.count("note:") == 1 and f"`uv pip install {package}`" in said and "more slowly" in said
 
 
 def test_a_cpu_is_called_too_slow_for_a_model_of_full_size_only(monkeypatch):

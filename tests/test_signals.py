@@ -88,11 +88,11 @@ def hold_at(target, argv, log, environment, threads):
     owner = getattr(importlib.import_module(module), cls)
     method = getattr(owner, name)
 
-    def held(self, *arguments):
+    def held(self, *arguments, **named):
         (log.parent / "held").touch()
         while not (log.parent / "go").exists():
             time.sleep(0.001)
-        return method(self, *arguments)
+        return method(self, *arguments, **named)
 
     setattr(owner, name, held)
     _train(argv, log, environment, threads)
@@ -223,7 +223,9 @@ def test_two_runs_in_one_folder_and_a_lock_that_a_crash_does_not_leave(tmp_path,
 
 def test_on_windows_the_command_to_go_on_keeps_the_pytorch_that_is_there(monkeypatch):
     monkeypatch.setattr("sys.platform", "win32")
-    words = ["--folders", "a, b", "--overwrite"]
+    words = ["--folders", "a, b", "--folder_main", r"C:\me\robe(2)", "--name", "it's $x", "--overwrite"]
     told = load_script("train_lora-scale-xl").resume_command(words)
     assert told.startswith("uv run --no-sync ")
-    assert told.endswith('train_lora-scale-xl.py --folders "a, b" --overwrite --resume')
+    # in PowerShell nothing within single quotes has a meaning but two of them, which are one
+    wanted = r"--folders 'a, b' --folder_main 'C:\me\robe(2)' --name 'it''s $x' --overwrite --resume"
+    assert told.endswith(f"train_lora-scale-xl.py {wanted}")

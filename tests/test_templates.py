@@ -40,6 +40,14 @@ def test_wildcards_are_read_from_their_folder(tmp_path):
     assert {v.text for v in expand("a __colour__ robe", "S", 100, tmp_path)} == {"a red robe", "a blue robe"}
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_wildcards_as_windows_tools_save_them_are_refused(tmp_path, encoding):
+    """The library would make prompts with a mark or zeros in them."""
+    (tmp_path / "colour.txt").write_text("red\nblue\n", encoding=encoding)
+    with pytest.raises(InputError, match=r"^--wildcard_dir: .* save it as UTF-8 without BOM\.$"):
+        expand("a __colour__ robe", "S", 100, tmp_path)
+
+
 @pytest.mark.parametrize(
     ("template", "said"),
     [

@@ -1,7 +1,7 @@
 """Train a concept slider for SDXL from folders of images, one folder per multiplier. `--help` lists the flags."""
 
+import re
 import shlex
-import subprocess
 import sys
 
 from sliders.command import command
@@ -28,8 +28,15 @@ def resume_command(argv: list[str]) -> str:
     script = sys.argv[0] if __name__ == "__main__" else __file__
     words = [script, *(w for w in argv if w != "--resume"), "--resume"]
     if sys.platform == "win32":  # where a plain `uv run` would bring back the PyTorch without CUDA
-        return subprocess.list2cmdline(["uv", "run", "--no-sync", *words])
+        return " ".join(for_powershell(w) for w in ["uv", "run", "--no-sync", *words])
     return shlex.join(["uv", "run", *words])
+
+
+def for_powershell(word: str) -> str:
+    """As it is, or in quotes within which nothing has a meaning."""
+    if re.fullmatch(r"[\w.:\\/=+-]+", word):
+        return word
+    return "'" + word.replace("'", "''") + "'"
 
 
 if __name__ == "__main__":

@@ -1,13 +1,25 @@
 """What the keys of YAML files are made of: numbers that are none in disguise, names in several spellings, sections."""
 
+import re
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, FiniteFloat
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat
 
 
 def _no_bool(value: Any) -> Any:
     if isinstance(value, bool):
         raise ValueError("should be a number, not true or false")
+    return value
+
+
+def _no_control_character(value: Any) -> Any:
+    """YAML's double quotes make some of `"D:\new"`, which Explorer copies like this."""
+    if isinstance(value, str) and re.search(r"[\x00-\x1f]", value):
+        raise ValueError(
+            f"{value!r} holds a control character, as a Windows path in double quotes does: write it without them, or with / "
+            "in place of \\"
+        )
     return value
 
 
@@ -24,6 +36,8 @@ def switch(on: str) -> BeforeValidator:
 _PRECISION_ALIASES = {"fp32": "float32", "float": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16"}
 Whole = Annotated[int, BeforeValidator(_no_bool)]
 Number = Annotated[FiniteFloat, BeforeValidator(_no_bool)]
+Place = Annotated[str, Field(min_length=1), BeforeValidator(_no_control_character)]  # a path, or a hub id
+Folder = Annotated[Path, BeforeValidator(_no_control_character)]
 TrainPrecision = Annotated[Literal["bfloat16", "float32"], spelled(_PRECISION_ALIASES)]
 SavePrecision = Annotated[Literal["float32", "float16", "bfloat16"], spelled(_PRECISION_ALIASES)]
 

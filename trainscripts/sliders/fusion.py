@@ -1,6 +1,7 @@
 """The UNet's blocks with fused kernels, on CUDA: the same modules under the same names, fewer passes over memory."""
 
 import importlib.util
+import sys
 from functools import cache
 from types import MethodType
 
@@ -12,18 +13,24 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
 
 from sliders.errors import first_line
+from sliders.installation import how_to_install
+
+TRITON = {"win32": "triton-windows"}  # who brings it where PyTorch does not
 
 
 @cache
 def can_fuse(device: str) -> bool:
-    """Says so, once, where Triton is installed but does not work."""
-    if not device.startswith("cuda") or importlib.util.find_spec("triton") is None:
+    """Says so, once, where Triton is missing or does not work."""
+    if not device.startswith("cuda"):
         return False
-    problem = triton_problem(device)
+    if importlib.util.find_spec("triton") is None:
+        problem, remedy = "there is no Triton", how_to_install(TRITON.get(sys.platform, "triton"))
+    else:
+        problem, remedy = triton_problem(device), "install a C compiler such as gcc, and Python's headers"
     if problem is not None:
         print(
-            f"note: this project's kernels cannot be built here ({problem}): install a C compiler such as gcc, and Python's "
-            "headers; training goes on with plain kernels, more slowly."
+            f"note: this project's kernels cannot be built here ({problem}): {remedy}; training goes on with plain kernels, "
+            "more slowly and with more memory."
         )
     return problem is None
 

@@ -29,9 +29,7 @@ def check_run(settings: Settings) -> ScaleFolders:
     its data set."""
     device = torch_device(settings.device)
     check_source(settings.pretrained_model)
-    check_quantization(settings.pretrained_model.quantize, device)
-    check_attention(settings.other, device, settings.train.precision)
-    check_compilation(settings.other.torch_compile, device)
+    _check_device(settings, device)
     if settings.logging.use_wandb and importlib.util.find_spec("wandb") is None:
         raise InputError(
             f"logging.use_wandb is true, but wandb is not installed: {how_to_install('wandb', 'wandb')}, or set it to false."
@@ -44,6 +42,24 @@ def check_run(settings: Settings) -> ScaleFolders:
     if state is not None:
         check_same_run(state, {**identity(settings, data), "model": state.header["run"]["model"]})
     return data
+
+
+def _check_device(settings: Settings, device: str) -> None:
+    """Raises InputError for what the device cannot do, and tells why it is none that can."""
+    try:
+        check_quantization(settings.pretrained_model.quantize, device)
+        check_attention(settings.other, device, settings.train.precision)
+        check_compilation(settings.other.torch_compile, device)
+    except InputError as error:
+        reason = _why_no_gpu(settings)
+        raise InputError(f"{error}\n--device: {reason}" if reason else str(error)) from error
+
+
+def _why_no_gpu(settings: Settings) -> str:
+    """Empty where there is one, or none was asked for."""
+    if not settings.device.isdigit() or torch.cuda.device_count() > 0:
+        return ""
+    return why_no_gpu("trains", is_full_size(settings.pretrained_model.name_or_path))
 
 
 def disk_need_of(settings: Settings) -> DiskNeed:
@@ -168,7 +184,6 @@ def _remarks(settings: Settings, data: ScaleFolders) -> list[str]:
         remarks.append(
             f"{settings.train.optimizer} finds its step size itself and takes lr as a factor: 1.0 is usual, {settings.train.lr:g} is not."
         )
-    if settings.device.isdigit() and torch.cuda.device_count() == 0:
-        full_size = is_full_size(settings.pretrained_model.name_or_path)
-        remarks.append(why_no_gpu("trains", full_size))
+    if reason := _why_no_gpu(settings):
+        remarks.append(reason)
     return ["", *(f"note: {r}" for r in remarks)] if remarks else []

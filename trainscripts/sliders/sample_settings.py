@@ -80,7 +80,7 @@ def build_parser() -> Parser:
         "--clip", metavar="MODEL", help="CLIP score's rise over multiplier 0, such as openai/clip-vit-large-patch14"
     )
     judge.add_argument("--clip_text", metavar="TEXT", help="what --clip compares with (default: each picture's prompt)")
-    judge.add_argument("--lpips", action="store_true", help="LPIPS to multiplier 0; needs `uv run --extra lpips`")
+    judge.add_argument("--lpips", action="store_true", help="LPIPS to multiplier 0; needs the package lpips")
     return parser
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from sliders.fields import Number, SavePrecision, Section, TrainPrecision, Whole, spelled, switch
+from sliders.fields import Folder, Number, Place, SavePrecision, Section, TrainPrecision, Whole, spelled, switch
 
 NAME_LIMIT = 120  # bytes; leaves room for `_alpha…_rank…_method_…steps.safetensors.tmp` in a 255-byte file name
 UNSAFE_IN_NAMES = '<>:"/\\|?*'  # A1111 ends a `<lora:…>` at `:` or `>`; Windows refuses the rest
@@ -40,8 +40,8 @@ FP16_ADVICE = "float16 needs loss scaling to train and is not offered: use bfloa
 
 
 class PretrainedModel(Section):
-    name_or_path: Annotated[str, Field(min_length=1)]  # hub id, diffusers folder, .safetensors, .ckpt, or `tiny`
-    config: str | None = None  # (ours) folder with a single file's JSON and tokenizer files; none: asks the hub
+    name_or_path: Place  # hub id, diffusers folder, .safetensors, .ckpt, or `tiny`
+    config: Place | None = None  # (ours) folder with a single file's JSON and tokenizer files; none: asks the hub
     quantize: Annotated[Literal["none", "fp8", "int8", "nf4"], switch("fp8")] = "none"  # (ours) the UNet's weights
     v2: bool = False
     v_pred: bool | None = None  # none: what the checkpoint says
@@ -94,7 +94,7 @@ class Train(Section):
 
 class Save(Section):
     name: str = "untitled"
-    path: Path = Path("./output")
+    path: Folder = Path("./output")
     per_steps: Annotated[Whole, Field(ge=1)] = 200
     precision: SavePrecision = "float32"
     sidecars: bool = True  # (ours) beside each slider the card that web UIs show; pictures come with preview.prompts
@@ -169,7 +169,7 @@ class Other(Section):
 class Config(Section):
     """The file given as `--config_file`."""
 
-    prompts_file: Annotated[str, Field(min_length=1)]
+    prompts_file: Place
     pretrained_model: PretrainedModel
     network: Network = Network()
     train: Train = Train()

@@ -138,7 +138,11 @@ def _read_yaml(path: Path, flag: str) -> Any:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "cannot be parsed"
-        raise InputError(f"{path}{where}: is not valid YAML ({problem}): mend that line.") from error
+        backslash = "escape" in problem
+        remedy = (
+            "write a Windows path without double quotes, or with / in place of \\" if backslash else "mend that line"
+        )
+        raise InputError(f"{path}{where}: is not valid YAML ({problem}): {remedy}.") from error
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):

@@ -90,6 +90,11 @@ def _combinations(template: str, limit: int, wildcard_dir: Path | None) -> Itera
             raise InputError(
                 f"--prompt: {unknown[0]} is a wildcard without a file in --wildcard_dir ({wildcard_dir or 'not given'}): add it."
             )
+        if "\ufeff" in prompt or "\0" in prompt:  # the library reads over what is no UTF-8
+            raise InputError(
+                f"--wildcard_dir: a file in {wildcard_dir} is no plain UTF-8, as PowerShell's `>` writes it: save it as UTF-8 "
+                "without BOM."
+            )
         yield PLACEHOLDER.sub(lambda c: tags[ord(c[0]) - FIRST_PLACEHOLDER], prompt)
 
 
