@@ -16,7 +16,7 @@ errors fields interrupts installation
 files schema command
 flags lock samplers images attention kernels.group_norm kernels.layer_norm kernels.geglu quantization device
 kernels templates change grids page judges
-infotext adaptors.base adaptors.low_rank models.layers models.sdxl_keys models.narrow models.schedule
+infotext adaptors.base adaptors.low_rank models.layers models.sdxl_keys models.narrow models.schedule models.sources
 adaptors.lora fusion settings models.sdxl optim dataset journal
 adaptors compilation
 models.sdxl_unet network latents sample_settings

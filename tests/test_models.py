@@ -4,12 +4,14 @@ import json
 import shutil
 
 import pytest
+import safetensors.torch
 import torch
 from single_file import save_single_file
 from sliders.errors import InputError
 from sliders.models.narrow import NarrowSDXL, build_narrow_sdxl
 from sliders.models.schedule import NoiseSchedule
-from sliders.models.sdxl import check_source, load_sdxl
+from sliders.models.sdxl import load_sdxl
+from sliders.models.sources import check_source
 from sliders.schema import PretrainedModel
 
 SDXL_BETAS = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -53,6 +55,26 @@ def test_a_single_file(pipe, folder, tmp_path, suffix):
     path = save_single_file(pipe, tmp_path / f"model{suffix}")
     model = load_sdxl(PretrainedModel(name_or_path=str(path), config=str(folder)), torch.float32)
     assert_same_model(model, pipe)
+
+
+@pytest.mark.parametrize("single", [True, False])
+def test_on_windows_weights_are_read_and_not_mapped(pipe, folder, tmp_path, monkeypatch, single):
+    ways, open_file = [], safetensors.torch.safe_open
+
+    def watched(*args, backend="mmap", **kwargs):
+        ways.append(backend)
+        return open_file(*args, backend=backend, **kwargs)
+
+    monkeypatch.setattr(safetensors.torch, "safe_open", watched)
+    source = PretrainedModel(name_or_path=str(folder))
+    if single:
+        path = save_single_file(pipe, tmp_path / "model.safetensors")
+        source = PretrainedModel(name_or_path=str(path), config=str(folder))
+    for windows, way in ((False, "mmap"), (True, "pread")):
+        monkeypatch.setattr("sliders.models.sdxl.WINDOWS", windows)
+        ways.clear()
+        assert_same_model(load_sdxl(source, torch.float32), pipe)
+        assert set(ways) == {way}
 
 
 @pytest.mark.parametrize("variant", [None, "fp16"])

@@ -14,8 +14,8 @@ from sliders.errors import InputError
 from sliders.files import check_folder
 from sliders.installation import how_to_install, why_no_gpu
 from sliders.lock import check_unlocked
-from sliders.models.sdxl import check_source
 from sliders.models.sdxl_unet import is_full_size, weightless_unet
+from sliders.models.sources import check_source
 from sliders.network import AdaptorNetwork
 from sliders.optim import FINDS_LR_ITSELF, build_lr_scheduler, build_optimizer
 from sliders.quantization import check_quantization

@@ -16,8 +16,8 @@ from sliders.errors import InputError, either
 from sliders.files import check_folder
 from sliders.installation import why_no_gpu
 from sliders.judges import check_lpips
-from sliders.models.sdxl import check_source
 from sliders.models.sdxl_unet import is_full_size, weightless_unet
+from sliders.models.sources import check_source
 from sliders.preview import preview_multipliers
 from sliders.sample_settings import MAX_PICTURES, Pixels, SampleSettings
 from sliders.sampling import Sampling

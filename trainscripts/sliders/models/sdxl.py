@@ -1,25 +1,25 @@
 """SDXL (Podell et al. 2023, arXiv:2307.01952): loading it, and its way to encode text and images and to denoise."""
 
-import json
-import re
-import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+import safetensors.torch
 import torch
 from diffusers import AutoencoderKL, SchedulerMixin, StableDiffusionXLPipeline
 from PIL import Image
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
-from sliders.errors import InputError, cannot_be_read, first_line
+from sliders.errors import InputError, first_line
+from sliders.files import WINDOWS
 from sliders.models.narrow import build_narrow_sdxl
 from sliders.models.schedule import EPSILON, V_PREDICTION, NoiseSchedule
+from sliders.models.sources import SINGLE_FILES, TINY, check_source
 from sliders.schema import PretrainedModel
 
-TINY = "tiny"
-SINGLE_FILES = (".safetensors", ".ckpt")
-HUB_ID = r"[A-Za-z0-9][\w.-]*/[\w.-]+"
 LATENT_FACTOR = 8  # px per latent, each way
 
 
@@ -117,15 +117,13 @@ def load_sdxl(settings: PretrainedModel, dtype: torch.dtype) -> SDXL:
     Raises InputError where the source is missing, broken or no SDXL base model.
     """
     announced = check_source(settings)
-    path = Path(settings.name_or_path)
     try:
         if settings.name_or_path == TINY:
             pipe = build_narrow_sdxl().to(dtype)
             pipe.vae.float()
-        elif path.suffix.lower() in SINGLE_FILES and path.is_file():
-            pipe = _load_single_file(path, settings.config, dtype)
         else:
-            pipe = _load_folder_or_hub(settings.name_or_path, dtype)
+            with _read_not_mapped(WINDOWS):
+                pipe = _load_weights(settings, dtype)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise InputError(_cannot_load(settings.name_or_path, error)) from error
     unet = pipe.unet
@@ -182,78 +180,24 @@ def _cannot_load(name: str, error: Exception) -> str:
     return f"pretrained_model.name_or_path: {name} cannot be loaded as SDXL ({reason}): {remedy}."
 
 
-def check_source(settings: PretrainedModel) -> tuple[bool, bool] | None:
-    """What can be said about the model without loading weights.
-
-    Returns (v-prediction, zero terminal SNR) as a single file's keys announce them, None for other sources.
-    Raises InputError for paths that do not exist, unreadable files and models that are not SDXL.
-    """
-    name, path = settings.name_or_path, Path(settings.name_or_path)
-    if name == TINY:
-        return None
-    if path.is_dir():
-        _check_folder(path)
-        return None
-    if path.suffix.lower() in SINGLE_FILES:
-        if not path.is_file():
-            raise InputError(f"pretrained_model.name_or_path: {path} does not exist: check the path.")
-        if settings.config is not None and not (Path(settings.config) / "model_index.json").is_file():
-            raise InputError(
-                f"pretrained_model.config: {settings.config} holds no model_index.json: name a diffusers folder."
-            )
-        return _check_single_file(path)
-    if not re.fullmatch(HUB_ID, name):
-        raise InputError(
-            f"pretrained_model.name_or_path: {name} is neither a folder nor a .safetensors or .ckpt file that exists, "
-            "nor a hub id like stabilityai/stable-diffusion-xl-base-1.0: check it."
-        )
-    return None
-
-
-def _check_folder(path: Path) -> None:
+@contextmanager
+def _read_not_mapped(needed: bool) -> Iterator[None]:
+    """Windows counts the whole of a mapped file as memory, and SDXL's have crashed the process there without a word
+    (safetensors issue 693, transformers issue 48285, which therefore reads them there); diffusers can only map."""
+    mapped = safetensors.torch.load_file
+    if needed:
+        safetensors.torch.load_file = partial(mapped, backend="pread")
     try:
-        name = json.loads((path / "model_index.json").read_text(encoding="utf-8"))["_class_name"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"pretrained_model.name_or_path: {path} holds no readable model_index.json: name a diffusers folder."
-        ) from error
-    if not str(name).startswith("StableDiffusionXL"):
-        raise InputError(
-            f"pretrained_model.name_or_path: {path} is a {name}, but only SDXL is trained here: choose an SDXL model."
-        )
+        yield
+    finally:
+        safetensors.torch.load_file = mapped
 
 
-def _check_single_file(path: Path) -> tuple[bool, bool]:
-    keys = _keys_of_safetensors(path) if path.suffix.lower() == ".safetensors" else _keys_of_ckpt(path)
-    encoders = ("conditioner.embedders.0.transformer.", "conditioner.embedders.1.")
-    if not all(any(key.startswith(prefix) for key in keys) for prefix in encoders):
-        raise InputError(
-            f"pretrained_model.name_or_path: {path} is no SDXL checkpoint (SD 1, a LoRA, a UNet alone?): choose an SDXL one."
-        )
-    return "v_pred" in keys, "ztsnr" in keys
-
-
-def _keys_of_safetensors(path: Path) -> set[str]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return set(file.keys())
-    except OSError as error:
-        raise InputError(f"pretrained_model.name_or_path: {path} {cannot_be_read(error)}.") from error
-    except SafetensorError as error:
-        raise InputError(
-            f"pretrained_model.name_or_path: {path} is no whole .safetensors file: download it again."
-        ) from error
-
-
-def _keys_of_ckpt(path: Path) -> set[str]:
-    """Through torch's weights-only unpickler, which runs no code; mapped, so that gigabytes are not read for it."""
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-        return set(state.get("state_dict", state))
-    except Exception as error:  # unpickling foreign bytes can raise nearly anything
-        raise InputError(
-            f"pretrained_model.name_or_path: {path} cannot be read as weights alone (damaged, or it holds code): use a .safetensors file."
-        ) from error
+def _load_weights(settings: PretrainedModel, dtype: torch.dtype) -> StableDiffusionXLPipeline:
+    path = Path(settings.name_or_path)
+    if path.suffix.lower() in SINGLE_FILES and path.is_file():
+        return _load_single_file(path, settings.config, dtype)
+    return _load_folder_or_hub(settings.name_or_path, dtype)
 
 
 def _load_single_file(path: Path, config: str | None, dtype: torch.dtype) -> StableDiffusionXLPipeline:

@@ -7,7 +7,7 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from sliders.models.narrow import NarrowSDXL, build_unet
-from sliders.models.sdxl import TINY
+from sliders.models.sources import TINY
 
 SDXL_BASE_UNET = {
     "sample_size": 128,
