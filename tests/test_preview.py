@@ -81,7 +81,7 @@ def test_sampling_in_the_midst_of_training_leaves_all_as_it_was():
 
 def test_previews_fit_beside_training():
     sizes = {(1024, 1024): 1, (1216, 832): 1, (512, 512): 4, (128, 128): 16}
-    assert {size: preview_sampling(*size, steps=1, guidance=2.0).rows_at_once for size in sizes} == sizes
+    assert {size: preview_sampling(*size, steps=1, guidance=2.0).batch_size for size in sizes} == sizes
 
 
 def test_a_vae_without_room_goes_to_the_cpu(monkeypatch):

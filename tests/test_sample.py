@@ -30,7 +30,7 @@ from sliders.models.sdxl import load_sdxl
 from sliders.runs import run_all
 from sliders.sample_plan import trained_size
 from sliders.sample_run import sampler_name
-from sliders.sampling import Row, Sampling, sample, use_sampler
+from sliders.sampling import Row, Sampling, pixels_at_once, rows_within, sample, use_sampler
 from sliders.schema import SAMPLERS, PretrainedModel
 from sliders.settings import load_settings
 from test_bad_input import everything_in
@@ -297,6 +297,13 @@ def test_without_a_gpu_the_command_says_so_before_it_loads_anything(sample_main,
     argv = ["--model", "tiny", "--slider", str(slider), "--prompt", "a", "--out", str(tmp_path / "o"), *SMALL]
     assert sample_main([*argv, "--device", "0"]) == 2
     assert capsys.readouterr().err == "error: loaded.\n"
+
+
+@pytest.mark.parametrize(("memory", "rows"), [(8, (1, 5)), (12, (2, 8)), (23.6, (4, 16)), (141, (4, 16))])
+def test_small_cards_begin_with_fewer_pictures(monkeypatch, memory, rows):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, int(memory * 2**30)))
+    assert tuple(rows_within(pixels_at_once("cuda:0"), side, side) for side in (1024, 512)) == rows
+    assert rows_within(pixels_at_once("cpu"), 1024, 1024) == 4
 
 
 def test_a_batch_that_does_not_fit_is_halved_and_gives_the_same_pictures(tiny, networks):

@@ -20,7 +20,7 @@ from sliders.models.sdxl_unet import is_full_size, weightless_unet
 from sliders.models.sources import check_source
 from sliders.preview import preview_multipliers
 from sliders.sample_settings import MAX_PICTURES, Pixels, SampleSettings
-from sliders.sampling import Sampling
+from sliders.sampling import Sampling, pixels_at_once, rows_within
 from sliders.templates import Group, Variant, expand, group, plain_here
 
 SIZE = TypeAdapter(tuple[Pixels, Pixels])
@@ -65,7 +65,7 @@ def make_plan(settings: SampleSettings) -> Plan:
     if count > MAX_PICTURES:
         raise InputError(f"--prompt: {count} pictures are more than {MAX_PICTURES}: use fewer prompts or --seeds.")
     hashes = {name: metadata[name].get("sshs_model_hash") or _tensor_hash(known[name]) for name in named}
-    sampling = _sampling(settings, metadata[first.stem])
+    sampling = _sampling(settings, metadata[first.stem], device)
     named_files = {name: known[name] for name in named}
     return Plan(tuple(dict.fromkeys(groups)), named_files, hashes, sampling, device, tuple(_notes(settings, groups)))
 
@@ -120,17 +120,18 @@ def trained_size(metadata: dict[str, str]) -> tuple[int, int]:
     return width, height
 
 
-def _sampling(settings: SampleSettings, metadata: dict[str, str]) -> Sampling:
+def _sampling(settings: SampleSettings, metadata: dict[str, str], device: str) -> Sampling:
     """At the size that the slider was trained at, unless told otherwise."""
     width, height = trained_size(metadata)
+    width, height = settings.width or width, settings.height or height
     return Sampling(
-        width=settings.width or width,
-        height=settings.height or height,
+        width=width,
+        height=height,
         steps=settings.steps,
         guidance=settings.guidance,
         sampler=settings.sampler,
         from_step=settings.from_step,
-        batch_size=settings.batch_size,
+        batch_size=settings.batch_size or rows_within(pixels_at_once(device), width, height),
     )
 
 

@@ -74,7 +74,7 @@ def build_parser() -> Parser:
     run.add_argument("--device", default="0", metavar="N", help="CUDA index (default: 0), or cpu, or mps")
     run.add_argument("--precision", help="float16 (default on a GPU), bfloat16 or float32 (default elsewhere)")
     run.add_argument("--batch_size", type=int, metavar="N",
-                     help="pictures at once (default: 4 of 1024 px, 16 of 512); halved while they do not fit")  # fmt: skip
+                     help="pictures at once (default: 4 of 1024 px on 24 GB); halved while they do not fit")  # fmt: skip
     judge = parser.add_argument_group("more measures of change, by models from your hub cache")
     judge.add_argument(
         "--clip", metavar="MODEL", help="CLIP score's rise over multiplier 0, such as openai/clip-vit-large-patch14"

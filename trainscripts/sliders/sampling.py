@@ -11,12 +11,21 @@ from sliders.models.sdxl import LATENT_FACTOR, SDXL, PromptEmbeds
 from sliders.network import AdaptorNetwork
 from sliders.schema import SAMPLERS
 
-MAX_ROWS, PIXELS_AT_ONCE = 16, 4 * 1024**2  # what a card of 24 GB holds, guidance included
+MAX_ROWS, PIXELS_AT_ONCE = 16, 4 * 1024**2  # what a card of 24 GB holds, guidance included;
+SUCH_A_CARD = 22 * 2**30  # bytes, at least
 
 OF_THE_MODEL = (
     "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr",
     "prediction_type", "timestep_spacing", "steps_offset",
 )  # fmt: skip
+
+
+def pixels_at_once(device: str) -> int:
+    """As many as a GPU's memory promises; asking for too many is slow where a driver takes main memory instead."""
+    if not device.startswith("cuda"):
+        return PIXELS_AT_ONCE
+    _, total = torch.cuda.mem_get_info(device)
+    return int(PIXELS_AT_ONCE * min(1, total / SUCH_A_CARD))
 
 
 def rows_within(pixels: int, width: int, height: int) -> int:
@@ -35,12 +44,8 @@ class Sampling:
     guidance: float
     sampler: str | None = None
     from_step: int = 0
-    batch_size: int | None = None  # rows at once; none: by their size
+    batch_size: int = MAX_ROWS  # rows at once
     decode_on_cpu: bool = True  # where the device has no memory for the VAE; otherwise that raises
-
-    @property
-    def rows_at_once(self) -> int:
-        return self.batch_size or rows_within(PIXELS_AT_ONCE, self.width, self.height)
 
 
 @dataclass(frozen=True)
@@ -68,12 +73,12 @@ def sample(
 ) -> Iterator[Tensor]:
     """A picture [3, height, width] in [0, 1], float32 on the CPU, for each row in turn.
 
-    Rows run in batches of `sampling.rows_at_once`, whatever prompts, seeds and multipliers they have, and of half as many
+    Rows run in batches of `sampling.batch_size`, whatever prompts, seeds and multipliers they have, and of half as many
     from then on where the device has no memory for them. The multipliers of the last batch stay set; the networks must be
     hung on `model.unet`. Raises torch.OutOfMemoryError where not even one row fits.
     """
     use_sampler(model, sampling.sampler)
-    at_once, start = sampling.rows_at_once, 0
+    at_once, start = sampling.batch_size, 0
     while start < len(rows):
         batch = rows[start : start + at_once]
         found = _sample_if_it_fits(model, networks, batch, negative, sampling)
