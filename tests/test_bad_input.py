@@ -151,9 +151,13 @@ case("prompts_file that no path can be", config(prompts_file="a\0b"), "prompts_f
 case("YAML syntax", config_text("train:\n  lr: [1\nsave: {}\n"), "config.yaml", "line 3", "mend that line")
 case("a tab in the YAML", config_text("train:\n\tlr: 1\n"), "config.yaml", "line 2", "mend that line")
 case("a Windows path in double quotes", config_text('prompts_file: "C:\\Users\\me"\n'), "config.yaml", "line 1",
-     "without double quotes", "with / in place")  # fmt: skip
+     "leave out the double quotes")  # fmt: skip
 case("a Windows path whose backslash means a line", config_text('pretrained_model:\n  name_or_path: "D:\\new.ckpt"\n'),
      "name_or_path", r"'D:\new.ckpt'", "without them")  # fmt: skip
+case("a Windows path whose backslash means a separator", config_text('save:\n  path: "D:\\Loras"\n'), "save.path",
+     r"'D:\u2028oras'", "without them")  # fmt: skip
+case("a Windows path whose backslash means a control", config_text('save:\n  path: "D:\\New"\n'), "save.path",
+     r"'D:\x85ew'", "without them")  # fmt: skip
 case("the same in save.path", config_text('save:\n  path: "out\\robes"\n'), "save.path", r"'out\robes'", "without them")
 case("YAML that is a list", config_text("- a\n- b\n"), "config.yaml", "mapping", f"{ROOT_YAML}/config-xl.yaml")
 case("YAML that is no UTF-8", lambda tmp_path: [write_experiment(tmp_path), (tmp_path / "config.yaml").write_bytes(b"#\xe9")][0],

@@ -1,5 +1,6 @@
 """A file under its final name is whole."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -76,20 +77,48 @@ def test_a_drive_that_is_not_there_is_told_so(monkeypatch):
         check_folder(Path("/sliders"), "--out", "choose another")
 
 
-def test_paths_that_are_too_long_for_windows_are_told_before_training(tmp_path, monkeypatch):
+@pytest.mark.parametrize("base", [Path("/"), None])
+def test_paths_that_are_too_long_for_windows_are_told_before_training(tmp_path, monkeypatch, base):
+    """Below the root of a drive too, of which little can be tried."""
+    folder = (base or tmp_path) / "run"
     monkeypatch.setattr(files, "WINDOWS", True)
-    probe = files._probe
+    monkeypatch.setattr(files, "_try_to_write", lambda *_: None)
+    monkeypatch.setattr(files, "_long_paths", lambda: False)
+    room = 259 - len(str(folder / ".tmp"))
+    check_folder(folder, "save.path", "choose another", "x" * room)
+    with pytest.raises(InputError, match=r"save.path: .* up to 260 .* takes 259: choose another, a shorter one\."):
+        check_folder(folder, "save.path", "choose another", "x" * (room + 1))
+    monkeypatch.setattr(files, "_long_paths", lambda: True)
+    check_folder(folder, "save.path", "choose another", "x" * (room + 1))
 
-    def of_windows(path, as_file):
-        if len(str(path)) > 259:
-            raise FileNotFoundError(2, "No such file or directory")
-        probe(path, as_file)
 
-    monkeypatch.setattr(files, "_probe", of_windows)
-    room = 259 - len(str(tmp_path / "run" / ".tmp"))
-    check_folder(tmp_path / "run", "save.path", "choose another", "x" * room)
-    with pytest.raises(
-        InputError, match=r"save.path: .* 260 characters, more than Windows takes: choose another, a sh"
-    ):
-        check_folder(tmp_path / "run", "save.path", "choose another", "x" * (room + 1))
+@pytest.mark.parametrize("new", [False, True])
+def test_a_folder_is_tried_on_windows_without_a_trace(tmp_path, monkeypatch, new):
+    """With what stands for a file that is gone when it is closed."""
+    monkeypatch.setattr(files, "WINDOWS", True)
+    monkeypatch.setattr(os, "O_TEMPORARY", 0, raising=False)
+    opened, made = [], []
+    monkeypatch.setattr(os, "open", lambda path, flags, _open=os.open: opened.append(path) or _open(path, flags))
+    monkeypatch.setattr(Path, "mkdir", lambda path, _mkdir=Path.mkdir: made.append(path) or _mkdir(path))
+    check_folder(tmp_path / "new" if new else tmp_path, "--out", "choose another")
+    for path in opened:
+        path.unlink()
+    assert (len(opened), len(made)) == ((0, 1) if new else (1, 0))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_files_are_synced_as_bytes(tmp_path, monkeypatch):
+    """Or Windows would cut off a last byte of 0x1A. With a flag of Linux that changes nothing here."""
+    seen = []
+    monkeypatch.setattr(files, "BINARY", os.O_SYNC)
+    monkeypatch.setattr(os, "open", lambda path, flags, _open=os.open: seen.append((path, flags)) or _open(path, flags))
+    with written_whole(tmp_path / "slider") as temporary:
+        temporary.write_bytes(b"\x1a")
+    assert [flags & os.O_SYNC == os.O_SYNC for path, flags in seen if path == temporary] == [True]
+
+
+def test_a_temporary_file_that_stays_hides_no_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(Path, "unlink", refuse(1, PermissionError(13, "Access is denied"))(Path.unlink))
+    with pytest.raises(KeyboardInterrupt), written_whole(tmp_path / "slider") as temporary:
+        temporary.touch()
+        raise KeyboardInterrupt

@@ -55,18 +55,21 @@ def test_windows_is_told_how_to_get_a_pytorch_that_uses_its_gpu(monkeypatch):
     assert '"torch==2.13.0"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 
 
-def test_what_only_a_gpu_does_is_refused_with_the_reason_why_there_is_none(tmp_path, monkeypatch):
-    monkeypatch.setattr("sys.platform", "win32")
+@pytest.mark.parametrize(
+    ("platform", "reason"),
+    [("win32", "this PyTorch cannot use a GPU"), ("linux", "no CUDA GPU was found: see that `nvidia-smi` lists one.")],
+)
+def test_what_only_a_gpu_does_is_refused_with_the_reason_why_there_is_none(tmp_path, monkeypatch, platform, reason):
+    monkeypatch.setattr("sys.platform", platform)
     monkeypatch.setattr("torch.version.cuda", None)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     for device, told in (("0", True), ("cpu", False)):
-        (settings,), _ = load_settings(
-            [*write_experiment(tmp_path, pretrained_model={"quantize": "nf4"}), "--device", device]
-        )
+        argv = [*write_experiment(tmp_path, pretrained_model={"quantize": "nf4"}), "--device", device]
+        (settings,), _ = load_settings(argv)
         with pytest.raises(InputError) as error:
             check_run(settings)
         assert "nf4 needs a CUDA GPU, and this run is on cpu: use int8." in str(error.value)
-        assert ("\n--device: this PyTorch cannot use a GPU" in str(error.value)) == told
+        assert (f"\n--device: {reason}" in str(error.value)) == told
 
 
 @pytest.mark.parametrize(("platform", "package"), [("linux", "triton"), ("win32", "triton-windows")])

@@ -391,7 +391,7 @@ CASES = {
     "another family": (["--slider", "sd1.safetensors"], ["sd1.safetensors", "no slider for SDXL", "lora_te_text", "convert_slider.py"]),
     "another size": (["--slider", "wide.safetensors"], ["wide.safetensors", "another size", "trained on"]),
     "no slider at all": (["--slider", "text.safetensors"], ["text.safetensors", "no readable .safetensors"]),
-    "a slider that is not there": (["--slider", "no.safetensors"], ["no.safetensors", "No such file", "check the path"]),
+    "a slider that is not there": (["--slider", "no.safetensors"], ["no.safetensors", "no such file", "check the path"]),
     "a model that is not there": (["--model", "no body/x:y"], ["no body/x:y", "check it"]),
     "an unknown sampler": (["--sampler", "plms"], ["--sampler", "'plms'", "euler"]),
     "a slider that never joins": (["--from_step", "2"], ["--from_step", "none of 2 steps"]),

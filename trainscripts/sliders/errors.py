@@ -16,10 +16,10 @@ def first_line(error: Exception) -> str:
 
 
 def cannot_be_read(error: OSError) -> str:
-    """`cannot be read (…): check …`, of a file of weights: Windows counts what is mapped of one as memory."""
-    paging = ", in Windows' paging file too" if sys.platform == "win32" else ""
-    reason = error.strerror or first_line(error)
-    return f"cannot be read ({reason}): check the path, its permissions, and that memory is left{paging}"
+    """`cannot be read (…): check …`, of a file of weights; the library's errors repeat its path."""
+    reason = "no such file" if isinstance(error, FileNotFoundError) else error.strerror or first_line(error)
+    memory = ", and that the paging file has room for it" if sys.platform == "win32" else ""
+    return f"cannot be read ({reason}): check the path and its permissions{memory}"
 
 
 def either(names) -> str:

@@ -14,8 +14,8 @@ def _no_bool(value: Any) -> Any:
 
 
 def _no_control_character(value: Any) -> Any:
-    """YAML's double quotes make some of `"D:\new"`, which Explorer copies like this."""
-    if isinstance(value, str) and re.search(r"[\x00-\x1f]", value):
+    """YAML's double quotes make them of `"D:\new"`, `"D:\\Loras"` and others, which Explorer copies like this."""
+    if isinstance(value, str) and re.search(r"[\x00-\x1f\x7f-\xa0\u2028\u2029]", value):
         raise ValueError(
             f"{value!r} holds a control character, as a Windows path in double quotes does: write it without them, or with / "
             "in place of \\"

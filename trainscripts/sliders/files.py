@@ -2,9 +2,10 @@
 
 import os
 import re
+import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
@@ -17,6 +18,7 @@ WINDOWS = os.name == "nt"
 BINARY = getattr(os, "O_BINARY", 0)  # or Windows takes a last byte of 0x1A for the end of a text, and cuts it off
 # Seconds to wait for whoever looks into a file just then: on Windows an indexer or a virus scanner keeps others off it.
 PATIENCE = 2.0 if WINDOWS else 0.0
+LONGEST_PATH = 259  # characters, unless Windows has been told to take longer ones
 SAME_NAME = re.IGNORECASE if WINDOWS else 0  # a regular expression's flag with which names match that mean one file
 
 
@@ -34,7 +36,7 @@ def written_whole(path: Path) -> Iterator[Path]:
         if not WINDOWS:  # where a folder cannot be opened, and renames are synced with their file system
             _sync(path.parent, os.O_RDONLY)
     finally:
-        temporary.unlink(missing_ok=True)
+        remove(temporary)
 
 
 def _rename(path: Path, target: Path) -> None:
@@ -83,37 +85,42 @@ def check_folder(path: Path, place: str, remedy: str, longest: str = "") -> None
         raise InputError(f"{place}: {parent} is not there: {remedy}.")
     if not parent.is_dir():
         raise InputError(f"{place}: {parent} is a file, not a folder: {remedy}.")
-    probe = parent / f"{uuid4().hex}{TEMPORARY}"
     try:
-        _probe(probe, path == parent)
+        _try_to_write(parent, path == parent)
     except OSError as error:
         raise InputError(f"{place}: {parent} cannot be written to: {remedy}.") from error
-    if WINDOWS and longest:
-        _check_length(parent, len(str((path / (longest + TEMPORARY)).absolute())), place, remedy)
+    length = len(str((path / (longest + TEMPORARY)).absolute()))
+    if WINDOWS and length > LONGEST_PATH and not _long_paths():
+        raise InputError(
+            f"{place}: files there will have paths of up to {length} characters, and Windows takes {LONGEST_PATH}: {remedy}, a "
+            "shorter one."
+        )
 
 
-def _probe(path: Path, as_file: bool) -> None:
-    """Make and remove what will be made first: on Windows some folders take folders and no files. Permissions alone would
-    mislead root, and on odd file systems; the library's temporary files would try names for hours on Windows."""
-    if as_file:
-        path.touch(exist_ok=False)
-        path.unlink()
-    else:
-        path.mkdir()
+def _try_to_write(folder: Path, files: bool) -> None:
+    """Permissions alone would mislead root, and on odd file systems. Raises OSError.
+
+    On Windows some folders take folders and no files, and Python's temporary files try names there for hours.
+    """
+    if not WINDOWS:
+        with tempfile.TemporaryFile(dir=folder):
+            return
+    path = folder / f"{uuid4().hex}{TEMPORARY}"
+    if files:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_TEMPORARY))  # gone when it is closed
+        return
+    path.mkdir()
+    with suppress(OSError):  # somebody may look into it just then
         path.rmdir()
 
 
-def _check_length(parent: Path, length: int, place: str, remedy: str) -> None:
-    """Windows takes paths of 259 characters, or longer ones where that is switched on: a file of that length tells."""
-    name = length - len(str(parent.absolute())) - 1
-    try:
-        _probe(parent / uuid4().hex.ljust(min(name, 255), "x"), as_file=True)
-    except PermissionError:
-        pass  # a folder of folders alone: its path can be no long one
-    except OSError as error:
-        raise InputError(
-            f"{place}: files there will have paths of {length} characters, more than Windows takes: {remedy}, a shorter one."
-        ) from error
+def _long_paths() -> bool:
+    """Has this Windows been told to take them?"""
+    import ctypes
+
+    told = ctypes.WinDLL("ntdll").RtlAreLongPathsEnabled
+    told.restype = ctypes.c_ubyte
+    return bool(told())
 
 
 def _sync(path: Path, mode: int) -> None:

@@ -12,7 +12,7 @@ from sliders.dataset import ScaleFolders
 from sliders.device import torch_device
 from sliders.errors import InputError
 from sliders.files import check_folder
-from sliders.installation import how_to_install, why_no_gpu
+from sliders.installation import how_to_get_gpu, how_to_install, why_no_gpu
 from sliders.lock import check_unlocked
 from sliders.models.sdxl_unet import is_full_size, weightless_unet
 from sliders.models.sources import check_source
@@ -51,15 +51,14 @@ def _check_device(settings: Settings, device: str) -> None:
         check_attention(settings.other, device, settings.train.precision)
         check_compilation(settings.other.torch_compile, device)
     except InputError as error:
-        reason = _why_no_gpu(settings)
-        raise InputError(f"{error}\n--device: {reason}" if reason else str(error)) from error
+        if not _misses_gpu(settings):
+            raise
+        raise InputError(f"{error}\n--device: {how_to_get_gpu()}") from error
 
 
-def _why_no_gpu(settings: Settings) -> str:
-    """Empty where there is one, or none was asked for."""
-    if not settings.device.isdigit() or torch.cuda.device_count() > 0:
-        return ""
-    return why_no_gpu("trains", is_full_size(settings.pretrained_model.name_or_path))
+def _misses_gpu(settings: Settings) -> bool:
+    """One was asked for, and there is none."""
+    return settings.device.isdigit() and torch.cuda.device_count() == 0
 
 
 def disk_need_of(settings: Settings) -> DiskNeed:
@@ -184,6 +183,6 @@ def _remarks(settings: Settings, data: ScaleFolders) -> list[str]:
         remarks.append(
             f"{settings.train.optimizer} finds its step size itself and takes lr as a factor: 1.0 is usual, {settings.train.lr:g} is not."
         )
-    if reason := _why_no_gpu(settings):
-        remarks.append(reason)
+    if _misses_gpu(settings):
+        remarks.append(why_no_gpu("trains", is_full_size(settings.pretrained_model.name_or_path)))
     return ["", *(f"note: {r}" for r in remarks)] if remarks else []

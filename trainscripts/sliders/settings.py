@@ -130,7 +130,7 @@ def _read_yaml(path: Path, flag: str) -> Any:
         raise InputError(f"{flag}: {path} cannot be read ({error.strerror}): check the path.") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{flag}: {path} is no UTF-8 text: save it as UTF-8.") from error
-    except ValueError as error:  # a zero byte in the path
+    except ValueError as error:  # such as a zero byte in the path
         raise InputError(f"{flag}: {str(path)!r} cannot be a path: correct it.") from error
     try:
         return yaml.load(text, _UniqueKeyLoader)  # a SafeLoader: it builds plain values only
@@ -138,9 +138,8 @@ def _read_yaml(path: Path, flag: str) -> Any:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "cannot be parsed"
-        backslash = "escape" in problem
         remedy = (
-            "write a Windows path without double quotes, or with / in place of \\" if backslash else "mend that line"
+            r"leave out the double quotes, or write \\ for each \ in them" if "escape" in problem else "mend that line"
         )
         raise InputError(f"{path}{where}: is not valid YAML ({problem}): {remedy}.") from error
 
