@@ -1,6 +1,7 @@
 """The captured step, on a CPU that stands in for a GPU's graphs (cpu_graph.py); on a real one in test_gpu.py."""
 
 import weakref
+from contextlib import nullcontext
 from itertools import pairwise
 
 import pytest
@@ -114,9 +115,19 @@ def test_a_run_through_graphs_leaves_the_slider_of_one_without(tmp_path):
 
 
 def test_a_shape_is_captured_when_it_comes_again_and_nothing_else_changes(trainer, monkeypatch):
-    pools = []
-    monkeypatch.setattr(torch.cuda, "graph", lambda graph, pool, stream: pools.append(pool) or capture(graph))
-    graphs, found = CapturedGradients(trainer.gradients), []
+    pools, streams, forwards = [], [], []
+    monkeypatch.setattr(
+        torch.cuda,
+        "graph",
+        lambda graph, pool, stream: (pools.append(pool), streams.append(stream), capture(graph))[-1],
+    )
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: streams.append(stream) or nullcontext())
+
+    def forward(batch):
+        forwards.append(len(batch.scales))
+        return trainer.forward(batch)
+
+    graphs, found = CapturedGradients(Gradients(forward, trainer.weights, trainer.settings.train.max_grad_norm)), []
     generator = torch.get_rng_state()
     for batch in batches(trainer, 2, 1, 2, 2, 1):
         assert_same_step(trainer, graphs, batch)
@@ -124,6 +135,9 @@ def test_a_shape_is_captured_when_it_comes_again_and_nothing_else_changes(traine
     assert found == [0, 0, 1, 1, 2]
     assert torch.equal(generator, torch.get_rng_state())
     assert pools[0] is None and isinstance(pools[1], Graph)  # one pool of memory
+    assert len(streams) == 3 and len(set(streams)) == 1  # the first warms up, and both are captured, on one stream
+    warm_up = gradients.WARM_UPS
+    assert (forwards.count(4), forwards.count(2)) == (1 + warm_up + 1, 1 + 1)  # as they come, warming up, captured
 
 
 def test_only_so_many_graphs_are_kept(trainer, monkeypatch):
@@ -162,6 +176,19 @@ def test_a_capture_that_fails_halfway_is_told_once_and_training_goes_on(trainer,
         assert_same_step(trainer, graphs, batch)
     assert graphs.captured == 0
     assert capsys.readouterr().out.count(reason) == 1
+
+
+def test_a_capture_that_finds_no_room_though_nothing_else_is_kept_is_the_last(trainer, capsys):
+    def forward(batch):
+        loss = trainer.forward(batch)
+        if torch.cuda.is_current_stream_capturing():
+            runs_out_of_memory(loss)
+        return loss
+
+    graphs = CapturedGradients(Gradients(forward, trainer.weights, trainer.settings.train.max_grad_norm))
+    for batch in batches(trainer, 1, 1):
+        assert_same_step(trainer, graphs, batch)
+    assert capsys.readouterr().out.count("no memory left") == 1
 
 
 def test_an_empty_graph_is_noticed(trainer):

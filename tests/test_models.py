@@ -70,8 +70,8 @@ def test_on_windows_weights_are_read_and_not_mapped(pipe, folder, tmp_path, monk
     if single:
         path = save_single_file(pipe, tmp_path / "model.safetensors")
         source = PretrainedModel(name_or_path=str(path), config=str(folder))
-    for windows, way in ((False, "mmap"), (True, "pread")):
-        monkeypatch.setattr("sliders.models.sdxl.WINDOWS", windows)
+    for way in ("mmap", "pread"):
+        monkeypatch.setattr("sliders.models.sdxl.WAY_TO_READ", way)
         ways.clear()
         assert_same_model(load_sdxl(source, torch.float32), pipe)
         assert set(ways) == {way}

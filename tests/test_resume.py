@@ -4,12 +4,14 @@ import random
 import re
 import shutil
 import signal
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import disc, make_scale_folders, write_experiment
 from processes import Training
 from safetensors.torch import load_file
+from sliders import states
 from sliders.plan import check_run
 from sliders.settings import load_settings
 from sliders.states import newest_state, read_state, states_of
@@ -133,6 +135,36 @@ def test_overwriting_forgets_the_old_states(finished, train_main):
     argv, settings = finished
     assert train_main([*argv, "--overwrite", "--iterations", "2", "--per_steps", "9"]) == 0
     assert list(states_of(settings)) == [2]
+
+
+def test_an_old_state_that_cannot_be_removed_ends_overwriting_before_it_begins(
+    finished, train_main, monkeypatch, capsys
+):
+    """As on Windows while another program has it open: a stop would else go on from it."""
+    argv, settings = finished
+    before = sorted(settings.run_dir.iterdir())
+    unlink = Path.unlink
+
+    def held(path, **options):
+        if path.suffix == ".state":
+            raise PermissionError(13, "Access is denied")
+        unlink(path, **options)
+
+    monkeypatch.setattr(Path, "unlink", held)
+    assert train_main([*argv, "--overwrite"]) == 2
+    assert re.search(
+        r"error: --overwrite: .*\.state could not be removed: close what has it open", capsys.readouterr().err
+    )
+    assert sorted(settings.run_dir.iterdir()) == before
+
+
+def test_where_names_match_in_any_case_a_run_finds_its_states_by_any_of_them(finished, monkeypatch):
+    _, settings = finished
+    renamed = settings.model_copy(update={"save": settings.save.model_copy(update={"name": "PROBE"})})
+    settings.run_dir.rename(renamed.run_dir)
+    assert not states_of(renamed)
+    monkeypatch.setattr(states, "SAME_NAME", re.IGNORECASE)
+    assert states_of(renamed)
 
 
 def test_overwriting_replaces_the_old_sliders_at_its_first_save_and_not_before(finished, train_main, monkeypatch):

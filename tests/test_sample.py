@@ -28,8 +28,9 @@ from sliders.errors import InputError
 from sliders.models.narrow import build_narrow_sdxl
 from sliders.models.sdxl import load_sdxl
 from sliders.runs import run_all
-from sliders.sample_plan import trained_size
+from sliders.sample_plan import make_plan, trained_size
 from sliders.sample_run import sampler_name
+from sliders.sample_settings import load_sample_settings
 from sliders.sampling import Row, Sampling, pixels_at_once, rows_within, sample, use_sampler
 from sliders.schema import SAMPLERS, PretrainedModel
 from sliders.settings import load_settings
@@ -306,6 +307,13 @@ def test_small_cards_begin_with_fewer_pictures(monkeypatch, memory, rows):
     assert rows_within(pixels_at_once("cpu"), 1024, 1024) == 4
 
 
+def test_a_command_makes_as_many_pictures_at_once_as_fit_or_as_it_is_told(slider, tmp_path):
+    for words, rows in (([], 4), (["--batch_size", "3"], 3)):
+        argv = ["--model", "tiny", "--slider", str(slider), "--prompt", "a", "--out", str(tmp_path / "out")]
+        settings = load_sample_settings([*argv, "--width", "1024", "--height", "1024", "--device", "cpu", *words])
+        assert make_plan(settings).sampling.batch_size == rows
+
+
 def test_a_batch_that_does_not_fit_is_halved_and_gives_the_same_pictures(tiny, networks):
     """The UNet runs out of memory in its second step, above four rows; the sampler draws noise from each row's generator."""
     model, embeds = tiny
@@ -393,6 +401,7 @@ CASES = {
     "no slider at all": (["--slider", "text.safetensors"], ["text.safetensors", "no readable .safetensors"]),
     "a slider that is not there": (["--slider", "no.safetensors"], ["no.safetensors", "no such file", "check the path"]),
     "a model that is not there": (["--model", "no body/x:y"], ["no body/x:y", "check it"]),
+    "wildcards in another encoding": (["--wildcard_dir", "wild"], ["--wildcard_dir", "colour.txt", "save it as UTF-8"]),
     "an unknown sampler": (["--sampler", "plms"], ["--sampler", "'plms'", "euler"]),
     "a slider that never joins": (["--from_step", "2"], ["--from_step", "none of 2 steps"]),
     "a size no VAE can make": (["--width", "100"], ["--width", "100", "multiple of 8"]),
@@ -413,6 +422,8 @@ def test_bad_input_ends_with_a_sentence_before_anything_is_loaded_or_written(
     (tmp_path / "taken").write_text("")
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "mine.png").write_text("")
+    (tmp_path / "wild").mkdir()
+    (tmp_path / "wild" / "colour.txt").write_text("röt", encoding="cp1252")
     monkeypatch.setattr("sliders.sample_run.load_sdxl", lambda *_: pytest.fail("loaded the model"))
     before = everything_in(tmp_path)
     argv = ["--model", "tiny", "--slider", str(slider), "--prompt", "a {<slider:0>|<slider:1>}", *SMALL, *words]

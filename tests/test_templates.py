@@ -2,7 +2,7 @@
 
 import pytest
 from sliders.errors import InputError
-from sliders.templates import Variant, expand, group, multiplier_template, plain_here
+from sliders.templates import Variant, check_wildcards, expand, group, multiplier_template, plain_here
 
 
 def multipliers_of(template):
@@ -40,12 +40,18 @@ def test_wildcards_are_read_from_their_folder(tmp_path):
     assert {v.text for v in expand("a __colour__ robe", "S", 100, tmp_path)} == {"a red robe", "a blue robe"}
 
 
-@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
-def test_wildcards_as_windows_tools_save_them_are_refused(tmp_path, encoding):
-    """The library would make prompts with a mark or zeros in them."""
-    (tmp_path / "colour.txt").write_text("red\nblue\n", encoding=encoding)
-    with pytest.raises(InputError, match=r"^--wildcard_dir: .* save it as UTF-8 without BOM\.$"):
-        expand("a __colour__ robe", "S", 100, tmp_path)
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "cp1252"])
+def test_wildcards_as_windows_programs_save_them_are_refused(tmp_path, encoding):
+    """The library would make prompts with a mark, with zeros, or without some letters."""
+    (tmp_path / "fine.txt").write_text("grün\n", encoding="utf-8")
+    check_wildcards(tmp_path)
+    path = tmp_path / "more" / "colour.txt"
+    path.parent.mkdir()
+    path.write_text("röt\nblau\n", encoding=encoding)
+    with pytest.raises(
+        InputError, match=r"^--wildcard_dir: .*colour.txt is no plain UTF-8.* save it as UTF-8 without BOM\.$"
+    ):
+        check_wildcards(tmp_path)
 
 
 @pytest.mark.parametrize(

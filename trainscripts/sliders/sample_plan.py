@@ -21,7 +21,7 @@ from sliders.models.sources import check_source
 from sliders.preview import preview_multipliers
 from sliders.sample_settings import MAX_PICTURES, Pixels, SampleSettings
 from sliders.sampling import Sampling, pixels_at_once, rows_within
-from sliders.templates import Group, Variant, expand, group, plain_here
+from sliders.templates import Group, Variant, check_wildcards, expand, group, plain_here
 
 SIZE = TypeAdapter(tuple[Pixels, Pixels])
 
@@ -47,6 +47,8 @@ def make_plan(settings: SampleSettings) -> Plan:
         raise InputError(f"--out: {settings.out} holds files already: choose another folder, or add --overwrite.")
     if settings.lpips:
         check_lpips()
+    if settings.wildcard_dir is not None:
+        check_wildcards(settings.wildcard_dir)
     known = _known_sliders(settings)
     first = settings.slider[0]
     unet = weightless_unet(settings.model.name_or_path)

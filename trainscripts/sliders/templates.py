@@ -69,6 +69,20 @@ def expand(template: str, slider: str, limit: int, wildcard_dir: Path | None = N
     return list(dict.fromkeys(_variant(prompt, template, slider) for prompt in prompts))
 
 
+def check_wildcards(folder: Path) -> None:
+    """Raises InputError for files that the library would read over: it leaves out what is no UTF-8, and keeps a mark."""
+    for path in sorted(folder.rglob("*.txt")):
+        raw = path.read_bytes()
+        try:
+            plain = not raw.decode("utf-8").startswith("\ufeff")
+        except UnicodeDecodeError:
+            plain = False
+        if not plain:
+            raise InputError(
+                f"--wildcard_dir: {path} is no plain UTF-8, as some of Windows' programs save text: save it as UTF-8 without BOM."
+            )
+
+
 def _combinations(template: str, limit: int, wildcard_dir: Path | None) -> Iterator[str]:
     from dynamicprompts.generators import CombinatorialPromptGenerator  # 0.7 s that --help need not wait for
     from dynamicprompts.wildcards import WildcardManager
@@ -89,11 +103,6 @@ def _combinations(template: str, limit: int, wildcard_dir: Path | None) -> Itera
         if unknown := WILDCARD.search(prompt):
             raise InputError(
                 f"--prompt: {unknown[0]} is a wildcard without a file in --wildcard_dir ({wildcard_dir or 'not given'}): add it."
-            )
-        if "\ufeff" in prompt or "\0" in prompt:  # the library reads over what is no UTF-8
-            raise InputError(
-                f"--wildcard_dir: a file in {wildcard_dir} is no plain UTF-8, as PowerShell's `>` writes it: save it as UTF-8 "
-                "without BOM."
             )
         yield PLACEHOLDER.sub(lambda c: tags[ord(c[0]) - FIRST_PLACEHOLDER], prompt)
 

@@ -14,10 +14,9 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from sliders.errors import InputError, first_line
-from sliders.files import WINDOWS
 from sliders.models.narrow import build_narrow_sdxl
 from sliders.models.schedule import EPSILON, V_PREDICTION, NoiseSchedule
-from sliders.models.sources import SINGLE_FILES, TINY, check_source
+from sliders.models.sources import SINGLE_FILES, TINY, WAY_TO_READ, check_source
 from sliders.schema import PretrainedModel
 
 LATENT_FACTOR = 8  # px per latent, each way
@@ -122,7 +121,7 @@ def load_sdxl(settings: PretrainedModel, dtype: torch.dtype) -> SDXL:
             pipe = build_narrow_sdxl().to(dtype)
             pipe.vae.float()
         else:
-            with _read_not_mapped(WINDOWS):
+            with _reading_by(WAY_TO_READ):
                 pipe = _load_weights(settings, dtype)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise InputError(_cannot_load(settings.name_or_path, error)) from error
@@ -181,16 +180,15 @@ def _cannot_load(name: str, error: Exception) -> str:
 
 
 @contextmanager
-def _read_not_mapped(needed: bool) -> Iterator[None]:
-    """Windows counts the whole of a mapped file as memory, and SDXL's have crashed the process there without a word
-    (safetensors issue 693, transformers issue 48285, which therefore reads them there); diffusers can only map."""
-    mapped = safetensors.torch.load_file
-    if needed:
-        safetensors.torch.load_file = partial(mapped, backend="pread")
+def _reading_by(way: str) -> Iterator[None]:
+    """Mapped files of SDXL's size have crashed the process on Windows without a word (safetensors issue 693; transformers,
+    after its issue 48285, reads them there). diffusers' own `disable_mmap` holds a file's bytes and its tensors at once."""
+    as_it_was = safetensors.torch.load_file
+    safetensors.torch.load_file = partial(as_it_was, backend=way)
     try:
         yield
     finally:
-        safetensors.torch.load_file = mapped
+        safetensors.torch.load_file = as_it_was
 
 
 def _load_weights(settings: PretrainedModel, dtype: torch.dtype) -> StableDiffusionXLPipeline:

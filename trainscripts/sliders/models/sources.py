@@ -9,10 +9,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from sliders.errors import InputError, cannot_be_read
+from sliders.files import WINDOWS
 from sliders.schema import PretrainedModel
 
 TINY = "tiny"
 SINGLE_FILES = (".safetensors", ".ckpt")
+WAY_TO_READ = "pread" if WINDOWS else "mmap"  # Windows counts the whole of a mapped file as memory
 HUB_ID = r"[A-Za-z0-9][\w.-]*/[\w.-]+"
 
 
@@ -69,7 +71,7 @@ def _check_single_file(path: Path) -> tuple[bool, bool]:
 
 def _keys_of_safetensors(path: Path) -> set[str]:
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(path, framework="pt", backend=WAY_TO_READ) as file:
             return set(file.keys())
     except OSError as error:
         raise InputError(f"pretrained_model.name_or_path: {path} {cannot_be_read(error)}.") from error
