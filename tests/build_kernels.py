@@ -25,7 +25,7 @@ from sliders import kernels
 USAGE = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+)")
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 GROUPS, WIDTHS = 32, (640, 1280)
-CHANNELS = (320, 1280, 2560)  # 10, 40 and 80 in a group
+CHANNELS = (320, 2560)  # 10 and 80 in a group
 
 
 class AbsentGPU:

@@ -65,7 +65,6 @@ def test_the_stand_in_is_a_graph():
 
 WAYS = {  # sections of the config
     "reference": {},
-    "crossing": {"train": {"loss": "crossing"}},
     "difference": {"train": {"loss": "difference"}},
     "v-prediction": {"pretrained_model": {"v_pred": True}},
     "not clipped": {"train": {"max_grad_norm": 0}},

@@ -136,8 +136,8 @@ def test_fused_blocks_are_the_same_unet():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Triton's builds for other systems lack NVIDIA's tools")
 def test_kernels_build_for_every_generation_of_gpu_and_fit_into_its_registers():
-    """RTX 20, 30, H100, RTX 50: what spills to memory is slow, and Triton says nothing."""
-    capabilities = ("7.5", "8.6", "9.0", "12.0")
+    """RTX 20, H100, RTX 50: what spills to memory is slow, and Triton says nothing."""
+    capabilities = ("7.5", "9.0", "12.0")
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     script = Path(__file__).parent / "build_kernels.py"
     told = subprocess.run(

@@ -9,6 +9,7 @@ import pytest
 from conftest import load_script
 from processes import Training
 from safetensors import safe_open
+from sliders.interrupts import Interrupts, Stopped
 from sliders.states import newest_state, states_of
 from test_resume import RUN, experiment, settings_of
 
@@ -229,3 +230,25 @@ def test_on_windows_the_command_to_go_on_keeps_the_pytorch_that_is_there(monkeyp
     # in PowerShell nothing within single quotes has a meaning but two of them, which are one
     wanted = r"--folders 'a, b' --folder_main 'C:\me\robe(2)' --name 'it''s $x' --overwrite --resume"
     assert told.endswith(f"train_lora-scale-xl.py {wanted}")
+
+
+def wrapped_by_a_library():
+    """As pydantic wraps whatever is raised in a callback of its own."""
+    try:
+        signal.raise_signal(signal.SIGTERM)
+    except BaseException as error:
+        raise ValueError("could not serialise") from error
+
+
+def test_a_signal_that_a_library_makes_an_error_of_is_still_one():
+    with pytest.raises(Stopped) as stopped, Interrupts():
+        wrapped_by_a_library()
+    assert stopped.value.status == 143
+    reached = []
+    with pytest.raises(Stopped), Interrupts() as interrupts, interrupts.deferred():
+        with interrupts.at_once():
+            wrapped_by_a_library()
+        reached.append("what comes after a picture")
+    assert reached
+    with pytest.raises(ValueError, match="another"), Interrupts():
+        raise ValueError("another")

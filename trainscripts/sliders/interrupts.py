@@ -31,6 +31,7 @@ class Interrupts:
 
     def __init__(self):
         self.received: int | None = None
+        self._raised: int | None = None
         self._received_at = 0.0
         self._deferring = False
         self._previous: dict[int, object] = {}
@@ -43,9 +44,16 @@ class Interrupts:
             self._previous = {s: signal.signal(s, self._handle) for s in heeded}
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, _kind, error: BaseException | None, _traceback) -> None:
         for signum, handler in self._previous.items():
             signal.signal(signum, handler)
+        if error is not None:
+            self._unwrap(error)
+
+    def _unwrap(self, error: BaseException) -> None:
+        """Raises `Stopped` where a library has made an error of its own of it, as pydantic does in its callbacks."""
+        if self._raised is not None and not isinstance(error, Stopped):
+            raise Stopped(self._raised) from error
 
     def _handle(self, signum: int, _frame) -> None:
         first, now = self.received is None, time.monotonic()
@@ -53,6 +61,7 @@ class Interrupts:
             return
         self.received, self._received_at = signum, now
         if not first or not self._deferring:
+            self._raised = signum
             raise Stopped(signum)
         name = signal.Signals(signum).name
         with suppress(OSError):  # the terminal may be gone
@@ -75,9 +84,14 @@ class Interrupts:
         """For what is slow and need not be finished: there the first signal ends this block, and nothing around it."""
         deferring, self._deferring = self._deferring, False
         try:
-            yield
+            try:
+                yield
+            except BaseException as error:
+                self._unwrap(error)
+                raise
         except Stopped:
             if not deferring:
                 raise
+            self._raised = None
         finally:
             self._deferring = deferring
