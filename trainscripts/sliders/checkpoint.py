@@ -4,6 +4,8 @@ import errno
 import hashlib
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
@@ -78,7 +80,8 @@ def _check_written(path: Path, tensors: dict[str, Tensor]) -> None:
 
 def load_slider(path: Path, network: AdaptorNetwork) -> None:
     """Put a saved slider's weights into a network of the same layers. Raises InputError if any layer differs."""
-    tensors = _read(path)[0]
+    with _opened(path) as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no dict
     parts: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         module, _, part = key.partition(".")
@@ -134,7 +137,7 @@ def check_slider(path: Path, unet: nn.Module) -> dict[str, str]:
     Raises InputError for files that are no sliders, for another model family's, and for those of a model of other sizes.
     """
     settings = slider_layers(path)
-    with safe_open(path, framework="pt") as file:
+    with _opened(path) as file:
         shapes = {key: torch.Size(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 - no dict
         metadata = file.metadata()
     check_fit(path, shapes, unet, settings)
@@ -161,21 +164,17 @@ def open_slider(path: Path, unet: nn.Module) -> AdaptorNetwork:
     return network
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118 - no dict
-    except OSError as error:
-        raise InputError(f"{path}: {cannot_be_read(error)}.") from error
-    except SafetensorError as error:
-        raise InputError(f"{path}: is no readable .safetensors file: choose another.") from error
-
-
 def _read_header(path: Path) -> tuple[list[str], dict[str, str]]:
     """Keys and metadata, without the tensors."""
+    with _opened(path) as file:
+        return list(file.keys()), file.metadata() or {}
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[safe_open]:
     try:
         with safe_open(path, framework="pt") as file:
-            return list(file.keys()), file.metadata() or {}
+            yield file
     except OSError as error:
         raise InputError(f"{path}: {cannot_be_read(error)}.") from error
     except SafetensorError as error:

@@ -23,6 +23,11 @@ def torch_device(name: str) -> str:
     return f"cuda:{name}"
 
 
+def misses_gpu(name: str) -> bool:
+    """`--device` asks for a CUDA GPU, and there is none."""
+    return name.isdigit() and torch.cuda.device_count() == 0
+
+
 def use_device(name: str) -> str:
     """`torch_device`, and a GPU becomes the current one: Triton's kernels, streams and graphs go to no other."""
     device = torch_device(name)

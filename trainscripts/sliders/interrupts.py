@@ -47,12 +47,8 @@ class Interrupts:
     def __exit__(self, _kind, error: BaseException | None, _traceback) -> None:
         for signum, handler in self._previous.items():
             signal.signal(signum, handler)
-        if error is not None:
-            self._unwrap(error)
-
-    def _unwrap(self, error: BaseException) -> None:
-        """Raises `Stopped` where a library has made an error of its own of it, as pydantic does in its callbacks."""
-        if self._raised is not None and not isinstance(error, Stopped):
+        # A library may have made an error of its own of it, as pydantic does in its callbacks.
+        if self._raised is not None and error is not None and not isinstance(error, Stopped):
             raise Stopped(self._raised) from error
 
     def _handle(self, signum: int, _frame) -> None:
@@ -84,13 +80,9 @@ class Interrupts:
         """For what is slow and need not be finished: there the first signal ends this block, and nothing around it."""
         deferring, self._deferring = self._deferring, False
         try:
-            try:
-                yield
-            except BaseException as error:
-                self._unwrap(error)
-                raise
-        except Stopped:
-            if not deferring:
+            yield
+        except BaseException:
+            if not deferring or self._raised is None:
                 raise
             self._raised = None
         finally:

@@ -9,7 +9,7 @@ import torch
 from sliders.attention import check_attention
 from sliders.compilation import check_compilation
 from sliders.dataset import ScaleFolders
-from sliders.device import torch_device
+from sliders.device import misses_gpu, torch_device
 from sliders.errors import InputError
 from sliders.files import check_folder
 from sliders.installation import how_to_get_gpu, how_to_install, why_no_gpu
@@ -51,14 +51,9 @@ def _check_device(settings: Settings, device: str) -> None:
         check_attention(settings.other, device, settings.train.precision)
         check_compilation(settings.other.torch_compile, device)
     except InputError as error:
-        if not _misses_gpu(settings):
+        if not misses_gpu(settings.device):
             raise
         raise InputError(f"{error}\n--device: {how_to_get_gpu()}") from error
-
-
-def _misses_gpu(settings: Settings) -> bool:
-    """One was asked for, and there is none."""
-    return settings.device.isdigit() and torch.cuda.device_count() == 0
 
 
 def disk_need_of(settings: Settings) -> DiskNeed:
@@ -183,6 +178,6 @@ def _remarks(settings: Settings, data: ScaleFolders) -> list[str]:
         remarks.append(
             f"{settings.train.optimizer} finds its step size itself and takes lr as a factor: 1.0 is usual, {settings.train.lr:g} is not."
         )
-    if _misses_gpu(settings):
+    if misses_gpu(settings.device):
         remarks.append(why_no_gpu("trains", is_full_size(settings.pretrained_model.name_or_path)))
     return ["", *(f"note: {r}" for r in remarks)] if remarks else []

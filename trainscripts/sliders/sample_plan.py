@@ -7,11 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from pydantic import TypeAdapter
 
 from sliders.checkpoint import check_slider
-from sliders.device import torch_device
+from sliders.device import misses_gpu, torch_device
 from sliders.errors import InputError, either
 from sliders.files import check_folder
 from sliders.installation import why_no_gpu
@@ -73,7 +72,7 @@ def make_plan(settings: SampleSettings) -> Plan:
 
 
 def _notes(settings: SampleSettings, groups: list[Group]) -> Iterator[str]:
-    if settings.device.isdigit() and torch.cuda.device_count() == 0:
+    if misses_gpu(settings.device):
         yield why_no_gpu("makes the pictures", is_full_size(settings.model.name_or_path))
     if plain := plain_here([*(g.text for g in groups), settings.negative]):
         shown = ", ".join(plain[:4]) + (" …" if len(plain) > 4 else "")
