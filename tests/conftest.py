@@ -21,6 +21,7 @@ from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = ROOT / "trainscripts" / "imagesliders"
+SCRIPT_FOLDERS = (SCRIPTS, ROOT / "trainscripts" / "benchmarks")
 FOUR_FOLDERS = ("verylow", "low", "high", "veryhigh")
 EXPERIMENT = {
     "pretrained_model": {"name_or_path": "tiny"},
@@ -32,13 +33,14 @@ PROMPT_SET = {"target": "", "resolution": 64}
 
 
 def load_script(file_name: str):
-    """A script of trainscripts/imagesliders as a module; their names hold dashes, so `import` cannot reach them.
+    """A command or benchmark as a module; their names hold dashes, so `import` cannot reach them.
 
-    Its folder comes first in the search path, as when Python runs the script: some import what stands beside them.
+    Its folder comes first in the search path, as when Python runs the script: benchmarks import their neighbours.
     """
-    if str(SCRIPTS) not in sys.path:
-        sys.path.insert(0, str(SCRIPTS))
-    spec = importlib.util.spec_from_file_location(file_name.replace("-", "_"), SCRIPTS / f"{file_name}.py")
+    path = next(p for folder in SCRIPT_FOLDERS if (p := folder / f"{file_name}.py").exists())
+    if str(path.parent) not in sys.path:
+        sys.path.insert(0, str(path.parent))
+    spec = importlib.util.spec_from_file_location(file_name.replace("-", "_"), path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

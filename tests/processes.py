@@ -10,7 +10,7 @@ from pathlib import Path
 
 SCRIPT = Path(__file__).parent.parent / "trainscripts" / "imagesliders" / "train_lora-scale-xl.py"
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["sliders.runs", "bitsandbytes.optim", "tensorboard"])
+CONTEXT.set_forkserver_preload(["sliders.train.runs", "bitsandbytes.optim", "tensorboard"])
 
 
 def _train(argv: list[str], log: Path, environment: dict[str, str], threads: int) -> None:

@@ -4,7 +4,7 @@ import re
 
 import torch
 from safetensors.torch import save_file
-from sliders.models.sdxl_keys import sgm_name
+from sliders.models.sdxl.keys import sgm_name
 
 UNET_ENDS = {
     "conv_in": "input_blocks.0.0",

@@ -7,18 +7,18 @@ from itertools import pairwise
 import pytest
 import torch
 from conftest import make_scale_folders, write_experiment
+from networks import random_inputs
 from safetensors.torch import load_file
-from sliders.attention import set_attention
-from sliders.fusion import fuse_blocks
-from sliders.gradients import CannotCaptureError, StepGraph
-from sliders.models.narrow import build_narrow_sdxl
-from sliders.network import AdaptorNetwork
-from sliders.plan import check_run
-from sliders.quantization import quantize
-from sliders.schema import Network, Other
-from sliders.settings import load_settings
-from sliders.trainer import Trainer
-from test_interop import random_inputs
+from sliders.adaptors.network import AdaptorNetwork
+from sliders.compute.attention import set_attention
+from sliders.compute.fusion import fuse_blocks
+from sliders.compute.quantization import quantize
+from sliders.config.schema import Network, Other
+from sliders.config.settings import load_settings
+from sliders.models.sdxl.narrow import build_narrow_sdxl
+from sliders.train.gradients import CannotCaptureError, StepGraph
+from sliders.train.plan import make_plan
+from sliders.train.trainer import Trainer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
@@ -30,7 +30,7 @@ def make_trainer(tmp_path, device, flags=(), **overrides):
     flags = ["--folders", "verylow, low, high, veryhigh", "--scales", "-1, 0.5, 1, 2", "--iterations", "10", *flags]
     argv = [*write_experiment(root, flags=flags, data=data, **overrides), "--device", device]
     (settings,), _ = load_settings(argv)
-    return Trainer(settings, check_run(settings))
+    return Trainer(make_plan(settings))
 
 
 @pytest.fixture(autouse=True)
@@ -127,7 +127,7 @@ def test_a_resumed_run_on_the_graph_learns_what_a_straight_one_does(tmp_path, op
     for step in range(20):
         first.step(step)
         first.done += 1
-    first.outputs.save_state(first.done, first.learner.tensors())
+    first.outputs.save_checkpoint(first.done, first.learner.tensors())
     resumed = make_trainer(tmp_path, "0", flags=["--iterations", "60", "--resume"], **same)
     resumed.settings = first.settings
     resumed.resume()
@@ -232,7 +232,7 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path):
             resume = ["--resume"] if steps != stops[0] else []
             argv = write_experiment(root, flags=[*flags, *resume, "--device", "0"], data=data)
             (settings,), _ = load_settings(argv)
-            trainer = Trainer(settings, check_run(settings))
+            trainer = Trainer(make_plan(settings))
             if resume:
                 trainer.resume()
             trainer.run()

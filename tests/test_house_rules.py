@@ -9,26 +9,9 @@ TRAINSCRIPTS = Path(__file__).parent.parent / "trainscripts"
 PACKAGE = TRAINSCRIPTS / "sliders"
 FILES = sorted(p for p in TRAINSCRIPTS.rglob("*.py"))
 
-# flags + YAML → settings → model + data set → network → batch → loss → step → checkpoint: a file imports only from
-# lines above its own. Files on one line do not know each other.
-FLOORS = """
-errors fields interrupts installation
-files schema command
-flags lock samplers images attention kernels.group_norm kernels.layer_norm kernels.geglu quantization device
-kernels templates change grids page judges
-infotext adaptors.base adaptors.low_rank models.layers models.sdxl_keys models.narrow models.schedule models.sources
-adaptors.lora fusion settings models.sdxl optim dataset journal
-adaptors compilation
-models.sdxl_unet network latents sample_settings
-batch checkpoint sampling models.random_sdxl flat states watch
-preview cards convert gradients learner resources
-denoiser outputs
-losses
-trainer
-plan sample_plan
-runs sample_run
-"""
-FLOOR = {name: floor for floor, line in enumerate(FLOORS.strip().splitlines()) for name in line.split()}
+# Data passes through the rooms in this order; a room imports only from itself and from those before it.
+ROOMS = ("system", "config", "compute", "models", "adaptors", "data", "formats", "sample", "train")
+MOST_MODULES = 12
 
 
 def module_name(path: Path) -> str:
@@ -44,14 +27,29 @@ def imported(path: Path) -> set[str]:
     return names
 
 
-@pytest.mark.parametrize("path", [p for p in FILES if PACKAGE in p.parents], ids=lambda p: p.stem)
-def test_a_file_imports_only_from_lower_floors(path):
-    name = module_name(path)
-    if name in ("__init__", "", "models"):
-        assert not imported(path)
+@pytest.mark.parametrize("path", [p for p in FILES if PACKAGE in p.parents], ids=module_name)
+def test_a_room_imports_only_from_rooms_before_it(path):
+    room = module_name(path).split(".")[0]
+    reached = {name.split(".")[0] for name in imported(path)}
+    if room == "__init__":
+        assert not reached
         return
-    assert name in FLOOR, f"{name} needs a place in FLOORS"
-    assert all(FLOOR[other] < FLOOR[name] for other in imported(path)), f"{name} imports {imported(path)}"
+    assert room in ROOMS, f"{room} needs a place in ROOMS"
+    allowed = ROOMS[: ROOMS.index(room) + 1]
+    assert reached <= set(allowed), f"{path} imports {reached - set(allowed)}"
+
+
+def test_files_of_a_room_do_not_import_each_other_in_a_circle():
+    waiting = {module_name(p): imported(p) for p in FILES if PACKAGE in p.parents}
+    waiting = {name: {other for other in others if other in waiting} for name, others in waiting.items()}
+    while free := [name for name, others in waiting.items() if not others]:
+        waiting = {name: others - set(free) for name, others in waiting.items() if name not in free}
+    assert not waiting
+
+
+@pytest.mark.parametrize("folder", sorted({p.parent for p in FILES}), ids=lambda p: p.name)
+def test_a_folder_holds_at_most_twelve_modules(folder):
+    assert len([p for p in folder.glob("*.py") if p.name != "__init__.py"]) <= MOST_MODULES
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)

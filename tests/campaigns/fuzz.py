@@ -28,10 +28,10 @@ from conftest import EXPERIMENT, load_script, make_scale_folders, write_experime
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from PIL import Image
-from sliders.errors import InputError
-from sliders.flags import build_parser, parse_scales
-from sliders.images import read_image
-from sliders.settings import load_settings
+from sliders.config.flags import build_parser, parse_scales
+from sliders.config.settings import load_settings
+from sliders.data.images import read_image
+from sliders.system.errors import InputError
 
 HANG = 60  # seconds
 CACHES = {"__pycache__", ".hypothesis"}  # of Python, and of what makes up the cases
@@ -162,7 +162,7 @@ class Writes:
 
 class Fuzz:
     def __init__(self, folder: Path):
-        importlib.import_module("sliders.runs")  # seconds, which are no case's
+        importlib.import_module("sliders.train.runs")  # seconds, which are no case's
         self.folder = folder
         self.writes = Writes()
         self.main = load_script("train_lora-scale-xl").main

@@ -31,7 +31,7 @@ def look(folder: Path, known: dict[Path, int]) -> int:
 
     known: when the sliders were written that have been looked at before.
     """
-    from sliders.states import SUFFIX, read_state
+    from sliders.formats.checkpoint import SUFFIX, read_checkpoint
 
     for path in folder.rglob("*.safetensors"):
         written = path.stat().st_mtime_ns
@@ -41,7 +41,7 @@ def look(folder: Path, known: dict[Path, int]) -> int:
         with safe_open(path, framework="pt") as file:
             tensors = [file.get_tensor(key) for key in file.keys()]  # noqa: SIM118 - no dict
         assert len(tensors) == 3 * 133 and all(t.isfinite().all() for t in tensors), path
-    states = [(path, read_state(path)) for path in folder.rglob(f"*{SUFFIX}")]
+    states = [(path, read_checkpoint(path)) for path in folder.rglob(f"*{SUFFIX}")]
     assert all(state for _, state in states), f"damaged: {[path for path, state in states if state is None]}"
     return max((state.step for _, state in states), default=0)
 

@@ -9,10 +9,10 @@ files without alpha. Merging sliders is not offered.
 import sys
 from pathlib import Path
 
-from sliders.command import command
-from sliders.errors import InputError
-from sliders.files import check_folder
-from sliders.flags import Parser
+from sliders.config.flags import Parser
+from sliders.system.command import command
+from sliders.system.errors import InputError
+from sliders.system.files import check_folder
 
 
 def build_parser() -> Parser:
@@ -45,9 +45,10 @@ def main(argv: list[str]) -> None:
         raise InputError(f"--out: {out} is there already: choose another name, or add --overwrite.")
     check_folder(out.parent, "--out", "choose another --out", out.name)
     # torch comes in only now: --help and a mistyped flag answer at once
-    from sliders.convert import convert
+    from sliders.formats.conversion import convert
+    from sliders.models import FAMILIES
 
-    network = convert(flags.slider, out, flags.model, flags.alpha, flags.reverse)
+    network = convert(flags.slider, out, flags.model, FAMILIES["sdxl"], flags.alpha, flags.reverse)
     print(
         f"saved   {out}\nlayers  {network.type} {network.training_method}, rank {network.rank}, alpha {network.alpha:g}"
     )

@@ -6,15 +6,15 @@
 
 import sys
 
-from sliders.command import command
-from sliders.sample_settings import load_sample_settings
+from sliders.sample.settings import load_sample_settings
+from sliders.system.command import command
 
 
 @command
 def main(argv: list[str]) -> None:
     settings = load_sample_settings(argv)
     # torch comes in only now: --help and a mistyped flag answer at once
-    from sliders.sample_run import run
+    from sliders.sample.run import run
 
     print(f"page    {run(settings)}")
 

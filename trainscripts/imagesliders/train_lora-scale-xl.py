@@ -4,16 +4,16 @@ import re
 import shlex
 import sys
 
-from sliders.command import command
-from sliders.interrupts import Stopped
-from sliders.settings import load_settings
+from sliders.config.settings import load_settings
+from sliders.system.command import command
+from sliders.system.signals import Stopped
 
 
 @command
 def main(argv: list[str]) -> int:
     runs, flags = load_settings(argv)
     # torch comes in only now: --help and a mistyped key answer at once
-    from sliders.runs import run_all
+    from sliders.train.runs import run_all
 
     try:
         run_all(runs, dry_run=flags.dry_run)

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from diffusers import StableDiffusionXLPipeline
 from PIL import Image
-from sliders.grids import to_picture
+from sliders.sample.grids import to_picture
 from torch import Tensor
 
 from shapesworld.world import Scenes, captions, measure, render, sample_scenes

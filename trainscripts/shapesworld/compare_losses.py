@@ -19,10 +19,11 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import torch
-from sliders.checkpoint import open_slider
-from sliders.losses import LOSSES
-from sliders.runs import run_all
-from sliders.settings import load_settings
+from sliders.config.settings import load_settings
+from sliders.formats.slider_file import open_slider
+from sliders.models.sdxl.family import SDXL_FAMILY
+from sliders.train.losses import LOSSES
+from sliders.train.runs import run_all
 
 from shapesworld.attributes import ATTRIBUTES, training_scenes
 from shapesworld.evaluate import MODEL, evaluate, load_model
@@ -41,7 +42,7 @@ def train_and_measure(loss: str, attribute: str, seed: int, settings: dict) -> d
         argv = _write_experiment(root, loss, attribute, settings)
         (report,) = run_all(load_settings([*argv, "--seed", str(seed)])[0])
         model = load_model()
-        curve = evaluate(model, open_slider(report.path, model.unet), attribute)
+        curve = evaluate(model, open_slider(report.path, model.unet, SDXL_FAMILY), attribute)
     return {"loss": loss, "attribute": attribute, "seed": seed, **settings, **curve.as_json()}
 
 

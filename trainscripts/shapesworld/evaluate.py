@@ -6,11 +6,12 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
-from sliders.models.sdxl import SDXL, load_sdxl
-from sliders.network import AdaptorNetwork
-from sliders.preview import preview_multipliers, sample_grid
-from sliders.sampling import Sampling
-from sliders.schema import PretrainedModel
+from sliders.adaptors.network import AdaptorNetwork
+from sliders.config.schema import PretrainedModel
+from sliders.models.sdxl.loading import load_sdxl
+from sliders.models.sdxl.model import SDXL
+from sliders.sample.preview import preview_multipliers, sample_grid
+from sliders.sample.sampling import Sampling
 
 from shapesworld.attributes import ATTRIBUTES, EVALUATION_SEEDS, Attribute, evaluation_scenes
 from shapesworld.world import IMAGE_SIZE, captions, measure

@@ -6,7 +6,7 @@ uv run trainscripts/shapesworld/make_dataset.py --attribute size --out datasets/
 import argparse
 from pathlib import Path
 
-from sliders.grids import to_picture
+from sliders.sample.grids import to_picture
 
 from shapesworld.attributes import ATTRIBUTES, training_scenes
 from shapesworld.world import captions, render

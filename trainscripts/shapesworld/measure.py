@@ -11,8 +11,9 @@ import json
 import sys
 from pathlib import Path
 
-from sliders.checkpoint import open_slider
-from sliders.errors import InputError
+from sliders.formats.slider_file import open_slider
+from sliders.models.sdxl.family import SDXL_FAMILY
+from sliders.system.errors import InputError
 
 from shapesworld.attributes import ATTRIBUTES
 from shapesworld.evaluate import Curve, evaluate, format_curve, load_model
@@ -50,7 +51,7 @@ def measure_all(paths: list[Path], attribute: str) -> dict[str, Curve]:
     curves = {"base model": evaluate(model, None, attribute)}
     print(format_curve("base model", curves["base model"]), flush=True)
     for path in paths:
-        network = open_slider(path, model.unet)
+        network = open_slider(path, model.unet, SDXL_FAMILY)
         curves[path.stem] = evaluate(model, network, attribute)
         network.remove()
         print(format_curve(path.stem, curves[path.stem]), flush=True)

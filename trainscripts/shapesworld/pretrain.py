@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from diffusers import StableDiffusionXLPipeline
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.utils import logging as diffusers_logging
-from sliders.models.narrow import NarrowSDXL, build_narrow_sdxl
+from sliders.models.sdxl.narrow import NarrowSDXL, build_narrow_sdxl
 from torch import Tensor
 
 from shapesworld.world import IMAGE_SIZE, all_captions, caption_index, render, sample_scenes, words

@@ -21,7 +21,7 @@ class LoRA(Adaptor):
     """
 
     def __init__(self, base: nn.Linear | nn.Conv2d, rank: int, alpha: float, generator: torch.Generator | None = None):
-        super().__init__(base)
+        super().__init__(base, rank, alpha, generator)
         self.plain = type(base).forward in PLAIN and "forward" not in base.__dict__
         self.geometry = None
         if isinstance(base, nn.Conv2d):
@@ -36,22 +36,19 @@ class LoRA(Adaptor):
         self.up = nn.Parameter(torch.zeros(up, dtype=torch.float32))
         nn.init.kaiming_uniform_(self.down, a=math.sqrt(5), generator=generator)
 
-    def forward(self, x: Tensor, scale: Tensor) -> Tensor:
-        """What is added to the layer's output. x [B, …]; scale [B] or [1], multiplier × gain → [B, …] in x's dtype.
-
-        The narrow hidden state is scaled, not the output: one full-size product less in each direction.
-        """
-        down, up, scale = self.weight("down", x), self.weight("up", x), over_rows(scale, x)
+    def forward(self, x: Tensor, strength: Tensor) -> Tensor:
+        # The narrow hidden state is scaled, not the output: one full-size product less in each direction.
+        down, up, strength = self.weight("down", x), self.weight("up", x), over_rows(strength, x)
         if self.geometry:
-            return F.conv2d(F.conv2d(x, down, None, *self.geometry) * scale, up)
-        return F.linear(F.linear(x, down) * scale, up)
+            return F.conv2d(F.conv2d(x, down, None, *self.geometry) * strength, up)
+        return F.linear(F.linear(x, down) * strength, up)
 
-    def adapted(self, base_forward: Callable[[Tensor], Tensor], x: Tensor, scale: Tensor) -> Tensor:
-        """As `Adaptor.adapted`; in one function where the layer is a plain one that nothing else is hung on."""
+    def adapted(self, base_forward: Callable[[Tensor], Tensor], x: Tensor, strength: Tensor) -> Tensor:
+        """Layer and share in one function, where the layer is a plain one without other adaptors."""
         if not self.plain or must_stay_apart(x):
-            return super().adapted(base_forward, x, scale)
+            return super().adapted(base_forward, x, strength)
         base = self.base
-        weights = (base.weight, base.bias, self.weight("down", x), self.weight("up", x), over_rows(scale, x))
+        weights = (base.weight, base.bias, self.weight("down", x), self.weight("up", x), over_rows(strength, x))
         return ConvWithLoRA.apply(x, *weights, self.geometry) if self.geometry else LinearWithLoRA.apply(x, *weights)
 
     @classmethod
@@ -62,11 +59,11 @@ class LoRA(Adaptor):
         if len({(a.gain, a.down.shape) for a in adaptors}) != 1:
             return None
 
-        def joint(x: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
+        def joint(x: Tensor, strength: Tensor) -> tuple[Tensor, ...]:
             if must_stay_apart(x):
                 return tuple(a.base(x) for a in adaptors)
             weights = [w for a in adaptors for w in (a.base.weight, a.weight("down", x), a.weight("up", x))]
-            return JointLinearWithLoRA.apply(x, over_rows(scale, x), *weights)
+            return JointLinearWithLoRA.apply(x, over_rows(strength, x), *weights)
 
         return joint
 
@@ -85,9 +82,9 @@ class LoRA(Adaptor):
             self.up.copy_(tensors["lora_up.weight"] * (float(tensors["alpha"]) / self.alpha))
 
 
-def over_rows(scale: Tensor, x: Tensor) -> Tensor:
-    """[B] → [B, 1, …], to multiply x [B, …] with"""
-    return scale.to(x.dtype).view(-1, *(1,) * (x.ndim - 1))
+def over_rows(strength: Tensor, x: Tensor) -> Tensor:
+    """[B] -> [B, 1, ...], to multiply x [B, ...] with."""
+    return strength.to(x.dtype).view(-1, *(1,) * (x.ndim - 1))
 
 
 def must_stay_apart(x: Tensor) -> bool:

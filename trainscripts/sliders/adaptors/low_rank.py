@@ -14,24 +14,26 @@ aten = torch.ops.aten
 
 
 class LinearWithLoRA(torch.autograd.Function):
-    """x·Wᵀ + b + scale · (x·downᵀ)·upᵀ.  x [B, …, in], down [r, in], up [out, r], scale [B, 1, …], all of one dtype.
+    """x·Wᵀ + b + strength · (x·downᵀ)·upᵀ.  x [B, …, in], down [r, in], up [out, r], strength [B, 1, …], all of one dtype.
 
-    W, b and scale are constants: no gradient is computed for them.
+    W, b and strength are constants: no gradient is computed for them.
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: Tensor) -> Tensor:
+    def forward(
+        ctx, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, strength: Tensor
+    ) -> Tensor:
         out = F.linear(x, weight, bias)
-        hidden = F.linear(x, down).mul_(scale)
+        hidden = F.linear(x, down).mul_(strength)
         out.view(-1, out.shape[-1]).addmm_(_rows(hidden), up.t())
-        ctx.save_for_backward(x, weight, down, up, hidden, scale)
+        ctx.save_for_backward(x, weight, down, up, hidden, strength)
         return out
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, down, up, hidden, scale = ctx.saved_tensors
+        x, weight, down, up, hidden, strength = ctx.saved_tensors
         grad = grad.contiguous()
-        grad_hidden = F.linear(grad, up.t()).mul_(scale)
+        grad_hidden = F.linear(grad, up.t()).mul_(strength)
         grad_up = _rows(grad).t() @ _rows(hidden)
         grad_down = _rows(grad_hidden).t() @ _rows(x)
         grad_x = None
@@ -46,25 +48,25 @@ class JointLinearWithLoRA(torch.autograd.Function):
     each, all downs of one shape. Their narrow products are one, and the gradients of x add up in place."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, scale: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx, x: Tensor, strength: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
         bases, downs, ups = weights[0::3], weights[1::3], weights[2::3]
-        hidden = F.linear(x, _stacked(downs)).mul_(scale)
+        hidden = F.linear(x, _stacked(downs)).mul_(strength)
         outs = tuple(F.linear(x, base) for base in bases)
         for out, up, part in zip(outs, ups, _rows(hidden).chunk(len(ups), 1), strict=True):
             out.view(-1, out.shape[-1]).addmm_(part, up.t())
-        ctx.save_for_backward(x, scale, hidden, *weights)
+        ctx.save_for_backward(x, strength, hidden, *weights)
         return outs
 
     @staticmethod
     def backward(ctx, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, scale, hidden, *weights = ctx.saved_tensors
+        x, strength, hidden, *weights = ctx.saved_tensors
         bases, downs, ups = weights[0::3], weights[1::3], weights[2::3]
         count = len(ups)
         grads = [_rows(grad) for grad in grads]
         grad_hidden = torch.empty_like(hidden)
         for grad, up, part in zip(grads, ups, _rows(grad_hidden).chunk(count, 1), strict=True):
             torch.mm(grad, up, out=part)
-        grad_hidden = _rows(grad_hidden.mul_(scale))
+        grad_hidden = _rows(grad_hidden.mul_(strength))
         grad_downs = (grad_hidden.t() @ _rows(x)).chunk(count)
         grad_ups = [grad.t() @ part for grad, part in zip(grads, _rows(hidden).chunk(count, 1), strict=True)]
         grad_x = None
@@ -77,27 +79,27 @@ class JointLinearWithLoRA(torch.autograd.Function):
 
 
 class ConvWithLoRA(torch.autograd.Function):
-    """conv(x, W) + b + scale · up·conv(x, down).  x [B, in, h, w], down [r, in, k, k], up [out, r, 1, 1], scale [B, 1, 1, 1].
+    """conv(x, W) + b + strength · up·conv(x, down).  x [B, in, h, w], down [r, in, k, k], up [out, r, 1, 1], strength [B, 1, 1, 1].
 
-    `geometry`: (stride, padding, dilation) of both convolutions. W, b and scale are constants.
+    `geometry`: (stride, padding, dilation) of both convolutions. W, b and strength are constants.
     """
 
     @staticmethod
     def forward(
-        ctx, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: Tensor, geometry: tuple
+        ctx, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, strength: Tensor, geometry: tuple
     ) -> Tensor:
         out = F.conv2d(x, weight, bias, *geometry)
-        hidden = F.conv2d(x, down, None, *geometry).mul_(scale)
+        hidden = F.conv2d(x, down, None, *geometry).mul_(strength)
         out.flatten(2).baddbmm_(up.flatten(1).expand(len(x), -1, -1), hidden.flatten(2))
-        ctx.save_for_backward(x, weight, down, up, hidden, scale)
+        ctx.save_for_backward(x, weight, down, up, hidden, strength)
         ctx.geometry = geometry
         return out
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, down, up, hidden, scale = ctx.saved_tensors
+        x, weight, down, up, hidden, strength = ctx.saved_tensors
         pixels = grad.permute(0, 2, 3, 1)  # [B, h, w, out], no copy where the channels lie last
-        grad_hidden = F.linear(pixels, up.flatten(1).t()).permute(0, 3, 1, 2).mul_(scale)
+        grad_hidden = F.linear(pixels, up.flatten(1).t()).permute(0, 3, 1, 2).mul_(strength)
         grad_up = (_rows(pixels).t() @ _rows(hidden.permute(0, 2, 3, 1))).view_as(up)
         need_x = ctx.needs_input_grad[0]
         grad_x, grad_down, _ = _conv_backward(grad_hidden, x, down, ctx.geometry, need_x, True)

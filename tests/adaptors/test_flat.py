@@ -1,0 +1,68 @@
+"""All weights as one tensor: what is seen of it is what single ones would give."""
+
+import torch
+from networks import random_inputs, random_network
+from sliders.adaptors.flat_weights import FlatWeights
+from sliders.models.sdxl.narrow import build_narrow_sdxl
+
+
+def gradients_of(unet, network):
+    network.zero_grad()
+    unet(**random_inputs()).sample.square().sum().backward()
+    found = {name: p.grad.clone() for name, p in network.named_parameters()}
+    network.zero_grad()
+    return found
+
+
+def test_flat_weights_hold_every_weight_and_its_gradient_once():
+    unet = build_narrow_sdxl().unet.requires_grad_(False).to(memory_format=torch.channels_last)
+    network = random_network(unet)
+    before = {name: p.detach().clone() for name, p in network.named_parameters()}
+    wanted = gradients_of(unet, network)
+    flat = FlatWeights(network, torch.float32)
+    assert flat.master.numel() == network.num_parameters()
+    assert all(torch.equal(before[name], p) for name, p in network.named_parameters())
+
+    unet(**random_inputs()).sample.square().sum().backward()
+    norm = flat.gather_gradients()
+
+    assert all(p.grad is None for p in network.parameters())
+    assert torch.allclose(norm, torch.stack([g.norm() for g in wanted.values()]).norm(), rtol=1e-5)
+    with torch.no_grad():
+        flat.master -= flat.master.grad  # plain gradient descent, seen through the network's own parameters
+    for name, parameter in network.named_parameters():
+        assert torch.allclose(parameter, before[name] - wanted[name], rtol=1e-3, atol=1e-3), name
+
+
+def test_a_bfloat16_model_computes_with_the_copy_and_learns_in_the_master():
+    unet = build_narrow_sdxl().unet.requires_grad_(False).to(memory_format=torch.channels_last).to(torch.bfloat16)
+    network = random_network(unet)
+    inputs = random_inputs()
+    inputs = {k: v.bfloat16() if k in ("sample", "encoder_hidden_states") else v for k, v in inputs.items()}
+    inputs["added_cond_kwargs"]["text_embeds"] = inputs["added_cond_kwargs"]["text_embeds"].bfloat16()
+    with torch.no_grad():
+        plain = unet(**inputs).sample
+        flat = FlatWeights(network, torch.bfloat16)
+        assert torch.allclose(unet(**inputs).sample.float(), plain.float(), atol=0.05, rtol=0.05)
+        flat.master.mul_(3)
+        assert torch.allclose(unet(**inputs).sample.float(), plain.float(), atol=0.05, rtol=0.05)  # not refreshed yet
+        flat.refresh()
+        assert not torch.allclose(unet(**inputs).sample.float(), plain.float(), atol=0.05, rtol=0.05)
+    unet(**inputs).sample.float().square().sum().backward()
+    assert flat.gather_gradients() > 0
+    assert {p.dtype for p in network.parameters()} == {torch.float32}
+
+
+def test_what_an_interrupted_backward_left_is_forgotten():
+    unet = build_narrow_sdxl().unet.requires_grad_(False).to(memory_format=torch.channels_last)
+    network = random_network(unet)
+    flat = FlatWeights(network, torch.float32)
+    wanted = []
+    for leftover in (False, True):
+        if leftover:
+            unet(**random_inputs()).sample.sum().backward()
+            flat.drop_gradients()
+        unet(**random_inputs()).sample.square().sum().backward()
+        flat.gather_gradients()
+        wanted.append(flat.master.grad.clone())
+    assert torch.equal(*wanted)

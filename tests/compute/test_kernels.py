@@ -1,0 +1,149 @@
+"""The Triton kernels against PyTorch in float64; without a GPU in Triton's own interpreter."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT
+from networks import random_inputs, random_network
+from sliders.compute.fusion import fuse_blocks
+from sliders.models.sdxl.narrow import build_narrow_sdxl
+from torch.nn import functional as F
+
+kernels = pytest.importorskip("sliders.compute.kernels", reason="needs Triton", exc_type=ImportError)
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def assert_alike(ours, exact):
+    assert torch.allclose(ours.double(), exact, atol=1e-4, rtol=1e-4)
+
+
+# batch, channels, height, width, groups, mean: chunks and blocks that do not come out even, a mean far from zero, more
+# chunks of 64 pixels than are gathered at once
+SHAPES = [(2, 96, 6, 11, 32, 0.0), (1, 160, 5, 3, 4, 0.0), (1, 64, 16, 16, 32, 50.0)]
+MANY_CHUNKS = [(1, 4, 64, 65, 2, 3.0), (1, 160, 33, 64, 2, 3.0)]
+
+
+@pytest.mark.parametrize(
+    ("shape", "silu"), [*((s, silu) for s in SHAPES for silu in (True, False)), *((s, True) for s in MANY_CHUNKS)]
+)
+def test_group_norm(shape, silu):
+    *size, groups, mean = shape
+    generator = torch.Generator().manual_seed(0)
+    x = (torch.randn(size, generator=generator) * 2 + mean).to(DEVICE)
+    x = x.to(memory_format=torch.channels_last).requires_grad_()
+    weight, bias = torch.randn(2, size[1], generator=generator).to(DEVICE)
+    exact_x = x.detach().double().requires_grad_()
+    exact = F.group_norm(exact_x, groups, weight.double(), bias.double(), 1e-5)
+    exact = F.silu(exact) if silu else exact
+
+    ours = kernels.GroupNormSiLU.apply(x, weight, bias, groups, 1e-5, silu)
+
+    assert_alike(ours, exact)
+    upstream = torch.randn(size, generator=generator).to(DEVICE)
+    assert_alike(*(torch.autograd.grad(y, v, upstream.to(y.dtype))[0] for y, v in ((ours, x), (exact, exact_x))))
+
+
+def test_geglu():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3, 5, 2 * 1500, generator=generator).to(DEVICE).requires_grad_()
+    exact_x = x.detach().double().requires_grad_()
+    linear, gate = exact_x.chunk(2, -1)
+    exact = linear * F.gelu(gate)
+
+    ours = kernels.GEGLU.apply(x)
+
+    assert_alike(ours, exact)
+    upstream = torch.randn(3, 5, 1500, generator=generator).to(DEVICE)
+    assert_alike(*(torch.autograd.grad(y, v, upstream.to(y.dtype))[0] for y, v in ((ours, x), (exact, exact_x))))
+
+
+def test_a_residual_and_its_layer_norm():
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(3, 5, 96, generator=generator).to(DEVICE).requires_grad_() for _ in range(2))
+    weight, bias, up_total, up_normal = (torch.randn(n, generator=generator).to(DEVICE) for n in (96, 96, 96, 96))
+    exact = [t.detach().double().requires_grad_() for t in (x, y)]
+    total = exact[0] + exact[1]
+    normal = F.layer_norm(total, (96,), weight.double(), bias.double(), 1e-5)
+
+    ours = kernels.AddLayerNorm.apply(x, y, weight, bias, 1e-5)
+
+    assert_alike(ours[0], total)
+    assert_alike(ours[1], normal)
+    (ours[0] * up_total + ours[1] * up_normal).sum().backward()
+    (total * up_total + normal * up_normal).sum().backward()
+    assert_alike(x.grad, exact[0].grad)
+    assert_alike(y.grad, exact[1].grad)
+
+
+def plain_group_norm(x, weight, bias):
+    return F.silu(F.group_norm(x, 32, weight, bias, 1e-5))
+
+
+def plain_geglu(x, *_):
+    linear, gate = x.chunk(2, -1)
+    return linear * F.gelu(gate)
+
+
+def plain_layer_norm(x, weight, bias):
+    return F.layer_norm(x, (64,), weight, bias, 1e-5)
+
+
+BFLOAT16 = {  # size of x, what ours is, what it should be
+    "group norm": (
+        (2, 64, 5, 4),
+        lambda x, w, b: kernels.GroupNormSiLU.apply(x, w, b, 32, 1e-5, True),
+        plain_group_norm,
+    ),
+    "geglu": ((3, 5, 96), lambda x, w, b: kernels.GEGLU.apply(x), plain_geglu),
+    "layer norm": ((3, 5, 64), lambda x, w, b: kernels.AddLayerNorm.apply(x, 0 * x, w, b, 1e-5)[1], plain_layer_norm),
+}
+
+
+@pytest.mark.parametrize("name", BFLOAT16)
+def test_bfloat16_is_rounded_once_at_the_end(name):
+    """By half of a number's last place at most, on a GPU; Triton's interpreter cuts off, which costs up to a whole one."""
+    size, ours, exact = BFLOAT16[name]
+    generator = torch.Generator().manual_seed(0)
+    x, weight, bias = (torch.randn(s, generator=generator).to(DEVICE, torch.bfloat16) for s in (size, 64, 64))
+    x = x.to(memory_format=torch.channels_last) if x.ndim == 4 else x
+    single, double = x.requires_grad_(), x.detach().double().requires_grad_()
+    found, wanted = ours(single, weight, bias), exact(double, weight.double(), bias.double())
+    upstream = torch.randn(found.shape, generator=generator).to(DEVICE, torch.bfloat16)
+    gradients = (torch.autograd.grad(y, v, upstream.to(y.dtype))[0] for y, v in ((found, single), (wanted, double)))
+    for low, high in ((found, wanted), tuple(gradients)):
+        assert low.dtype == torch.bfloat16
+        half = 2**-8 * high.abs().clamp(min=2**-6)
+        assert ((low.double() - high).abs() <= (1.01 if DEVICE == "cuda" else 2.01) * half).all()
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="test_gpu.py does it there")
+def test_fused_blocks_are_the_same_unet():
+    unet = build_narrow_sdxl().unet.to(memory_format=torch.channels_last).requires_grad_(False)
+    network = random_network(unet)
+    results = []
+    for fuse in (lambda unet: None, fuse_blocks):
+        fuse(unet)
+        network.zero_grad()
+        output = unet(**random_inputs(rows=1)).sample
+        output.square().sum().backward()
+        results.append([output.detach(), *(p.grad.clone() for p in network.parameters())])
+    for plain, fused in zip(*results, strict=True):
+        assert (fused - plain).norm() <= 1e-4 * plain.norm() + 1e-8
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Triton's builds for other systems lack NVIDIA's tools")
+def test_kernels_build_for_every_generation_of_gpu_and_fit_into_its_registers():
+    """RTX 20, H100, RTX 50: what spills to memory is slow, and Triton says nothing."""
+    capabilities = ("7.5", "9.0", "12.0")
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    script = ROOT / "tests" / "build_kernels.py"
+    told = subprocess.run(
+        [sys.executable, script, *capabilities], env=environment, capture_output=True, text=True, check=True
+    )
+    rows = [line.split() for line in told.stdout.splitlines()]
+    assert {(row[0], row[1]) for row in rows} == {(c, row[1]) for c in capabilities for row in rows}
+    assert len({row[1] for row in rows}) == 10
+    assert [row for row in rows if int(row[3]) > 0 or int(row[4]) > 48 * 1024] == []

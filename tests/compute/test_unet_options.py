@@ -1,0 +1,239 @@
+"""`other.*`: how the UNet computes may change, what it computes and how its modules are called may not."""
+
+import sys
+import types
+import weakref
+
+import pytest
+import torch
+from diffusers.models.attention_processor import Attention
+from networks import random_inputs, random_network, unet_output
+from sliders.adaptors import ALGORITHMS
+from sliders.adaptors.base import Adaptor
+from sliders.adaptors.lora import LoRA
+from sliders.compute import quantization
+from sliders.compute.attention import ONLY_HALF, SDPA, check_capability, set_attention
+from sliders.compute.compilation import check_compilation, compile_unet
+from sliders.compute.fusion import can_fuse
+from sliders.compute.quantization import BYTE, ByteLinear, quantize
+from sliders.config.schema import Other
+from sliders.formats.slider_file import slider_tensors
+from sliders.models.sdxl.family import SDXL_FAMILY
+from sliders.models.sdxl.keys import sdxl_file_keys
+from sliders.models.sdxl.narrow import build_narrow_sdxl
+from sliders.system.errors import InputError
+
+# What PyTorch runs underneath on a CPU; the kernels of a GPU are in test_gpu.py.
+OPERATIONS = {
+    "auto": "aten::_scaled_dot_product_flash_attention_for_cpu",
+    "sdpa": "aten::_scaled_dot_product_flash_attention_for_cpu",
+    "flash": "aten::_scaled_dot_product_flash_attention_for_cpu",
+    "math": "aten::_scaled_dot_product_attention_math",
+}
+
+
+def count_operation(unet, name):
+    with torch.profiler.profile() as profiler:
+        output = unet_output(unet)
+    return output, sum(event.count for event in profiler.key_averages() if event.key == name)
+
+
+@pytest.mark.parametrize(
+    ("settings", "operation"),
+    [({"attention": name}, operation) for name, operation in OPERATIONS.items()]
+    + [({"use_pytorch_SDPA": False}, OPERATIONS["math"])],
+)
+def test_every_attention_layer_computes_as_asked_for(settings, operation):
+    unet = build_narrow_sdxl().unet
+    wanted = unet_output(unet)
+    set_attention(unet, Other(**settings))
+    found, calls = count_operation(unet, operation)
+    assert calls == len(unet.attn_processors)
+    assert torch.allclose(found, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "function"),
+    [
+        ("xformers", "xformers.ops", "memory_efficient_attention"),
+        ("flash-attn", "flash_attn", "flash_attn_func"),
+    ],
+)
+def test_a_packages_function_is_called_in_every_attention_layer(monkeypatch, name, module, function):
+    """With a module in the package's place: no CPU runs them. Both take [B, n, heads, d], as their documentation says."""
+    shapes = []
+
+    def attend(query, key, value):
+        shapes.append((query.shape, key.shape, value.shape))
+        heads_first = (t.transpose(1, 2) for t in (query, key, value))
+        return torch.nn.functional.scaled_dot_product_attention(*heads_first).transpose(1, 2)
+
+    for part in (module.partition(".")[0], module):
+        monkeypatch.setitem(sys.modules, part, types.ModuleType(part))
+    setattr(sys.modules[module], function, attend)
+    unet = build_narrow_sdxl().unet
+    wanted = unet_output(unet)
+    set_attention(unet, Other(attention=name))
+    assert torch.allclose(unet_output(unet), wanted, atol=1e-5)
+    assert len(shapes) == len(unet.attn_processors)
+    heads = {m.heads for m in unet.modules() if isinstance(m, Attention)}
+    assert {query[2] for query, _, _ in shapes} == heads
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_card_too_old_for_a_backend_is_told_so(precision):
+    refused = {*ONLY_HALF, *(("efficient", "xformers") if precision == "bfloat16" else ())}
+    for name in ("auto", "xformers", "flash-attn", *SDPA):
+        check_capability(name, (8, 0), precision)
+        if name not in refused:
+            check_capability(name, (7, 5), precision)
+            continue
+        said = rf"other.attention: {name} needs .*8\.0 .* {precision}.* has 7\.5: set other.attention: auto"
+        with pytest.raises(InputError, match=said):
+            check_capability(name, (7, 5), precision)
+
+
+def test_the_forks_true_and_false_still_mean_what_they_did():
+    assert (Other(torch_compile=True).torch_compile, Other(torch_compile=False).torch_compile) == ("regional", "off")
+    assert Other(cuda_graph=False).cuda_graph == "off"  # YAML's bare off
+    assert Other(use_xformers=True).attention_backend == "xformers"
+    assert Other(use_xformers=True, attention="sdpa").attention_backend == "sdpa"
+
+
+def test_layers_joined_or_not_make_the_same(monkeypatch):
+    """What an algorithm without `join` inherits, against LoRA's; and the layers come apart again."""
+    unet = build_narrow_sdxl().unet
+    base, found = unet_output(unet), []
+    for algorithm in (LoRA, type("Apart", (LoRA,), {"join": Adaptor.join})):
+        monkeypatch.setitem(ALGORITHMS, "lora", algorithm)
+        network = random_network(unet)
+        found.append(unet_output(unet))
+        assert bool(network._joined) == (algorithm is LoRA)
+        network.remove()
+        assert torch.equal(unet_output(unet), base)
+    assert torch.allclose(*found, atol=1e-5)
+    assert not torch.allclose(found[0], base, atol=1e-3)
+
+
+def test_compiling_renames_nothing_and_changes_no_result():
+    """With dynamo's plain backend: the same graphs as inductor gets, without a C++ compiler's minutes."""
+    unet = build_narrow_sdxl().unet
+    network = random_network(unet)
+    names, wanted = [name for name, _ in unet.named_modules()], unet_output(unet)
+    assert compile_unet(unet.mid_block, "regional", backend="eager") == 4  # two ResNets, a transformer of depth two
+    assert torch.allclose(unet_output(unet), wanted, atol=1e-5)
+    assert [name for name, _ in unet.named_modules()] == names
+    keys = slider_tensors(network, SDXL_FAMILY, torch.float32)
+    assert {key.split(".", 1)[0] for key in keys} <= sdxl_file_keys()
+    network.set_multipliers(torch.zeros(1))
+    assert not torch.allclose(unet_output(unet), wanted, atol=1e-3)  # multipliers are read anew, not baked in
+
+
+def test_compiling_without_a_compiler_is_refused_before_anything_is_loaded(monkeypatch, tmp_path):
+    check_compilation("regional", "cpu")
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    check_compilation("off", "cpu")
+    with pytest.raises(InputError, match=r"other.torch_compile: full .*was not found.* C\+\+ compiler .*headers.* off"):
+        check_compilation("full", "cpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="where there is a GPU, its kernels run")
+def test_kernels_that_cannot_run_are_told_once_and_left_out(capsys):
+    with pytest.raises(InputError, match=r"other.torch_compile: regional .*cuda:0.*Triton.*gcc.*headers.* off"):
+        check_compilation("regional", "cuda:0")
+    assert not can_fuse("cpu")
+    assert not capsys.readouterr().out
+    assert not (can_fuse("cuda:0") or can_fuse("cuda:0"))
+    said = capsys.readouterr().out
+    assert said.count("note:") == 1 and "gcc" in said and "headers" in said
+
+
+# How far the output may be off. bitsandbytes computes on a CPU too, though a run there is refused.
+QUANTISED = {"int8": 0.02, "fp8": 0.05, "nf4": 0.2}
+
+
+@pytest.mark.parametrize("kind", QUANTISED)
+def test_a_quantised_unet_is_smaller_and_nearly_the_same(kind):
+    unet = build_narrow_sdxl().unet.requires_grad_(False)
+    wanted, names = unet_output(unet), [name for name, _ in unet.named_modules()]
+    size = sum(p.numel() * p.element_size() for p in unet.parameters())
+    quantize(unet, kind, "cpu")
+    unet.to("cpu", memory_format=torch.channels_last)  # as the trainer moves the rest
+    assert [name for name, _ in unet.named_modules()] == names
+    assert sum(p.numel() * p.element_size() for p in unet.parameters()) < 0.8 * size
+    assert (unet_output(unet) - wanted).norm() < QUANTISED[kind] * wanted.norm()
+
+
+def test_only_the_last_layer_exists_twice_while_a_unet_is_quantised(monkeypatch):
+    unet = build_narrow_sdxl().unet
+    layers = [m for n, m in unet.named_modules() if type(m) is torch.nn.Linear and ".attentions." in f".{n}"]
+    alive = weakref.WeakSet(layers)
+    count, most = len(layers), []
+    del layers
+    make = quantization.ByteLinear
+
+    def watched(linear, dtype):
+        most.append(len(alive))
+        return make(linear, dtype)
+
+    monkeypatch.setattr(quantization, "ByteLinear", watched)
+    quantize(unet, "fp8", "cpu")
+    assert most == list(range(count, 0, -1))
+
+
+@pytest.mark.parametrize("kind", BYTE)
+def test_a_byte_of_each_weight_is_the_nearest_and_gradients_pass_through(kind):
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(24, 40)
+    layer = ByteLinear(linear, BYTE[kind])
+    weight = (layer.weight.float() * layer.step).detach()
+    step = {"int8": layer.step / 2, "fp8": linear.weight.abs() / 16 + layer.step / 2**10}[kind]
+    assert ((weight - linear.weight).abs() <= 1.0001 * step).all()
+    x, upstream = torch.randn(3, 5, 24, requires_grad=True), torch.randn(3, 5, 40)
+    assert torch.allclose(layer(x), x @ weight.T + linear.bias, atol=1e-6)
+    (found,) = torch.autograd.grad(layer(x), x, upstream)
+    assert torch.allclose(found, upstream @ weight, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", QUANTISED)
+def test_a_quantised_layer_keeps_no_input_for_its_backward(kind):
+    """Which a checkpointed block would then keep as well."""
+    model = torch.nn.ModuleDict({"attentions": torch.nn.ModuleList([torch.nn.Linear(64, 64)])}).requires_grad_(False)
+    quantize(model, kind, "cpu")
+    x = torch.randn(8, 64, requires_grad=True) * 1.0  # nobody else holds it
+    kept, output = weakref.ref(x), model["attentions"][0](x)
+    del x
+    assert output.requires_grad and kept() is None
+
+
+@pytest.mark.parametrize("amp", [False, True])
+@pytest.mark.parametrize("kind", QUANTISED)
+def test_adaptors_of_a_quantised_unet_learn(kind, amp):
+    unet = build_narrow_sdxl().unet.requires_grad_(False)
+    quantize(unet, kind, "cpu")
+    network = random_network(unet)
+    base = unet_output(unet)
+    network.set_multipliers(torch.zeros(1))
+    assert not torch.allclose(unet_output(unet), base, atol=1e-3)
+    network.set_multipliers(torch.ones(1))
+    with torch.autocast("cpu", torch.bfloat16, enabled=amp):
+        loss = unet(**random_inputs()).sample.float().square().sum()
+    loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
+
+
+def test_autocast_changes_a_quantised_layers_gradient_by_rounding_alone():
+    torch.manual_seed(0)
+    layer, x, upstream = (
+        ByteLinear(torch.nn.Linear(24, 40), BYTE["fp8"]),
+        torch.randn(3, 24, requires_grad=True),
+        torch.randn(3, 40),
+    )
+    (exact,) = torch.autograd.grad(layer(x), x, upstream)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = layer(x)
+    assert output.dtype == torch.bfloat16
+    (found,) = torch.autograd.grad(output, x, upstream.bfloat16())
+    assert found.dtype == torch.float32
+    assert (found - exact).norm() < 0.01 * exact.norm()

@@ -1,0 +1,46 @@
+"""Adaptor networks on the narrow SDXL, and inputs for its UNet."""
+
+import torch
+from sliders.adaptors.network import AdaptorNetwork
+from sliders.config.schema import Network
+
+SDXL_BETAS = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+
+
+def random_inputs(rows=2):
+    generator = torch.Generator().manual_seed(3)
+
+    def draw(*shape):
+        return torch.randn(shape, generator=generator)
+
+    return {
+        "sample": draw(rows, 4, 16, 16),
+        "timestep": torch.tensor([500] * rows),
+        "encoder_hidden_states": draw(rows, 77, 64),
+        "added_cond_kwargs": {
+            "text_embeds": draw(rows, 32),
+            "time_ids": torch.tensor([[128.0, 128, 0, 0, 128, 128]] * rows),
+        },
+    }
+
+
+@torch.no_grad()
+def unet_output(unet):
+    return unet(**random_inputs()).sample
+
+
+def random_network(unet, network_type="c3lier", method="full"):
+    network = AdaptorNetwork(unet, Network(type=network_type, rank=4, alpha=2.0, training_method=method))
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for adaptor in network.adaptors:
+            adaptor.up.normal_(std=0.05, generator=generator)
+    return network
+
+
+def randomize(network, seed=1):
+    """Away from the all-zero start, where the gradients of `down` vanish."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for adaptor in network.adaptors:
+            adaptor.up.normal_(std=0.05, generator=generator)

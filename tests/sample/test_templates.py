@@ -1,0 +1,105 @@
+"""Dynamic Prompts' syntax: what a template stands for, and what is refused."""
+
+import pytest
+from sliders.formats.sidecar import multiplier_template
+from sliders.sample.templates import Variant, check_wildcards, expand, group, plain_here
+from sliders.system.errors import InputError
+
+
+def multipliers_of(template):
+    return [dict(v.multipliers) for v in expand(template, "S", 100)]
+
+
+@pytest.mark.parametrize(
+    ("template", "text", "multipliers"),
+    [
+        ("a robe on a mannequin {<slider:0>|<slider:0.8>|<slider:1.1>|<slider:2.7>}", "a robe on a mannequin",
+         [{"S": 0}, {"S": 0.8}, {"S": 1.1}, {"S": 2.7}]),
+        ("a robe <slider:{-1|0|0.5}>", "a robe", [{"S": -1}, {"S": 0}, {"S": 0.5}]),
+        ("a <lora:b:0.5>, {<slider:−1>|}", "a ,", [{"b": 0.5, "S": -1}, {"b": 0.5}]),
+        ("<lora:b> <lora:c:0.2:0.7> x", "x", [{"b": 1.0, "c": 0.7}]),
+        ("x <slider:1> <slider:0.5>", "x", [{"S": 1.5}]),
+        (r"x <lora:50% a__b #1 // $c:1>", "x", [{"50% a__b #1 // $c": 1}]),
+        ("", "", [{}]),
+    ],
+)  # fmt: skip
+def test_tags_become_multipliers(template, text, multipliers):
+    assert multipliers_of(template) == multipliers
+    assert {v.text for v in expand(template, "S", 100)} == {text}
+
+
+def test_all_of_the_syntax_that_makes_several_prompts_works():
+    assert [v.text for v in expand("{2$$ and $$red|blue|green} robe", "S", 100)][:2] == [
+        "red and blue robe", "red and green robe",
+    ]  # fmt: skip
+    assert [v.text for v in expand("${c={red|blue}} a ${c} robe", "S", 100)] == ["a red robe", "a blue robe"]
+    assert {v.text for v in expand("{@a|b}", "S", 100)} == {"a", "b"}  # cyclic, so without an end in the library
+
+
+def test_wildcards_are_read_from_their_folder(tmp_path):
+    (tmp_path / "colour.txt").write_text("red\nblue\n")
+    assert {v.text for v in expand("a __colour__ robe", "S", 100, tmp_path)} == {"a red robe", "a blue robe"}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "cp1252"])
+def test_wildcards_as_windows_programs_save_them_are_refused(tmp_path, encoding):
+    """The library would make prompts with a mark, with zeros, or without some letters."""
+    (tmp_path / "fine.txt").write_text("grün\n", encoding="utf-8")
+    check_wildcards(tmp_path)
+    path = tmp_path / "more" / "colour.txt"
+    path.parent.mkdir()
+    path.write_text("röt\nblau\n", encoding=encoding)
+    with pytest.raises(
+        InputError, match=r"^--wildcard_dir: .*colour.txt is no plain UTF-8.* save it as UTF-8 without BOM\.$"
+    ):
+        check_wildcards(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        ("a {b", "{ at character 3 that is never closed"),
+        ("a b}", "} at character 4 that closes nothing"),
+        ("<slider:x>", "<slider:x> has no number"),
+        ("<slider:nan>", "<slider:nan> has no number"),
+        ("<lora:a:1:2:3>", "<lora:a:1:2:3> has no number"),
+        ("<slider:1", "'<slider:1' in '<slider:1' is no whole tag"),
+        ("50% grey", "not in Dynamic Prompts' syntax from character 3"),
+        ("${c}", "not in Dynamic Prompts' syntax"),
+        ("__colour__", "__colour__ is a wildcard without a file in --wildcard_dir"),
+        ("{a|b|c|d}{a|b|c|d}{a|b|c|d}{a|b|c|d}", "more than 100 prompts"),
+    ],
+)
+def test_what_is_no_template_is_refused(template, said):
+    with pytest.raises(InputError, match=r"^--prompt: ") as error:
+        expand(template, "S", 100)
+    assert said in str(error.value)
+
+
+def test_what_only_a_web_ui_understands_is_found():
+    prompts = [
+        "a (robe:1.3) [a:b:0.5], ((old)) hat",
+        "red BREAK blue AND green",
+        r"hats and BREAKS \(1920\), (robe:1.3)",
+    ]
+    assert plain_here(prompts) == ["(robe:1.3)", "[a:b:0.5]", "(old)", "BREAK", "AND"]
+    assert plain_here(["a robe", ""]) == []
+
+
+def test_prompts_that_differ_in_one_multiplier_are_a_group():
+    variants = expand("{red|blue} robe {<slider:1>|<slider:-1>} {<lora:b:0>|<lora:b:2>}", "S", 100)
+    groups = group(variants, "S")
+    assert [(g.title, g.multipliers) for g in groups] == [
+        ("red robe <lora:b:0>", (-1, 0, 1)), ("red robe <lora:b:2>", (-1, 0, 1)),
+        ("blue robe <lora:b:0>", (-1, 0, 1)), ("blue robe <lora:b:2>", (-1, 0, 1)),
+    ]  # fmt: skip
+    assert groups[1].at(0.5) == Variant("red robe", (("S", 0.5), ("b", 2.0)))
+    fixed = group(expand("x <lora:b:0.5> {<slider:0>|<slider:1>}", "S", 100), "S")
+    assert [(g.axis, g.others) for g in fixed] == [("S", (("b", 0.5),))]
+    assert [g.multipliers for g in group(expand("plain", "S", 100), "S")] == [(0.0,)]
+
+
+def test_the_prompt_that_training_prints_is_a_template():
+    template = multiplier_template("a_b__c", (0.67, 1.0, 2.0))
+    assert template == "{<lora:a_b__c:0>|<lora:a_b__c:0.67>|<lora:a_b__c:1>|<lora:a_b__c:2>}"
+    assert [v.multiplier("a_b__c") for v in expand(template, "S", 100)] == [0, 0.67, 1, 2]

@@ -1,0 +1,176 @@
+"""The shapes world measures what it draws: every slider result rests on that."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from shapesworld.attributes import ATTRIBUTES, EVALUATION_COUNT, EVALUATION_SEEDS, evaluation_scenes, training_scenes
+from shapesworld.make_dataset import write_dataset
+from shapesworld.world import (
+    COLOURS,
+    IMAGE_SIZE,
+    SHAPES,
+    all_captions,
+    caption_index,
+    captions,
+    hue_of,
+    measure,
+    render,
+    rgb_at_hue,
+    sample_scenes,
+    words,
+)
+from sliders.sample.grids import to_picture
+
+ROOT = Path(__file__).parents[2]
+
+
+def drawn(count=128, seed=0):
+    return sample_scenes(count, torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("shape", range(len(SHAPES)), ids=SHAPES)
+def test_radius_and_centroid_are_recovered_for_every_shape(shape):
+    scenes = drawn(256)
+    chosen = scenes.shape == shape
+    measures = measure(render(scenes), scenes)
+    for name in ("radius", "x", "y"):
+        error = (getattr(measures, name) - getattr(scenes, name))[chosen].abs()
+        assert error.max() < 0.5, f"{name} of a {SHAPES[shape]} is off by {error.max():.2f} px"
+
+
+def test_sampled_shapes_lie_wholly_inside_the_frame():
+    scenes = drawn(512)
+    # All red on white: the outermost pixels are background, but for the antialiasing of a triangle's tip.
+    red_on_white = replace(
+        scenes, colour=torch.zeros_like(scenes.colour), background=torch.zeros_like(scenes.background)
+    )
+    images = render(red_on_white)
+    frame = torch.cat([images[..., 0, :], images[..., -1, :], images[..., :, 0], images[..., :, -1]], dim=-1)
+    assert frame.min() > 0.8
+
+
+def test_a_clean_picture_has_no_mess_but_its_antialiased_edge():
+    scenes = drawn()
+    images = render(scenes)
+    measures = measure(images, scenes)
+    edge = 2 * 3 * scenes.radius / IMAGE_SIZE**2 * 2  # a generous perimeter, one pixel wide
+    assert (measures.mess <= edge).all()
+    assert measures.mess.mean() < 0.006
+    assert measures.colour_error.max() < 0.1
+
+
+def test_mess_is_the_share_of_foreign_pixels():
+    scenes = drawn(24)
+    images = render(scenes)
+    before = measure(images, scenes).mess
+    images[:, :, :16, :] = torch.tensor([1.0, 0.0, 1.0]).view(3, 1, 1)  # magenta: no caption's colour
+    added = measure(images, scenes).mess - before
+    assert (added > 0.9 * 16 / IMAGE_SIZE).all()
+    assert (added <= 16 / IMAGE_SIZE).all()
+
+
+def test_an_empty_picture_measures_radius_zero_and_no_place():
+    scenes = drawn(4)
+    measures = measure(render(replace(scenes, radius=torch.full((4,), -1.0))), scenes)
+    assert measures.radius.eq(0).all()
+    assert measures.x.isnan().all()
+    assert measures.hue.isnan().all()
+
+
+@pytest.mark.parametrize("degrees", [0.0, 15.0, 40.0, 60.0])
+def test_hue_is_recovered_and_is_no_mess(degrees):
+    attribute = ATTRIBUTES["hue"]
+    scenes = training_scenes("hue", degrees / 20)
+    measures = measure(render(scenes), scenes, attribute.paint_range)
+    assert measures.hue == pytest.approx([degrees] * len(scenes), abs=0.5)
+    assert measures.mess.max() < 0.015  # the antialiased edge of the largest square
+    blue = replace(scenes, paint=torch.tensor(COLOURS["blue"]).repeat(len(scenes), 1))
+    assert measure(render(blue), scenes, attribute.paint_range).mess.min() > 0.03
+
+
+def test_hue_of_is_the_hue_of_hsv():
+    degrees = [-150.0, -90.0, -20.0, 0.0, 20.0, 70.0, 179.0]
+    assert hue_of(torch.tensor([rgb_at_hue(value) for value in degrees])) == pytest.approx(degrees, abs=1e-3)
+    assert rgb_at_hue(0) == pytest.approx(COLOURS["red"])
+
+
+def test_drawing_is_a_function_of_the_generator():
+    assert torch.equal(render(drawn(8, seed=3)), render(drawn(8, seed=3)))
+    assert not torch.equal(render(drawn(8, seed=3)), render(drawn(8, seed=4)))
+
+
+def test_captions_are_unique_and_never_tell_the_size():
+    assert len(set(all_captions())) == len(all_captions()) == 72
+    scenes = drawn(64)
+    assert captions(scenes) == captions(replace(scenes, radius=scenes.radius * 2))
+    assert [all_captions()[index] for index in caption_index(scenes)] == captions(scenes)
+    assert all_captions()[0] == "a red circle on a white background"
+    assert set(" ".join(all_captions()).split()) == set(words())
+
+
+@pytest.mark.parametrize("name", ATTRIBUTES)
+def test_every_folder_shows_what_its_scale_wants(name):
+    attribute = ATTRIBUTES[name]
+    assert len(attribute.folders) == len(attribute.scales) == len(attribute.wanted)
+    for scale, wanted in zip(attribute.scales, attribute.wanted, strict=True):
+        scenes = training_scenes(name, scale)
+        shown = getattr(measure(render(scenes), scenes, attribute.paint_range), attribute.measure)
+        assert shown == pytest.approx([wanted] * len(scenes), abs=0.6)
+
+
+@pytest.mark.parametrize("name", ATTRIBUTES)
+def test_evaluation_captions_were_never_trained(name):
+    trained = set(captions(training_scenes(name, 1.0)))
+    evaluated = captions(evaluation_scenes(name))
+    assert len(evaluated) == EVALUATION_COUNT == len(set(EVALUATION_SEEDS))
+    assert not trained & set(evaluated)
+    assert len(set(zip(evaluated, EVALUATION_SEEDS, strict=True))) == EVALUATION_COUNT
+
+
+def test_training_scenes_cover_the_world():
+    scenes = training_scenes("size", 1.0)
+    assert scenes.shape.unique().numel() == 3
+    assert scenes.colour.unique().numel() == 6
+    assert scenes.background.unique().numel() == 4
+
+
+def test_data_set_has_the_same_names_in_every_folder(tmp_path):
+    write_dataset("size", tmp_path)
+    folders = [tmp_path / folder for folder in ATTRIBUTES["size"].folders]
+    names = [sorted(file.name for file in folder.iterdir()) for folder in folders]
+    assert all(each == names[0] for each in names)
+    assert len(names[0]) == 6
+    with Image.open(folders[0] / names[0][0]) as picture:
+        assert picture.size == (IMAGE_SIZE, IMAGE_SIZE)
+        assert picture.mode == "RGB"
+
+
+def test_pictures_in_the_repository_are_the_ones_the_command_writes():
+    root = ROOT / "datasets" / "shapes_size"
+    attribute = ATTRIBUTES["size"]
+    for folder, scale in zip(attribute.folders, attribute.scales, strict=True):
+        fresh = {to_picture(image).tobytes() for image in render(training_scenes("size", scale))}
+        stored = {Image.open(file).tobytes() for file in (root / folder).glob("*.png")}
+        assert stored == fresh
+
+
+def test_model_loads_as_an_ordinary_folder_and_was_trained_on_the_pipelines_own_embeddings():
+    from diffusers import StableDiffusionXLPipeline
+    from shapesworld.pretrain import encode_prompts, tokenize
+
+    folder = ROOT / "trainscripts" / "shapesworld" / "model"
+    assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) < 20e6
+    pipe = StableDiffusionXLPipeline.from_pretrained(folder)
+    assert {module.dtype for module in (pipe.unet, pipe.vae, pipe.text_encoder, pipe.text_encoder_2)} == {torch.float32}
+    text = all_captions()[5]
+    input_ids = [tokenize(tokenizer, [text, ""]) for tokenizer in (pipe.tokenizer, pipe.tokenizer_2)]
+    assert (input_ids[0][0] == pipe.tokenizer.eos_token_id).nonzero()[0].item() == 1 + len(text.split())
+    with torch.no_grad():
+        embeddings, pooled = encode_prompts(pipe, input_ids)
+        stock = pipe.encode_prompt(text, device="cpu")  # embeddings, negative ones, and the same pooled
+    for ours, theirs in zip((*embeddings, *pooled), (stock[0][0], stock[1][0], stock[2][0], stock[3][0]), strict=True):
+        assert ours.shape == theirs.shape
+        assert torch.allclose(ours, theirs, atol=1e-5)

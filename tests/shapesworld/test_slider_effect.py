@@ -1,0 +1,71 @@
+"""A slider trained for a minute on the shapes world must move the attribute, and the right way."""
+
+import math
+from pathlib import Path
+
+import pytest
+from conftest import write_experiment
+from PIL import Image
+from shapesworld.attributes import ATTRIBUTES
+from shapesworld.evaluate import Curve, dense_multipliers, evaluate, load_model
+from shapesworld.make_dataset import write_dataset
+from shapesworld.plot import plot_curves
+from sliders.config.settings import load_settings
+from sliders.formats.slider_file import open_slider
+from sliders.models.sdxl.family import SDXL_FAMILY
+from sliders.train.runs import run_all
+
+MODEL = Path(__file__).parents[2] / "trainscripts" / "shapesworld" / "model"
+
+
+@pytest.fixture(scope="module")
+def short_slider(tmp_path_factory):
+    """`small` at −1 and `huge` at 1, 120 steps of the demo's objective."""
+    root = tmp_path_factory.mktemp("effect")
+    write_dataset("size", root / "data")
+    flags = ["--folders", "small, huge", "--scales", "-1, 1", "--iterations", "120", "--rank", "8", "--alpha", "8"]
+    argv = write_experiment(
+        root,
+        flags=flags,
+        data=root / "data",
+        prompts=[{"target": "", "resolution": 128}],
+        pretrained_model={"name_or_path": str(MODEL)},
+        train={"loss": "crossing", "lr": 1e-3, "lr_scheduler": "cosine", "max_denoising_steps": 1000},
+    )
+    (report,) = run_all(load_settings(argv)[0])
+    model = load_model()
+    return evaluate(model, open_slider(report.path, model.unet, SDXL_FAMILY), "size", multipliers=(-1.0, 0.0, 1.0))
+
+
+def test_a_short_slider_has_an_effect_of_the_right_sign(short_slider):
+    """The folders' radii are 13.4 and 40 px. An untrained or swapped slider gives 0 or less."""
+    low, _, high = short_slider.mean
+    assert high - low > 5
+
+
+def test_multiplier_0_is_the_base_model(short_slider):
+    base = evaluate(load_model(), None, "size")
+    assert short_slider.at("mean", 0.0) == pytest.approx(base.mean[0], abs=1e-3)
+    assert short_slider.at("mess", 0.0) == pytest.approx(base.mess[0], abs=1e-4)
+
+
+def test_the_base_model_is_faithful_to_its_world():
+    base = evaluate(load_model(), None, "size")
+    assert base.mess[0] <= 0.012
+    assert 20 < base.mean[0] < 33
+
+
+def test_columns_of_the_measurement():
+    curve = Curve("size", (0.0, 0.67, 1.0, 1.3, 2.0), (27.0, 14.4, 19.0, 26.0, 38.0), (9.0,) * 5, (0.01,) * 5)
+    assert curve.calibration == pytest.approx((1.0 + 1.0 + 0.0 + 2.0) / 4)
+    assert curve.ordered
+    assert curve.order == pytest.approx(3 / 4)
+    assert dense_multipliers(ATTRIBUTES["size"]) == (0.0, 0.67, 0.835, 1.0, 1.15, 1.3, 1.65, 2.0, 2.7)
+
+
+def test_the_plot_is_a_picture_of_three_panels(tmp_path):
+    multipliers = dense_multipliers(ATTRIBUTES["hue"])
+    values = tuple(20 * m + math.sin(m) for m in multipliers)
+    curve = Curve("hue", multipliers, values, (1.0,) * len(values), (0.01,) * len(values))
+    plot_curves({"a": curve, "b": curve}, tmp_path / "plot.png")
+    assert Image.open(tmp_path / "plot.png").size == (3 * 480, 360)

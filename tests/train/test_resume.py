@@ -1,0 +1,327 @@
+"""A run that was killed goes on as if it had not been, and only as the run that it was."""
+
+import random
+import re
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import disc
+from experiments import RUN, VARIED, Bomb, experiment, settings_of
+from processes import Training
+from safetensors.torch import load_file
+from sliders.formats import checkpoint as states
+from sliders.formats.checkpoint import checkpoints_of, newest_checkpoint, read_checkpoint
+from sliders.train.plan import make_plan
+from sliders.train.trainer import Trainer
+
+STOPPED_CLOCK = {"SOURCE_DATE_EPOCH": "1700000000"}
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw8bit", "prodigy"])
+def test_a_killed_run_ends_in_the_same_file(tmp_path, optimizer):
+    """60 steps are 20 steps, kill -9 anywhere behind their save, and the other 40: dynamic resolution, 2 pairs, cosine."""
+    if optimizer == "prodigy":
+        pytest.importorskip("prodigyopt")
+    train = {"optimizer": optimizer, "lr_scheduler": "cosine", "lr": 1.0 if optimizer == "prodigy" else 1e-3}
+    both = (tmp_path / "straight", tmp_path / "killed")
+    straight, killed = (experiment(f, 60, per_steps=20, prompts=VARIED, train=train) for f in both)
+    whole = Training(straight, tmp_path / "straight.log", STOPPED_CLOCK)
+    run = settings_of(killed)
+    training = Training(killed, tmp_path / "killed.log", STOPPED_CLOCK)
+    moment = random.Random(optimizer).randint(20, 35)  # the next save is at 40
+    training.until(lambda: checkpoints_of(run) and steps_told(training.output) >= moment)
+    assert training.signal(signal.SIGKILL).status() == -signal.SIGKILL
+    resumed = Training([*killed, "--resume"], tmp_path / "resumed.log", STOPPED_CLOCK)
+    assert (whole.status(), resumed.status()) == (0, 0), resumed.output
+    assert f"resume  from {RUN}_20steps.state" in resumed.output
+    last = [settings_of(argv).run_dir / f"{RUN}_last.safetensors" for argv in (straight, killed)]
+    assert last[0].read_bytes() == last[1].read_bytes()
+    assert (
+        read_checkpoint(checkpoints_of(run)[60]).header
+        == read_checkpoint(checkpoints_of(settings_of(straight))[60]).header
+    )
+
+
+def steps_told(output):
+    """How many steps the progress bar has shown so far."""
+    return max((int(done) for done in re.findall(r" (\d+)/60 ", output)), default=0)
+
+
+@pytest.fixture(scope="module")
+def four_steps(tmp_path_factory, train_main):
+    """The folder of a run of four steps with a state after each."""
+    root = tmp_path_factory.mktemp("four")
+    assert train_main(experiment(root / "run", iterations=4, per_steps=1)) == 0
+    return root / "run" / "models" / RUN
+
+
+@pytest.fixture
+def finished(tmp_path, four_steps):
+    """Command line and settings of that run, in a copy of its folder."""
+    argv = experiment(tmp_path / "run", iterations=4, per_steps=1)
+    shutil.copytree(four_steps, tmp_path / "run" / "models" / RUN)
+    return argv, settings_of(argv)
+
+
+def test_the_newest_states_are_kept_and_every_slider(finished):
+    _, settings = finished
+    assert list(checkpoints_of(settings)) == [4, 3]
+    names = sorted(p.name for p in settings.run_dir.iterdir())
+    suffixes = ("1steps", "2steps", "3steps", "last")
+    sliders = [f"{RUN}_{s}.{end}" for s in suffixes for end in ("safetensors", "json")]
+    assert names == sorted([*sliders, f"{RUN}_3steps.state", f"{RUN}_4steps.state", "logs"])
+
+
+def test_a_folder_with_a_state_asks_what_to_do(finished, train_main, capsys):
+    argv, settings = finished
+    before = {p: p.stat().st_mtime_ns for p in settings.run_dir.iterdir()}
+    assert train_main(argv) == 2
+    assert (
+        "after 4 steps: add --resume to continue from there, or --overwrite to start again" in capsys.readouterr().err
+    )
+    assert {p: p.stat().st_mtime_ns for p in settings.run_dir.iterdir()} == before
+
+
+def test_more_steps_go_on_from_the_end_and_fewer_are_refused(finished, train_main, capsys):
+    argv, settings = finished
+    assert train_main([*argv, "--resume", "--iterations", "3"]) == 2
+    assert "saved after 4 steps" in capsys.readouterr().err
+    assert train_main([*argv, "--resume", "--iterations", "6", "--per_steps", "5"]) == 0
+    assert "train.iterations was 4 and is now 6" in capsys.readouterr().out
+    assert list(checkpoints_of(settings)) == [6, 5]
+
+
+def test_a_run_that_is_done_makes_its_last_slider_again(finished, train_main, capsys):
+    argv, settings = finished
+    last = settings.run_dir / f"{RUN}_last.safetensors"
+    wanted = load_file(last)
+    last.unlink()
+    assert train_main([*argv, "--resume"]) == 0
+    assert "no steps were left to do" in capsys.readouterr().out
+    assert all(torch.equal(wanted[key], tensor) for key, tensor in load_file(last).items())
+
+
+def test_a_kill_between_state_and_slider_is_mended(tmp_path, train_main):
+    """The state is there first, so that no slider is ever without one; resuming writes the slider that is missing."""
+    argv = experiment(tmp_path / "run", iterations=3, per_steps=2)
+    settings = settings_of(argv)
+    trainer = Trainer(make_plan(settings))
+    for step in range(2):
+        trainer.step(step)
+        trainer.done += 1
+    trainer.outputs.save_checkpoint(trainer.done, trainer.learner.tensors())
+    assert train_main([*argv, "--resume"]) == 0
+    names = {p.name for p in settings.run_dir.glob("*.safetensors")}
+    assert names == {f"{RUN}_2steps.safetensors", f"{RUN}_last.safetensors"}
+
+
+def test_overwriting_forgets_the_old_states(finished, train_main):
+    argv, settings = finished
+    assert train_main([*argv, "--overwrite", "--iterations", "2", "--per_steps", "9"]) == 0
+    assert list(checkpoints_of(settings)) == [2]
+
+
+def test_an_old_state_that_cannot_be_removed_ends_overwriting_before_it_begins(
+    finished, train_main, monkeypatch, capsys
+):
+    """As on Windows while another program has it open: a stop would else go on from it."""
+    argv, settings = finished
+    before = sorted(settings.run_dir.iterdir())
+    unlink = Path.unlink
+
+    def held(path, **options):
+        if path.suffix == ".state":
+            raise PermissionError(13, "Access is denied")
+        unlink(path, **options)
+
+    monkeypatch.setattr(Path, "unlink", held)
+    assert train_main([*argv, "--overwrite"]) == 2
+    assert re.search(
+        r"error: --overwrite: .*\.state could not be removed: close the program that has it open",
+        capsys.readouterr().err,
+    )
+    assert sorted(settings.run_dir.iterdir()) == before
+
+
+def test_where_names_match_in_any_case_a_run_finds_its_states_by_any_of_them(finished, monkeypatch):
+    _, settings = finished
+    renamed = settings.model_copy(update={"save": settings.save.model_copy(update={"name": "PROBE"})})
+    settings.run_dir.rename(renamed.run_dir)
+    assert not checkpoints_of(renamed)
+    monkeypatch.setattr(states, "SAME_NAME", re.IGNORECASE)
+    assert checkpoints_of(renamed)
+
+
+def test_overwriting_replaces_the_old_sliders_at_its_first_save_and_not_before(finished, train_main, monkeypatch):
+    argv, settings = finished
+    first = {p.name for p in settings.run_dir.glob("*.safetensors")}
+    seen = []
+    step = Trainer.step
+
+    def looked(trainer, number):
+        seen.append({p.name for p in settings.run_dir.glob("*.safetensors")})
+        return step(trainer, number)
+
+    monkeypatch.setattr(Trainer, "step", looked)
+    assert train_main([*argv, "--overwrite", "--iterations", "3", "--per_steps", "2"]) == 0
+    assert seen == [first, first, {f"{RUN}_2steps.safetensors"}]
+    assert sorted(p.name for p in settings.run_dir.glob("*steps.*")) == [
+        f"{RUN}_2steps.json", f"{RUN}_2steps.safetensors", f"{RUN}_2steps.state", f"{RUN}_3steps.state",
+    ]  # fmt: skip
+
+
+def test_an_overwriting_run_that_was_stopped_goes_on_as_itself(finished, train_main, monkeypatch):
+    """With --resume beside --overwrite: not from the states that it replaces, though its settings would allow that."""
+    from sliders.system.signals import Stopped
+
+    def stop(*_):
+        raise Stopped(signal.SIGTERM)
+
+    argv, settings = finished
+    kept = sorted(p.name for p in settings.run_dir.glob("*.safetensors"))
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "_encode", stop)
+        assert train_main([*argv, "--overwrite", "--lr", "5e-3"]) == 143
+    assert sorted(p.name for p in settings.run_dir.glob("*.safetensors")) == kept
+    assert not checkpoints_of(settings)
+    assert train_main([*argv, "--overwrite", "--lr", "5e-3", "--resume", "--iterations", "2"]) == 0
+    assert list(checkpoints_of(settings)) == [2, 1]
+    assert train_main([*argv, "--overwrite", "--lr", "5e-3", "--resume", "--iterations", "3"]) == 0
+    assert list(checkpoints_of(settings)) == [3, 2]
+
+
+def test_resuming_another_rank_says_which_run_is_there(finished, train_main, capsys):
+    argv, _ = finished
+    assert train_main([*argv, "--resume", "--rank", "2", "--dry_run"]) == 0
+    assert f"from step 1 ({RUN} has another rank, alpha or training_method)" in capsys.readouterr().out
+
+
+def test_resuming_where_nothing_is_begins(tmp_path, train_main, capsys):
+    assert train_main(experiment(tmp_path / "run", iterations=1, flags=["--resume"])) == 0
+    assert "there is no checkpoint: from step 1" in capsys.readouterr().out
+
+
+def spoil(path, place):
+    raw = bytearray(path.read_bytes())
+    raw[place % len(raw)] ^= 1
+    path.write_bytes(raw)
+
+
+@pytest.mark.parametrize("place", [0, 20, 60, 3000, -1])
+def test_one_wrong_bit_is_noticed(finished, place):
+    _, settings = finished
+    path = checkpoints_of(settings)[4]
+    spoil(path, place)
+    assert read_checkpoint(path) is None
+    assert newest_checkpoint(settings)[0].step == 3
+
+
+def test_a_damaged_state_is_named_and_the_one_before_it_taken(finished, train_main, capsys):
+    argv, settings = finished
+    wanted = load_file(settings.run_dir / f"{RUN}_last.safetensors")
+    checkpoints_of(settings)[4].write_bytes(checkpoints_of(settings)[4].read_bytes()[:-7])
+    assert train_main([*argv, "--resume"]) == 0
+    assert f"{RUN}_4steps.state is damaged and ignored" in capsys.readouterr().out
+    found = load_file(settings.run_dir / f"{RUN}_last.safetensors")
+    assert all(torch.equal(wanted[key], found[key]) for key in wanted)
+    for path in checkpoints_of(settings).values():
+        path.write_bytes(b"")
+    assert train_main([*argv, "--resume"]) == 2
+    error = capsys.readouterr().err
+    assert "4steps.state" in error and "3steps.state are damaged" in error and "--overwrite" in error
+
+
+def test_a_state_runs_no_code(tmp_path):
+    """Tensors are read as weights alone, also from a file whose checksum is right."""
+    import pickle
+
+    from sliders.formats.checkpoint import write_checkpoint
+
+    path = tmp_path / "bomb.state"
+    write_checkpoint(path, {"step": 1}, {"master": Bomb()})
+    with pytest.raises(pickle.UnpicklingError):
+        read_checkpoint(path).tensors()
+    assert not (tmp_path / "ran").exists()
+
+
+CHANGED = {
+    "layers": ([], {"network": {"type": "lierla"}}, "network.type was \"c3lier\""),
+    "prompt": ([], {"prompts": [{"target": "a", "resolution": 64}]}, "prompts 1."),
+    "seed": (["--seed", "7"], {}, "train.seed was 0 and is now 7"),
+    "optimizer": (["--optimizer", "lion8bit"], {}, 'train.optimizer was "adamw" and is now "lion8bit"'),
+    "scales": (["--scales", "-2, -1, 1, 3"], {}, "scales 4 was 2.0 and is now 3.0"),
+    "model": ([], {"pretrained_model": {"name_or_path": "other/model"}}, "pretrained_model.name_or_path was"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGED)
+def test_another_run_is_refused_by_what_differs(finished, tmp_path, train_main, capsys, change):
+    flags, overrides, said = CHANGED[change]
+    _, settings = finished
+    argv = experiment(tmp_path / "run", 4, 1, flags=[*flags, "--resume"], **overrides)
+    assert train_main(argv) == 2
+    error = capsys.readouterr().err
+    assert said in error and "--overwrite" in error
+    assert list(checkpoints_of(settings)) == [4, 3]
+
+
+def test_another_image_is_refused_by_its_name(finished, tmp_path, train_main, capsys):
+    argv, _ = finished
+    disc((64, 64), 0.1).save(tmp_path / "data" / "low" / "two.png")
+    assert train_main([*argv, "--resume"]) == 2
+    assert "images.low/two.png was" in capsys.readouterr().err
+
+
+def test_other_weights_under_the_same_name_are_refused(finished, tmp_path):
+    from sliders.models.sdxl.loading import load_sdxl
+    from sliders.system.errors import InputError
+
+    argv, _ = finished
+    settings = settings_of([*argv, "--resume"])
+    model = load_sdxl(settings.pretrained_model, torch.float32)
+    with torch.no_grad():
+        model.unet.conv_in.weight += 1
+    trainer = Trainer(make_plan(settings), model)
+    with pytest.raises(InputError, match="model was"):
+        trainer.resume()
+
+
+def test_data_that_vanish_after_caching_harm_nothing(tmp_path):
+    settings = settings_of(experiment(tmp_path / "run", iterations=3, per_steps=1))
+    trainer = Trainer(make_plan(settings))
+    shutil.rmtree(tmp_path / "data")
+    assert len(trainer.run().losses) == 3
+
+
+SCHEDULES = ("constant", "cosine", "cosine_with_restarts", "step", "linear")
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_longer_run_follows_the_longer_schedule(schedule):
+    from sliders.config.schema import Train
+    from sliders.train.optimizers import build_lr_scheduler, build_optimizer, replay_schedule
+
+    def rates(train, steps, optimizer):
+        scheduler = build_lr_scheduler(train, optimizer)
+        found = []
+        for _ in range(steps):
+            found.append(scheduler.get_last_lr()[0])
+            optimizer.step()
+            scheduler.step()
+        return found
+
+    short, longer = (Train(lr=1e-2, lr_scheduler=schedule, iterations=n) for n in (20, 40))
+    weights = [torch.nn.Parameter(torch.zeros(1))]
+    wanted = rates(longer, 40, build_optimizer(longer, weights))
+    optimizer = build_optimizer(short, weights)
+    rates(short, 20, optimizer)
+    scheduler = replay_schedule(longer, optimizer, [1e-2], 20)
+    found = []
+    for _ in range(20):
+        found.append(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+    assert found == wanted[20:]

@@ -1,0 +1,93 @@
+"""Time pictures of one prompt at several multipliers: all in one batch, as sample_slider-xl.py makes them, and one by one.
+
+    uv run trainscripts/benchmarks/bench_sampling.py --json bench_sampling.json
+
+A full-size SDXL with random weights at 1024 px; on a machine without a GPU use `--model tiny --resolution 128`.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+from bench_world import build_model, synchronize
+from sliders.adaptors.network import AdaptorNetwork
+from sliders.compute.device import DTYPES, torch_device, use_device
+from sliders.config.schema import Network
+from sliders.sample.sampling import Row, Sampling, sample
+
+MULTIPLIERS = (0.0, 0.67, 1.0, 1.3, 2.0, 2.7)
+
+
+class Bench:
+    """A model with a slider of random weights, and the rows of one prompt and seed."""
+
+    def __init__(self, args: argparse.Namespace, device: str):
+        self.device = device
+        self.model = build_model(args.model, args.precision, self.device)
+        embeds = self.model.encode_prompts(["a", ""], self.device)
+        self.model.unet.to(self.device)
+        self.model.pipe.vae.to(self.device)
+        settings = Network(type="c3lier", rank=args.rank, alpha=args.rank / 2, training_method="noxattn")
+        self.network = AdaptorNetwork(self.model.unet, settings)
+        with torch.no_grad():
+            for adaptor in self.network.adaptors:
+                adaptor.up.normal_(std=0.02)
+        self.negative, self.rows = embeds[""], [Row(embeds["a"], 1, (m,)) for m in MULTIPLIERS]
+        self.size = {"width": args.resolution, "height": args.resolution, "steps": args.steps, "guidance": 5.0}
+
+    @torch.no_grad()
+    def pictures(self, batch_size: int) -> tuple[torch.Tensor, float]:
+        """All rows, `batch_size` at once → pictures [rows, 3, H, W] and seconds, decoding included."""
+        sampling = Sampling(**self.size, batch_size=batch_size)
+        synchronize(self.device)
+        began = time.perf_counter()
+        found = torch.stack(list(sample(self.model, [self.network], self.rows, self.negative, sampling)))
+        synchronize(self.device)
+        return found, time.perf_counter() - began
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="full", help="full (random weights), tiny, or any SDXL")
+    parser.add_argument("--resolution", type=int, default=1024)
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--rank", type=int, default=96)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--precision", choices=DTYPES, help="default: bfloat16 on a GPU, float32 elsewhere")
+    parser.add_argument("--device", default="0")
+    parser.add_argument("--json", type=Path, help="write the results there")
+    args = parser.parse_args()
+    device = torch_device(args.device)
+    use_device(device)
+    cuda = device.startswith("cuda")
+    args.precision = args.precision or ("bfloat16" if cuda else "float32")  # random weights overflow in float16
+    bench, seconds, pictures = Bench(args, device), {}, {}
+    sizes = (len(MULTIPLIERS), 1)
+    for size in sizes:
+        bench.pictures(size)  # warms up
+        runs = [bench.pictures(size) for _ in range(args.repeats)]
+        pictures[size], seconds[size] = runs[0][0], statistics.median(s for _, s in runs)
+    found = {
+        "device": torch.cuda.get_device_name() if cuda else "CPU",
+        "torch": torch.__version__,
+        **{k: getattr(args, k) for k in ("model", "resolution", "steps", "rank", "precision")},
+        "pictures": len(MULTIPLIERS),
+        "together_s": round(seconds[sizes[0]], 3),
+        "one_by_one_s": round(seconds[1], 3),
+        "ratio": round(seconds[1] / seconds[sizes[0]], 2),
+        "largest_difference": (pictures[1] - pictures[sizes[0]]).abs().max().item(),
+        "finite": bool(pictures[1].isfinite().all()),
+        "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2) if cuda else None,
+    }
+    print("\n".join(f"{key:18s} {value}" for key, value in found.items()))
+    if args.json:
+        args.json.write_text(json.dumps(found, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,275 @@
+"""Time the training step on a full-size SDXL with random weights, beside the work that the ancestors' step does.
+
+    uv run trainscripts/benchmarks/bench_step.py --resolutions 512 1024 --modes naive eager graph regional
+
+Per resolution and number of pairs: median seconds of a step, how many times faster than the naive step, the share of
+the arithmetic floor (its floating-point operations at the rate of a large bfloat16 matrix product on this GPU), peak
+memory of the steps and of loading and encoding before them, the most that PyTorch held of the GPU, seconds from the model
+in main memory to the end of the first step and of the second, which captures the graph. Without a GPU: the demo's model.
+"""
+
+import argparse
+import gc
+import json
+import math
+import re
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from bench_world import build_model, make_settings, step_flops, synchronize, write_noise_images
+from naive_step import NaiveStep
+from sliders.compute.device import torch_device, use_device
+from sliders.models import FAMILIES
+from sliders.models.layers import select_layers
+from sliders.models.sdxl.model import SDXL
+from sliders.train.plan import Plan
+from sliders.train.trainer import Trainer
+
+DEMO = Path(__file__).parent.parent / "shapesworld" / "model"
+MODES = {  # name → other.cuda_graph, other.torch_compile
+    "eager": ("off", "off"),
+    "graph": ("auto", "off"),
+    "regional": ("auto", "regional"),
+    "full": ("auto", "full"),
+}
+WARM_UP, BLOCKS = 3, 5
+KINDS = {  # of kernels, by their names
+    "attention": "sdpa|fmha|flash|cudnn::fusion",
+    "convolution": "fprop|dgrad|wgrad|conv",
+    "matrix products": "nvjet|gemm|splitK",
+    "this project's kernels": "geglu|_normalise|_channel_|_group_s|_add_layer_norm",
+    "layer and group norm": "layer_norm|group_norm|GroupNorm|LayerNorm",
+    "optimizer and gathering": "multi_tensor_apply",
+    "copies": "copy|Memcpy|Memset",
+    "elementwise": "elementwise|CatArray",
+}
+
+
+def median_seconds(step, device: str, steps: int) -> float:
+    """Of blocks of steps, since a step that waits for nothing cannot be timed by itself."""
+    found = []
+    for _ in range(BLOCKS):
+        synchronize(device)
+        began = time.perf_counter()
+        for _ in range(steps):
+            step()
+        synchronize(device)
+        found.append((time.perf_counter() - began) / steps)
+    return sorted(found)[BLOCKS // 2]
+
+
+def measure_naive(args: argparse.Namespace, resolution: int, device: str) -> dict:
+    model = build_model(args.model, args.precision, device)
+    layers = select_layers(model.unet, "c3lier", "noxattn")
+    naive = NaiveStep(model, layers, args.rank, resolution, device)
+    losses = [naive.step() for _ in range(WARM_UP)]
+    seconds = median_seconds(lambda: losses.append(naive.step()), device, 1)
+    return {"seconds": seconds, "finite": all(map(math.isfinite, losses))}
+
+
+def measure_mode(args: argparse.Namespace, mode: str, resolution: int, pairs: int, device: str) -> dict:
+    with tempfile.TemporaryDirectory() as folder:
+        data = write_noise_images(Path(folder) / "data", resolution)
+        graph, compiled = MODES[mode]
+        settings = make_settings(args, Path(folder), resolution, pairs, graph, compiled)
+        model = build_in_main_memory(args, device)
+        began = time.perf_counter()
+        plan = Plan(settings, FAMILIES[settings.family], device, data, (), 0, checkpoint=None, damaged=())
+        trainer = Trainer(plan, model)
+    loading = peak_memory(device)
+    start = trainer.weights.master.detach().cpu().clone()
+    results, ready = [], []
+    for step in range(WARM_UP):
+        results.append(trainer.step(step))
+        synchronize(device)
+        ready.append(time.perf_counter() - began)
+    steps = iter(range(WARM_UP, 10**9))
+    seconds = median_seconds(lambda: results.append(trainer.step(next(steps))), device, args.steps)
+    losses = torch.stack([r.values for r in results])[:, 0].tolist()  # not as the trainer reads them: NaN would stop it
+    peak, weights = peak_memory(device), trainer.weights.master.detach().cpu().clone()
+    if args.profile:
+        print_profile(trainer, next(steps))
+    return {
+        "seconds": seconds, "first_step": ready[0], "second_step": ready[1], "losses": losses,
+        "finite": all(map(math.isfinite, losses)), "parameters": trainer.network.num_parameters(),
+        "weights": weights, "moved": (weights - start).norm().item(), "peak_gib": peak and peak[0],
+        "loading_gib": loading and loading[0], "reserved_gib": peak and max(peak[1], loading[1]),
+    }  # fmt: skip
+
+
+def build_in_main_memory(args: argparse.Namespace, device: str) -> SDXL:
+    """Where a model lies when a run has loaded it: what moving it costs is measured too."""
+    model = build_model(args.model, args.precision, device)
+    model.unet.to("cpu")
+    model.pipe.vae.to("cpu")
+    if device.startswith("cuda"):
+        torch.cuda.empty_cache()
+    return model
+
+
+def peak_memory(device: str) -> tuple[float, float] | None:
+    """The most that was allocated and that was held, GiB, since this was asked last or a trainer made."""
+    if not device.startswith("cuda"):
+        return None
+    found = torch.cuda.max_memory_allocated() / 2**30, torch.cuda.max_memory_reserved() / 2**30
+    torch.cuda.reset_peak_memory_stats()
+    return found
+
+
+def print_profile(trainer: Trainer, step: int) -> None:
+    """Where one step's time on the GPU goes: by kind of kernel, then the longest kernels."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+        trainer.step(step)
+        torch.cuda.synchronize()
+    rows = sorted(profiler.key_averages(), key=lambda e: -e.self_device_time_total)
+    kinds: dict[str, list[float]] = {}
+    for row in rows:
+        kind = next((kind for kind, pattern in KINDS.items() if re.search(pattern, row.key)), "other")
+        found = kinds.setdefault(kind, [0.0, 0])
+        found[0] += row.self_device_time_total / 1000
+        found[1] += row.count
+    total = sum(ms for ms, _ in kinds.values())
+    print(f"  kernels: {total:.1f} ms in {sum(e.count for e in rows)}")
+    for kind, (ms, count) in sorted(kinds.items(), key=lambda item: -item[1][0]):
+        print(f"  {ms:8.2f} ms {count:6d} × {kind}")
+    for row in rows[:12]:
+        print(f"  {row.self_device_time_total / 1000:8.2f} ms {row.count:6d} × {row.key[:90]}")
+
+
+def peak_rate(device: str, size: int = 8192, runs: int = 20) -> float:
+    """FLOP/s of a bfloat16 matrix product of random matrices, when the GPU has had a second to raise its clock."""
+    a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
+    began = time.perf_counter()
+    while time.perf_counter() - began < 1:
+        a @ b
+        synchronize(device)
+    seconds = median_seconds(lambda: a @ b, device, runs)
+    return 2 * size**3 / seconds
+
+
+def compare(results: list[dict]) -> list[str]:
+    """Each mode against eager of the same resolution and pairs: losses of all steps, and the weights behind the last."""
+    lines = []
+    eager = {(r["resolution"], r["pairs"]): r for r in results if r["mode"] == "eager"}
+    for r in results:
+        wanted = eager.get((r["resolution"], r["pairs"]))
+        if wanted and r["mode"] not in ("eager", "naive"):
+            off = [abs(a / b - 1) for a, b in zip(r["losses"], wanted["losses"], strict=True)]
+            r["apart"] = (r["weights"] - wanted["weights"]).norm().item() / wanted["moved"]
+            lines.append(
+                f"{r['mode']} at {r['resolution']} px, {r['pairs']} pair(s) against eager over {len(off)} steps: losses differ by "
+                f"{sum(off) / len(off):.1e} on average, {max(off):.1e} at most; the weights by {r['apart']:.1e} of the way moved"
+            )
+    return lines
+
+
+def row_text(row: dict) -> str:
+    def shown(key: str, form: str) -> str:
+        return "–" if row.get(key) is None else format(row[key], form)
+
+    return (
+        f"{row['resolution']:5d} px {row['pairs']} pair(s) {row['mode']:9s} {row['seconds']:.4f} s/step  "
+        f"{shown('times', '.1f'):>5}× naive  {shown('share', '.0%'):>4} of the floor  peak {shown('peak_gib', '.1f')} GiB, "
+        f"loading {shown('loading_gib', '.1f')}, held {shown('reserved_gib', '.1f')}  first steps done at "
+        f"{shown('first_step', '.1f')} and {shown('second_step', '.1f')} s  finite {row['finite']}"
+    )
+
+
+def planned(args: argparse.Namespace) -> list[tuple[int, str]]:
+    """(pairs, mode): the naive step knows one pair only, and eager is there to compare with."""
+    counts = {"naive": [1], "eager": args.pairs[:1]}
+    return [(pairs, mode) for mode in args.modes for pairs in counts.get(mode, args.pairs)]
+
+
+def main() -> int:
+    args = parse_args()
+    device = torch_device(args.device)
+    use_device(device)
+    cuda = device.startswith("cuda")
+    fill_in(args, cuda)
+    name = torch.cuda.get_device_name(device) if cuda else "CPU"
+    rates = [peak_rate(device)] if cuda else []
+    print(
+        f"{name}, torch {torch.__version__}, {args.model} model, {args.precision}, rank {args.rank}, {args.optimizer}",
+        flush=True,
+    )
+    results, comparisons = [], []
+    for resolution in args.resolutions:
+        rows = measure(args, resolution, device)
+        comparisons += compare(rows)
+        for row in rows:
+            row.pop("weights", None)
+        results += rows
+    if cuda:
+        rates.append(peak_rate(device))
+        print(f"bfloat16 matrix product: {max(rates) / 1e12:.0f} TFLOP/s")
+        for row in results:
+            row["share"] = row["flops"] / max(rates) / row["seconds"] if row["flops"] else None
+    print(*map(row_text, results), *comparisons, sep="\n")
+    if args.json:
+        found = {"device": name, "torch": torch.__version__, "rate": max(rates, default=None), "results": results}
+        args.json.write_text(json.dumps(found))
+    return 0 if all(r["finite"] for r in results) else 1
+
+
+def measure(args: argparse.Namespace, resolution: int, device: str) -> list[dict]:
+    """All modes at one resolution; each is told when it is done."""
+    rows, naive = [], None
+    for pairs, mode in planned(args):
+        forget_before(device)
+        row = {"resolution": resolution, "pairs": pairs, "mode": mode, "flops": None}
+        if mode == "naive":
+            row |= measure_naive(args, resolution, device)
+            naive = row["seconds"]
+        else:
+            row |= measure_mode(args, mode, resolution, pairs, device)
+            row["times"] = naive * pairs / row["seconds"] if naive else None
+            row["flops"] = step_flops(args, resolution, pairs)
+        rows.append(row)
+        print(f"measured: {row_text(row)}", flush=True)
+    return rows
+
+
+def forget_before(device: str) -> None:
+    """What the mode before held must not count in this one's peak, nor what was compiled for it in this one's limits."""
+    torch.compiler.reset()
+    gc.collect()
+    if device.startswith("cuda"):
+        torch._C._cuda_clearCublasWorkspaces()
+        torch.cuda.empty_cache()
+
+
+def fill_in(args: argparse.Namespace, cuda: bool) -> None:
+    """What was not said: the full model on a GPU, elsewhere the demo's, small, and without the graph."""
+    said = {key: value for key, value in vars(args).items() if value is not None}
+    full = {"model": "full", "modes": ["naive", "eager", "graph"], "resolutions": [512, 1024], "precision": "bfloat16"}
+    demo = {"model": str(DEMO), "modes": ["naive", "eager"], "resolutions": [128], "precision": "float32"}
+    vars(args).update({**(full if cuda else demo), **said})
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--model", help="full (random weights), or any SDXL; default: full on a GPU, elsewhere the demo's"
+    )
+    parser.add_argument("--modes", nargs="+", choices=("naive", *MODES))
+    parser.add_argument("--resolutions", type=int, nargs="+")
+    parser.add_argument("--pairs", type=int, nargs="+", default=[1], help="pairs of images in a step")
+    parser.add_argument("--rank", type=int, default=96)
+    parser.add_argument("--steps", type=int, default=10, help="in each of the five blocks that are timed")
+    parser.add_argument("--precision", choices=("bfloat16", "float32"))
+    parser.add_argument("--optimizer", default="adamw")
+    parser.add_argument("--attention", default="auto")
+    parser.add_argument("--quantize", default="none")
+    parser.add_argument("--gradient_checkpointing", action="store_true")
+    parser.add_argument("--profile", action="store_true", help="list the kernels of one step")
+    parser.add_argument("--device", default="0")
+    parser.add_argument("--json", type=Path, help="write the results there")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,108 @@
+"""What the benchmarks run: models, and for bench_step.py its data, its settings, and how much arithmetic that is."""
+
+import argparse
+from pathlib import Path
+
+import torch
+from PIL import Image
+from sliders.adaptors.network import AdaptorNetwork
+from sliders.compute.device import DTYPES
+from sliders.config.schema import (
+    Data,
+    Logging,
+    Network,
+    Other,
+    PretrainedModel,
+    Preview,
+    PromptSet,
+    Save,
+    Settings,
+    Train,
+)
+from sliders.data.dataset import ScaleFolders
+from sliders.models.sdxl.loading import load_sdxl
+from sliders.models.sdxl.model import SDXL
+from sliders.models.sdxl.random_weights import RandomSDXL
+from sliders.models.sdxl.unet import weightless_unet
+from torch.utils.flop_counter import FlopCounterMode
+
+SCALES = {"low": 0.67, "middle": 1.0, "high": 2.0}
+
+
+def _product_flops(total: torch.Size, left: torch.Size, right: torch.Size, **_) -> int:
+    return 2 * left.numel() * right[-1]
+
+
+IN_PLACE = {
+    torch.ops.aten.addmm_: _product_flops,
+    torch.ops.aten.baddbmm_: _product_flops,
+}  # torch counts only their twins
+
+
+def build_model(name: str, precision: str, device: str) -> SDXL:
+    """name: full (random weights, made on the device), tiny, or any SDXL."""
+    if name == "full":
+        return RandomSDXL(device, DTYPES[precision])
+    return load_sdxl(PretrainedModel(name_or_path=name), DTYPES[precision])
+
+
+def synchronize(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+
+
+def write_noise_images(root: Path, size: int) -> ScaleFolders:
+    """Two names in three folders, pictures of `size` px full of noise."""
+    generator = torch.Generator().manual_seed(0)
+    for folder in SCALES:
+        (root / folder).mkdir(parents=True)
+        for name in ("a", "b"):
+            pixels = torch.randint(0, 256, (size, size, 3), dtype=torch.uint8, generator=generator)
+            Image.fromarray(pixels.numpy()).save(root / folder / f"{name}.png", compress_level=0)
+    data = Data(folder_main=root, folders=tuple(SCALES), scales=tuple(SCALES.values()))
+    return ScaleFolders.find(data, SDXL.facts.size_multiple)
+
+
+def make_settings(
+    args: argparse.Namespace, root: Path, resolution: int, pairs: int, graph: str, compiled: str
+) -> Settings:
+    return Settings(
+        config_file=root,
+        pretrained_model=PretrainedModel(name_or_path=args.model, quantize=args.quantize),
+        network=make_network(args),
+        train=Train(precision=args.precision, optimizer=args.optimizer, max_denoising_steps=850),
+        save=Save(name="bench", path=root),
+        preview=Preview(),
+        logging=Logging(),
+        other=Other(
+            attention=args.attention,
+            gradient_checkpointing=args.gradient_checkpointing,
+            cuda_graph=graph,
+            torch_compile=compiled,
+        ),
+        prompts=(PromptSet(target="", resolution=resolution, batch_size=pairs),),
+        data=Data(folder_main=root, folders=tuple(SCALES), scales=tuple(SCALES.values())),
+        device=args.device,
+    )
+
+
+def make_network(args: argparse.Namespace) -> Network:
+    return Network(type="c3lier", rank=args.rank, alpha=args.rank / 2, training_method="noxattn")
+
+
+def step_flops(args: argparse.Namespace, resolution: int, pairs: int) -> int:
+    """Floating-point operations of one step's forward and backward: no gradients of frozen weights, LoRA included."""
+    unet = weightless_unet(args.model).requires_grad_(False)
+    network = AdaptorNetwork(unet, make_network(args))
+    rows, side, shape = 2 * pairs, resolution // SDXL.facts.latent_factor, unet.config
+    pooled = shape.projection_class_embeddings_input_dim - 6 * shape.addition_time_embed_dim
+    with torch.device("meta"), FlopCounterMode(display=False, custom_mapping=IN_PLACE) as counter:
+        network.set_multipliers(torch.ones(rows))
+        output = unet(
+            torch.empty(rows, 4, side, side),
+            torch.empty(rows),
+            encoder_hidden_states=torch.empty(rows, 77, shape.cross_attention_dim),
+            added_cond_kwargs={"text_embeds": torch.empty(rows, pooled), "time_ids": torch.empty(rows, 6)},
+        ).sample
+        output.sum().backward()
+    return counter.get_total_flops()

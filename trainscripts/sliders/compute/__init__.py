@@ -1,0 +1,1 @@
+"""How the denoiser computes: device, attention, fused blocks and their kernels, compilation, quantisation."""

@@ -1,0 +1,130 @@
+"""The UNet's blocks with fused kernels, on CUDA: the same modules under the same names, fewer passes over memory."""
+
+import importlib.util
+import sys
+from functools import cache
+from types import MethodType
+
+import torch
+from diffusers.models.activations import GEGLU
+from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from torch import Tensor, nn
+
+from sliders.system.errors import first_line
+from sliders.system.installation import how_to_install
+
+TRITON = {"win32": "triton-windows"}  # who brings it where PyTorch does not
+
+
+@cache
+def can_fuse(device: str) -> bool:
+    """Says so, once, where Triton is missing or does not work."""
+    if not device.startswith("cuda"):
+        return False
+    if importlib.util.find_spec("triton") is None:
+        problem, remedy = "there is no Triton", how_to_install(TRITON.get(sys.platform, "triton"))
+    else:
+        problem, remedy = triton_problem(device), "install a C compiler such as gcc, and Python's headers"
+    if problem is not None:
+        print(
+            f"note: this project's kernels cannot be built here ({problem}): {remedy}; training goes on with plain kernels, "
+            "more slowly and with more memory."
+        )
+    return problem is None
+
+
+@cache
+def triton_problem(device: str) -> str | None:
+    """Why Triton runs no kernel on a GPU; None where it does. Its first one compiles a part of Triton itself, for which
+    it wants a C compiler and Python.h, so that only trying tells."""
+    try:
+        from sliders.compute import kernels
+
+        with torch.cuda.device(device):
+            kernels.GEGLU.apply(torch.zeros(1, 2, device=device))
+            torch.cuda.synchronize()
+    except Exception as error:  # of imports, compilers, linkers, drivers: each has its own
+        return first_line(error).rstrip(".")
+    return None
+
+
+def fuse_blocks(unet: nn.Module) -> None:
+    """Shadow the `forward` of every ResNet, GEGLU and transformer block; adaptors may be hung on before or after."""
+    for module in unet.modules():
+        if isinstance(module, ResnetBlock2D) and _is_plain(module):
+            module.forward = MethodType(_resnet, module)
+        elif isinstance(module, GEGLU):
+            module.forward = MethodType(_geglu, module)
+        elif (
+            isinstance(module, BasicTransformerBlock) and module.norm_type == "layer_norm" and module.attn2 is not None
+        ):
+            module.forward = MethodType(_transformer_block, module)
+        elif isinstance(module, Transformer2DModel) and module.use_linear_projection:
+            module._operate_on_continuous_inputs = MethodType(_transformer_in, module)
+            module._get_output_for_continuous_inputs = MethodType(_transformer_out, module)
+
+
+def _is_plain(block: ResnetBlock2D) -> bool:
+    """As all of SDXL's are."""
+    return (
+        block.time_embedding_norm == "default"
+        and block.time_emb_proj is not None
+        and block.upsample is None
+        and block.downsample is None
+        and isinstance(block.nonlinearity, nn.SiLU)
+        and block.output_scale_factor == 1
+        and block.dropout.p == 0
+    )
+
+
+def _resnet(block: ResnetBlock2D, x: Tensor, temb: Tensor) -> Tensor:
+    """x [B, C, h, w], temb [B, time channels] → [B, C', h, w]"""
+    hidden = block.conv1(_norm(block.norm1, x, silu=True))
+    hidden = hidden + block.time_emb_proj(block.nonlinearity(temb))[:, :, None, None]
+    hidden = block.conv2(_norm(block.norm2, hidden, silu=True))
+    return hidden + (x if block.conv_shortcut is None else block.conv_shortcut(x))
+
+
+def _transformer_block(
+    block: BasicTransformerBlock, hidden_states: Tensor, _mask: None = None, encoder_hidden_states: Tensor | None = None,
+    *_args: None, **_kwargs: None,
+) -> Tensor:  # fmt: skip
+    """hidden_states [B, n, C], encoder_hidden_states [B, 77, 2048] → [B, n, C]"""
+    own = block.attn1(block.norm1(hidden_states))
+    hidden_states, normal = _add_norm(hidden_states, own, block.norm2)
+    crossed = block.attn2(normal, encoder_hidden_states=encoder_hidden_states)
+    hidden_states, normal = _add_norm(hidden_states, crossed, block.norm3)
+    return hidden_states + block.ff(normal)
+
+
+def _geglu(layer: GEGLU, hidden_states: Tensor) -> Tensor:
+    from sliders.compute import kernels
+
+    return kernels.GEGLU.apply(layer.proj(hidden_states))
+
+
+def _transformer_in(block: Transformer2DModel, hidden_states: Tensor) -> tuple[Tensor, int]:
+    """[B, C, h, w] → [B, h · w, C], a view where the channels lie last"""
+    tokens = _norm(block.norm, hidden_states, silu=False).permute(0, 2, 3, 1).flatten(1, 2)
+    return block.proj_in(tokens), hidden_states.shape[1]
+
+
+def _transformer_out(
+    block: Transformer2DModel, hidden_states: Tensor, residual: Tensor, height: int, width: int, **_
+) -> Tensor:
+    image = block.proj_out(hidden_states).unflatten(1, (height, width)).permute(0, 3, 1, 2)
+    return image + residual
+
+
+def _add_norm(x: Tensor, y: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
+    from sliders.compute import kernels
+
+    return kernels.AddLayerNorm.apply(x, y, norm.weight, norm.bias, norm.eps)
+
+
+def _norm(norm: nn.GroupNorm, x: Tensor, silu: bool) -> Tensor:
+    from sliders.compute import kernels
+
+    return kernels.GroupNormSiLU.apply(x, norm.weight, norm.bias, norm.num_groups, norm.eps, silu)

@@ -1,0 +1,169 @@
+"""The command line: its flags, and every spelling in which shells hand over a list of numbers or names."""
+
+import argparse
+import difflib
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from sliders.config.optimizers import OPTIMIZERS
+from sliders.config.schema import TRAINING_METHODS
+from sliders.system.errors import InputError
+
+LIST_FLAGS = ("--scales", "--folders", "--attributes")
+DEFAULT_FOLDERS = "verylow, low, high, veryhigh"
+DEFAULT_SCALES = "-2, -1, 1, 2"
+QUOTES = ("'", '"')
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, but its complaints are `InputError`s like all others."""
+
+    def error(self, message: str):
+        for word in message.partition("unrecognized arguments: ")[2].split():
+            near = difflib.get_close_matches(word.partition("=")[0], self._option_string_actions, n=1)
+            message = f"{word} is not a flag that is known here{f': did you mean {near[0]}' if near else ''}"
+            break
+        raise InputError(f"{message[0].upper()}{message[1:]} (see --help).")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="train_lora-scale-xl.py",
+        description="Train a concept slider for SDXL from folders of images, one folder per multiplier.",
+        epilog="A flag that is not given leaves the YAML as it is.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add(
+        "--config_file", required=True, type=Path, metavar="YAML", help="the experiment; start from data/config-xl.yaml"
+    )
+    data = parser.add_argument_group("data")
+    add = data.add_argument
+    add(
+        "--folder_main", required=True, type=Path, metavar="DIR", help="the data set: the folder that holds the folders"
+    )
+    add("--folders", default=DEFAULT_FOLDERS, metavar="A, B, …",
+        help=f"one sub-folder per scale, images with identical names (default: {DEFAULT_FOLDERS})")  # fmt: skip
+    add("--scales", default=DEFAULT_SCALES, metavar="X, Y, …",
+        help=f"the multiplier at which each folder's images are to appear (default: {DEFAULT_SCALES})")  # fmt: skip
+    add("--stylecheck", metavar="A-B",
+        help="train one slider per data set DIR+A … DIR+(B-1), each named after its folder")  # fmt: skip
+    add(
+        "--attributes",
+        default="",
+        metavar="A, B, …",
+        help="repeat each prompt set once per attribute, put before its prompts",
+    )
+    over = parser.add_argument_group("in place of the YAML's value")
+    add = over.add_argument
+    add("--name", help="save.name")
+    add("--rank", type=int, help="network.rank")
+    add("--alpha", type=float, help="network.alpha")
+    add("--training_method", choices=TRAINING_METHODS, metavar="METHOD", help="network.training_method")
+    add("--model", metavar="NAME_OR_PATH", help="pretrained_model.name_or_path")
+    add("--prompts_file", metavar="YAML", help="prompts_file")
+    add("--iterations", type=int, help="train.iterations")
+    add("--lr", type=float, help="train.lr")
+    add("--optimizer", metavar="NAME", help=f"train.optimizer: {', '.join(OPTIMIZERS)}")
+    add("--seed", type=int, help="train.seed")
+    add("--resolution", type=int, metavar="PX", help="resolution of every prompt set")
+    add("--batch_size", type=int, metavar="PAIRS", help="batch_size of every prompt set")
+    add("--save_path", metavar="DIR", help="save.path")
+    add("--per_steps", type=int, help="save.per_steps")
+    run = parser.add_argument_group("the run")
+    add = run.add_argument
+    add("--device", default="0", metavar="N", help="CUDA index (default: 0), or cpu, or mps")
+    add("--dry_run", action="store_true", help="check everything that needs no weights, print the plan, stop")
+    add("--resume", action="store_true", help="go on where the newest state of this run stopped, if any")
+    add(
+        "--overwrite",
+        action="store_true",
+        help="replace an earlier run of the same name; with --resume only what has no state",
+    )
+    return parser
+
+
+def join_list_flags(argv: list[str], list_flags: Sequence[str] = LIST_FLAGS) -> list[str]:
+    """`--scales 0.67, 1, 1.3` → `--scales=0.67, 1, 1.3`: all words up to the next `--flag` become one value.
+
+    argparse would take `-2,` for a flag. Where any word holds a comma, commas part the values and a value may hold
+    spaces; where none does (PowerShell splits unquoted lists), each word is a value.
+    """
+    joined, rest = [], list(argv)
+    while rest:
+        word = rest.pop(0)
+        flag, equals, value = word.partition("=")
+        if flag not in list_flags:
+            joined.append(word)
+            continue
+        words = [value] if equals else []
+        while rest and not rest[0].startswith("--"):
+            words.append(rest.pop(0))
+        if not words:
+            raise InputError(f"{flag} was given without a value: write for example {flag} {_example(flag)}.")
+        joined.append(f"{flag}={(' ' if any(',' in w for w in words) else ', ').join(words)}")
+    return joined
+
+
+def _example(flag: str) -> str:
+    return {"--scales": "0.67, 1, 1.3, 2.0", "--multipliers": "0, 1, 2", "--seeds": "1, 2, 3"}.get(
+        flag, "'first, second'"
+    )
+
+
+def parse_names(text: str) -> tuple[str, ...]:
+    """`"a, b"` → `("a", "b")`; a name may hold spaces, but no comma.
+
+    Windows' cmd.exe leaves single quotes where they are: a pair around the list or around a name does not belong to it.
+    """
+    names = [_unquoted(name.strip()) for name in text.split(",")]
+    first, last = names[0], names[-1]
+    if len(names) > 1 and first[:1] in QUOTES and last[-1:] == first[:1]:
+        names[0], names[-1] = first[1:], last[:-1]
+    return tuple(name.strip() for name in names if name.strip())
+
+
+def _unquoted(name: str) -> str:
+    return name[1:-1] if len(name) > 1 and name[0] in QUOTES and name[-1] == name[0] else name
+
+
+def parse_scales(text: str, flag: str = "--scales") -> tuple[float, ...]:
+    """Numbers parted by commas, spaces or both, `−` and `-` alike → floats, each finite."""
+    scales = []
+    for word in re.split(r"[,\s]+", text.replace("\N{MINUS SIGN}", "-").strip(", \t\n")):
+        number = word.strip("'\"")  # cmd.exe leaves quotes where they are
+        try:
+            scale = float(number.replace("_", "x"))  # Python would take 1_0 for 10
+        except ValueError:
+            scale = math.nan
+        if not math.isfinite(scale):
+            raise InputError(f"{flag}: {word!r} is no finite number: write for example {flag} {_example(flag)}.")
+        scales.append(scale)
+    return tuple(scales)
+
+
+def parse_stylecheck(text: str) -> range:
+    """`"A-B"` → `range(A, B)`."""
+    match = re.fullmatch(r"\s*(\d{1,6})\s*-\s*(\d{1,6})\s*", text)
+    if not match or int(match[1]) >= int(match[2]):
+        raise InputError(f"--stylecheck: {text!r} is no range A-B with A below B: write for example --stylecheck 0-3.")
+    return range(int(match[1]), int(match[2]))
+
+
+def parse_device(text: str) -> str:
+    if text in ("cpu", "mps") or re.fullmatch(r"\d{1,3}", text):
+        return text
+    raise InputError(f"--device: {text!r} is neither a CUDA index nor cpu or mps: write for example --device 0.")
+
+
+def parse_flags(argv: list[str]) -> argparse.Namespace:
+    """Flags as typed → namespace, `folders`, `scales`, `attributes` as tuples and `stylecheck` as a range or None."""
+    flags = build_parser().parse_args(join_list_flags(argv))
+    flags.folders = parse_names(flags.folders)
+    flags.scales = parse_scales(flags.scales)
+    flags.attributes = parse_names(flags.attributes)
+    flags.stylecheck = parse_stylecheck(flags.stylecheck) if flags.stylecheck is not None else None
+    flags.device = parse_device(flags.device)
+    return flags

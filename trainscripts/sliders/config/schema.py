@@ -1,0 +1,280 @@
+"""What may stand in a config or prompts YAML: every key with its type, default and meaning.
+
+Each key either works or is refused here with a sentence; nothing is read by nobody. The keys and defaults are the
+fork's; what this project adds is marked (ours).
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, PrivateAttr, field_validator, model_validator
+
+from sliders.config.fields import Folder, Number, Place, SavePrecision, Section, TrainPrecision, Whole, spelled, switch
+from sliders.config.optimizers import OPTIMIZERS
+
+NAME_LIMIT = 120  # bytes; leaves room for `_alpha…_rank…_method_…steps.safetensors.tmp` in a 255-byte file name
+UNSAFE_IN_NAMES = '<>:"/\\|?*'  # A1111 ends a `<lora:…>` at `:` or `>`; Windows refuses the rest
+TRAINING_METHODS = (
+    "full", "noxattn", "innoxattn", "selfattn", "xattn", "xattn-strict", "noxattn-hspace", "noxattn-hspace-last",
+)  # fmt: skip
+DPM_2M = {"algorithm_type": "dpmsolver++", "solver_order": 2, "use_karras_sigmas": False}
+SAMPLERS = {  # name → class in diffusers, the options that make it what the name promises, name in A1111
+    "ddim": ("DDIMScheduler", {"clip_sample": False, "set_alpha_to_one": False}, "DDIM"),
+    "euler": ("EulerDiscreteScheduler", {"use_karras_sigmas": False}, "Euler"),
+    "euler_a": ("EulerAncestralDiscreteScheduler", {}, "Euler a"),
+    "dpm++_2m": ("DPMSolverMultistepScheduler", DPM_2M, "DPM++ 2M"),
+    "dpm++_2m_karras": ("DPMSolverMultistepScheduler", {**DPM_2M, "use_karras_sigmas": True}, "DPM++ 2M Karras"),
+    "dpm++_2m_sde": (
+        "DPMSolverMultistepScheduler",
+        {**DPM_2M, "algorithm_type": "sde-dpmsolver++"},
+        "DPM++ 2M SDE",
+    ),
+    "unipc": ("UniPCMultistepScheduler", {"use_karras_sigmas": False}, "UniPC"),
+}
+
+LEAST_RESOLUTION = 64  # px
+
+FP16_ADVICE = "float16 needs loss scaling to train and is not offered: use bfloat16, or float32 where a card lacks it"
+
+
+class PretrainedModel(Section):
+    name_or_path: Place  # hub id, diffusers folder, .safetensors, .ckpt, or `tiny`
+    config: Place | None = None  # (ours) folder with a single file's JSON and tokenizer files; none: asks the hub
+    quantize: Annotated[Literal["none", "fp8", "int8", "nf4"], switch("fp8")] = "none"  # (ours) the UNet's weights
+    v2: bool = False
+    v_pred: bool | None = None  # none: what the checkpoint says
+    clip_skip: Annotated[Whole, Field(ge=0, le=10)] | None = None  # text-encoder layers skipped before the usual one
+
+
+class Network(Section):
+    type: Literal["lierla", "c3lier"] = "lierla"  # which layers
+    algo: str = "lora"  # (ours) which mathematics: a name in adaptors.ALGORITHMS
+    rank: Annotated[Whole, Field(ge=1, le=4096)] = 4
+    alpha: Annotated[Number, Field(gt=0)] = 1.0
+    training_method: Literal[TRAINING_METHODS] = "full"
+
+
+class Train(Section):
+    precision: TrainPrecision = "bfloat16"
+    noise_scheduler: Literal["ddim", "ddpm", "lms", "euler_a"] = "ddim"  # all four noise alike; see models/schedule.py
+    iterations: Annotated[Whole, Field(ge=1)] = 500
+    lr: Annotated[Number, Field(gt=0)] = 1e-4
+    optimizer: Annotated[Literal[tuple(OPTIMIZERS)], spelled({})] = "adamw"
+    optimizer_args: str = ""
+    lr_scheduler: Annotated[Literal["constant", "cosine", "cosine_with_restarts", "step", "linear"], spelled({})] = (
+        "constant"
+    )
+    max_denoising_steps: Annotated[Whole, Field(ge=2, le=1000)] = 50
+    loss: str = "reference"  # (ours) a name in train.losses.LOSSES
+    max_grad_norm: Annotated[Number, Field(ge=0)] = 0.0  # (ours) 0: gradients are not clipped
+    skip_nonfinite: Annotated[Whole, Field(ge=0)] = 0  # (ours) bad steps in a row that are left out, not stopped at
+    seed: Annotated[Whole, Field(ge=0, lt=2**63)] = 0  # (ours)
+
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _not_float16(cls, value: Any) -> Any:
+        if isinstance(value, str) and value.lower() in ("fp16", "float16", "half"):
+            raise ValueError(FP16_ADVICE)
+        return value
+
+    @field_validator("optimizer_args", mode="before")
+    @classmethod
+    def _none_is_empty(cls, value: Any) -> Any:
+        return "" if value is None else value
+
+
+class Save(Section):
+    name: str = "untitled"
+    path: Folder = Path("./output")
+    per_steps: Annotated[Whole, Field(ge=1)] = 200
+    precision: SavePrecision = "float32"
+    sidecars: bool = True  # (ours) beside each slider the card that web UIs show; pictures come with preview.prompts
+    keep: Annotated[Whole, Field(ge=1)] = 2  # (ours) resumable states, the newest; sliders are all kept
+
+    @field_validator("name")
+    @classmethod
+    def _is_a_file_name(cls, name: str) -> str:
+        bad = sorted({c for c in name if c in UNSAFE_IN_NAMES or not c.isprintable()})
+        if bad:
+            shown = " ".join(c if c.isprintable() else repr(c) for c in bad)
+            raise ValueError(f"{name!r} holds {shown}, which a file name or a web UI's prompt cannot: leave them out")
+        if not name or name != name.strip() or name.startswith(".") or name.endswith("."):
+            raise ValueError(f"{name!r} must not be empty or start or end with a space or a dot")
+        if len(name.encode()) > NAME_LIMIT:
+            raise ValueError(
+                f"is {len(name.encode())} bytes long; {NAME_LIMIT} is the most a file name leaves room for"
+            )
+        return name
+
+
+class Preview(Section):
+    """(ours) The labelled picture written next to each slider: prompts in rows, multipliers in columns."""
+
+    prompts: tuple[str, ...] = ()  # none: no picture
+    multipliers: tuple[Number, ...] | None = None  # none: 0, the scales, and one step beyond the highest
+    seed: Annotated[Whole, Field(ge=0, lt=2**63)] = 0  # of the first row; each row has the next one
+    steps: Annotated[Whole, Field(ge=1, le=1000)] = 30
+    every: Annotated[Whole, Field(ge=0)] = 0  # also every so many training steps; 0: only next to sliders
+
+    @model_validator(mode="after")
+    def _shows_something(self) -> "Preview":
+        if self.every and not self.prompts:
+            raise ValueError(f"every is {self.every}, but there are no prompts to show: add prompts, or remove it")
+        return self
+
+
+class Logging(Section):
+    log_every: Annotated[Whole, Field(ge=1)] = (
+        10  # (ours) steps between readings of the loss, for each makes a GPU wait
+    )
+    use_wandb: bool = False
+    verbose: bool = False
+
+
+class Other(Section):
+    attention: Literal["auto", "sdpa", "cudnn", "flash", "efficient", "math", "xformers", "flash-attn"] = (
+        "auto"  # (ours)
+    )
+    use_xformers: bool = False  # the fork's way to say attention: xformers
+    use_pytorch_SDPA: bool = True  # noqa: N815 - the fork's spelling; false is its way to say attention: math
+    cuda_graph: Annotated[Literal["auto", "off"], switch("auto")] = "auto"  # (ours)
+    torch_compile: Annotated[Literal["off", "regional", "full"], switch("regional")] = "off"
+    lycorisize: bool = False
+    gradient_checkpointing: bool = False
+    torch_amp: bool = False
+
+    @field_validator("lycorisize")
+    @classmethod
+    def _no_lycoris_yet(cls, lycorisize: bool) -> bool:
+        if lycorisize:
+            raise ValueError("LyCORIS adaptors are not offered yet: set it to false to train a LoRA (network.algo)")
+        return lycorisize
+
+    @property
+    def attention_backend(self) -> str:
+        if self.attention == "auto":
+            return "xformers" if self.use_xformers else "auto" if self.use_pytorch_SDPA else "math"
+        return self.attention
+
+
+class Config(Section):
+    """The file given as `--config_file`."""
+
+    prompts_file: Place
+    pretrained_model: PretrainedModel
+    network: Network = Network()
+    train: Train = Train()
+    save: Save = Save()
+    preview: Preview = Preview()
+    logging: Logging = Logging()
+    other: Other = Other()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_section_is_default(cls, data: Any) -> Any:
+        """`logging:` with nothing under it is YAML for null; a user means the defaults."""
+        if isinstance(data, dict):
+            sections = ("network", "train", "save", "preview", "logging", "other")
+            return {k: v for k, v in data.items() if not (k in sections and v is None)}
+        return data
+
+
+class PromptSet(Section):
+    """One entry of the prompts file.
+
+    `positive` conditions the image of the higher scale, `neutral` that of the lower one. `target` and `unconditional`
+    are what these two fall back to. Training runs at guidance 1, where the unconditional half cancels exactly;
+    `guidance_scale` is the guidance at which the slider is meant to be sampled.
+    """
+
+    target: str
+    positive: str
+    unconditional: str = ""
+    neutral: str
+    action: Literal["enhance"] = "enhance"
+    guidance_scale: Annotated[Number, Field(gt=0)] = 1.0
+    resolution: Annotated[Whole, Field(ge=LEAST_RESOLUTION, le=4096)] = 512
+    dynamic_resolution: bool = False
+    batch_size: Annotated[Whole, Field(ge=1, le=256)] = 1  # pairs of images in one optimizer step
+    dynamic_crops: bool = False
+    _place: str = PrivateAttr("the prompts: ")  # where the user wrote it, for messages about values checked later
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, data: Any) -> Any:
+        """A key left out or left empty: positive falls back to target, neutral to unconditional, the rest to ""."""
+        if not isinstance(data, dict):
+            raise ValueError("should be a mapping that starts with `- target: …`")
+        data = {key: value for key, value in data.items() if value is not None or key == "target"}
+        if "target" in data:
+            data["target"] = "" if data["target"] is None else data["target"]
+            data.setdefault("positive", data["target"])
+        data.setdefault("neutral", data.get("unconditional", ""))
+        return data
+
+    @field_validator("target", "positive", "unconditional", "neutral")
+    @classmethod
+    def _no_placeholder(cls, prompt: str) -> str:
+        if "{" in prompt or "}" in prompt:
+            raise ValueError(f"{prompt!r} still holds a {{placeholder}}: replace it, braces too, with your own words")
+        return prompt
+
+    @field_validator("action", mode="before")
+    @classmethod
+    def _only_enhance(cls, action: Any) -> Any:
+        if action == "erase":
+            raise ValueError("'erase' means nothing here, since the images say which way a slider goes: use enhance")
+        return action
+
+    @property
+    def place(self) -> str:
+        """Start of a message about one of its keys: a file and a number, or a flag."""
+        return self._place
+
+    def at(self, place: str) -> "PromptSet":
+        """The same set, known to come from `place`."""
+        found = self.model_copy()
+        found._place = place
+        return found
+
+    def with_attribute(self, attribute: str) -> "PromptSet":
+        """The same set with `attribute` and a space before each of its prompts."""
+        keys = ("target", "positive", "neutral", "unconditional")
+        return self.model_copy(update={k: f"{attribute} {getattr(self, k)}" for k in keys})
+
+
+class Data(Section):
+    """Where the images lie and what multiplier each folder stands for; both tuples are in ascending order of scale."""
+
+    folder_main: Path
+    folders: tuple[str, ...]
+    scales: tuple[float, ...]
+
+
+class Settings(Section):
+    """Everything that one run is told: the config with the flags laid over it, the prompts, and the data."""
+
+    config_file: Path
+    family: str = "sdxl"  # a name in models.FAMILIES, chosen by the command
+    pretrained_model: PretrainedModel
+    network: Network
+    train: Train
+    save: Save
+    preview: Preview
+    logging: Logging
+    other: Other
+    prompts: tuple[PromptSet, ...]
+    data: Data
+    device: str  # "cpu", "mps" or a CUDA index
+    overwrite: bool = False
+    resume: bool = False
+
+    @property
+    def stem(self) -> str:
+        """Name of the run's folder, and the start of every file in it."""
+        n = self.network
+        return f"{self.save.name}_alpha{n.alpha}_rank{n.rank}_{n.training_method}"
+
+    @property
+    def run_dir(self) -> Path:
+        return self.save.path / self.stem

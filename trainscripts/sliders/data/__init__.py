@@ -1,0 +1,1 @@
+"""Scale folders become checked images, latents, and the tensors of one training step."""

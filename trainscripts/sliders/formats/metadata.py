@@ -1,0 +1,78 @@
+"""The metadata of a slider file: what web UIs show, and how the slider was made."""
+
+import json
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+from sliders import __version__
+from sliders.config.schema import Settings
+from sliders.data.dataset import ScaleFolders
+from sliders.models import FAMILIES
+from sliders.models.schedule import EPSILON, V_PREDICTION
+
+
+def slider_metadata(
+    settings: Settings, data: ScaleFolders, *, stem: str, steps: int, started: float, prediction: str
+) -> dict[str, str]:
+    """What web UIs show, and how the slider was made: strings only, JSON where a value has parts."""
+    network, train = settings.network, settings.train
+    resolution = max(p.resolution for p in settings.prompts)
+    predicted = {EPSILON: "epsilon", V_PREDICTION: "v"}[prediction]
+    buckets: dict[tuple[int, int], int] = {}
+    for name in range(len(data.names)):
+        size = data.fitted_size(name, resolution)
+        buckets[size] = buckets.get(size, 0) + len(data.scales)
+    folders = dict(zip(data.folders, data.scales, strict=True))
+    found = {
+        **FAMILIES[settings.family].metadata(),
+        "ss_output_name": stem,
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": network.rank,
+        "ss_network_alpha": network.alpha,
+        "ss_sd_model_name": _model_name(settings),
+        "ss_training_started_at": started,
+        "ss_steps": steps,
+        "ss_max_train_steps": train.iterations,
+        "ss_learning_rate": train.lr,
+        "ss_optimizer": train.optimizer,
+        "ss_lr_scheduler": train.lr_scheduler,
+        "ss_seed": train.seed,
+        "ss_mixed_precision": train.precision,
+        "ss_resolution": f"({resolution}, {resolution})",
+        "ss_dataset_dirs": {f: {"n_repeats": 1, "img_count": len(data.names)} for f in data.folders},
+        "ss_bucket_info": {
+            "buckets": {str(i): {"resolution": s, "count": n} for i, (s, n) in enumerate(buckets.items())}
+        },
+        "ss_tag_frequency": {f: _tags(settings, len(data.names)) for f in data.folders},
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.title": stem,
+        "modelspec.date": time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(started)),
+        "modelspec.resolution": f"{resolution}x{resolution}",
+        "modelspec.prediction_type": predicted,
+        "sliders.version": __version__,
+        "sliders.folders": folders,
+        "sliders.prompts": [p.model_dump() for p in settings.prompts],
+        "sliders.config": _shareable(settings),
+        "sliders.versions": {name: version(name) for name in ("torch", "diffusers", "transformers", "safetensors")},
+    }
+    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in found.items()}
+
+
+def _shareable(settings: Settings) -> dict:
+    """The settings without where things lie on the user's disk: files like these are uploaded."""
+    config = settings.model_dump(mode="json", include={"pretrained_model", "network", "train", "save", "other"})
+    config["pretrained_model"] = {**config["pretrained_model"], "name_or_path": _model_name(settings), "config": None}
+    del config["save"]["path"]
+    return config
+
+
+def _model_name(settings: Settings) -> str:
+    """Hub id as it is, of a path only the last part."""
+    name = settings.pretrained_model.name_or_path
+    return Path(name).name if Path(name).exists() else name
+
+
+def _tags(settings: Settings, count: int) -> dict[str, int]:
+    """The prompts as tags, which A1111's card shows as training words; no empty one."""
+    return {p: count for p in dict.fromkeys(s.positive for s in settings.prompts) if p}

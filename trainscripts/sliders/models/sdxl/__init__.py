@@ -1,0 +1,1 @@
+"""SDXL (Podell et al. 2023, arXiv:2307.01952)."""

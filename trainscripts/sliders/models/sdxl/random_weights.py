@@ -1,0 +1,48 @@
+"""SDXL-base at full size with random weights: time and memory need no real ones."""
+
+import torch
+from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionModel
+
+from sliders.models.base import PromptEmbeds
+from sliders.models.schedule import EPSILON, NoiseSchedule
+from sliders.models.sdxl.model import SDXL
+from sliders.models.sdxl.narrow import build_scheduler
+from sliders.models.sdxl.unet import SDXL_BASE_UNET
+
+SDXL_VAE = {
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "block_out_channels": (128, 256, 512, 512),
+    "layers_per_block": 2,
+    "latent_channels": 4,
+    "sample_size": 1024,
+    "scaling_factor": 0.13025,
+}
+
+
+class RandomSDXL(SDXL):
+    """SDXL-base's UNet and VAE, made on the device; prompts are random embeddings."""
+
+    def __init__(self, device: str, dtype: torch.dtype, seed: int = 0):
+        torch.manual_seed(seed)
+        with torch.device(device):
+            vae = AutoencoderKL(**SDXL_VAE)
+            torch.set_default_dtype(dtype)
+            unet = UNet2DConditionModel(**SDXL_BASE_UNET)
+            torch.set_default_dtype(torch.float32)
+        pipe = StableDiffusionXLPipeline(
+            vae=vae, unet=unet, scheduler=build_scheduler(), text_encoder=None, text_encoder_2=None,
+            tokenizer=None, tokenizer_2=None, add_watermarker=False,
+        )  # fmt: skip
+        schedule = NoiseSchedule.from_scheduler_config(dict(pipe.scheduler.config), EPSILON, False)
+        super().__init__(pipe, schedule, "random")
+
+    def encode_prompts(self, prompts: list[str], device: str) -> dict[str, PromptEmbeds]:
+        shape, dtype = self.unet.config, self.unet.dtype
+        pooled = shape.projection_class_embeddings_input_dim - 6 * shape.addition_time_embed_dim
+        generator = torch.Generator().manual_seed(len(prompts))
+
+        def draw(*size: int) -> torch.Tensor:
+            return torch.randn(*size, generator=generator).to(device, dtype)
+
+        return {p: PromptEmbeds(draw(77, shape.cross_attention_dim), draw(pooled)) for p in dict.fromkeys(prompts)}

@@ -1,0 +1,1 @@
+"""Prompts and multipliers become pictures, grids, measures of change, and a page."""

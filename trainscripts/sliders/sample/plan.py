@@ -1,0 +1,143 @@
+"""Everything about a sampling run that can be checked before weights are loaded."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import TypeAdapter
+
+from sliders.compute.device import misses_gpu, torch_device, why_no_gpu
+from sliders.formats.slider_file import check_slider
+from sliders.models import FAMILIES, Family
+from sliders.sample.learned_measures import check_lpips
+from sliders.sample.preview import preview_multipliers
+from sliders.sample.sampling import Sampling, pixels_at_once, rows_within
+from sliders.sample.settings import MAX_PICTURES, Pixels, SampleSettings
+from sliders.sample.templates import Group, Variant, check_wildcards, expand, group, plain_here
+from sliders.system.errors import InputError, either
+from sliders.system.files import check_folder
+
+SIZE = TypeAdapter(tuple[Pixels, Pixels])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is going to be sampled, checked before any weight is loaded."""
+
+    groups: tuple[Group, ...]
+    sliders: dict[str, Path]  # those that the prompts name
+    hashes: dict[str, str]  # of each, for the PNGs' text
+    sampling: Sampling
+    device: str
+    notes: tuple[str, ...] = ()  # what is allowed, but perhaps not meant
+
+
+def make_plan(settings: SampleSettings) -> Plan:
+    """Raises InputError for whatever would stop the run later."""
+    device, family = torch_device(settings.device), FAMILIES[settings.family]
+    family.check_source(settings.model)
+    check_folder(settings.out, "--out", "choose another --out", f"000_seed{max(settings.seeds)}_x-0.123.png")
+    if settings.out.exists() and any(settings.out.iterdir()) and not settings.overwrite:
+        raise InputError(f"--out: {settings.out} holds files already: choose another folder, or add --overwrite.")
+    if settings.lpips:
+        check_lpips()
+    if settings.wildcard_dir is not None:
+        check_wildcards(settings.wildcard_dir)
+    known = _known_sliders(settings)
+    first = settings.slider[0]
+    unet = family.weightless_denoiser(settings.model.name_or_path)
+    metadata = {p.stem: check_slider(p, unet, family) for p in settings.slider}
+    groups = [g for prompt in settings.prompt for g in _groups(prompt, settings, metadata[first.stem])]
+    named = dict.fromkeys(name for g in groups for name in (g.axis, *(other for other, _ in g.others)))
+    for name in named:
+        if name not in known:
+            raise InputError(
+                f"--prompt: <lora:{name}:…> names no slider that is known here: use {either(sorted(known)[:8])}, "
+                "or add its file with --slider or its folder with --lora_dir."
+            )
+        if name not in metadata:
+            metadata[name] = check_slider(known[name], unet, family)
+    count = sum(len(g.multipliers) for g in groups) * len(settings.seeds)
+    if count > MAX_PICTURES:
+        raise InputError(f"--prompt: {count} pictures are more than {MAX_PICTURES}: use fewer prompts or --seeds.")
+    hashes = {name: metadata[name].get("sshs_model_hash") or _tensor_hash(known[name]) for name in named}
+    sampling = _sampling(settings, metadata[first.stem], device, family)
+    named_files = {name: known[name] for name in named}
+    return Plan(tuple(dict.fromkeys(groups)), named_files, hashes, sampling, device, tuple(_notes(settings, groups)))
+
+
+def _notes(settings: SampleSettings, groups: list[Group]) -> Iterator[str]:
+    if misses_gpu(settings.device):
+        yield why_no_gpu("makes the pictures", FAMILIES[settings.family].is_full_size(settings.model.name_or_path))
+    if plain := plain_here([*(g.text for g in groups), settings.negative]):
+        shown = ", ".join(plain[:4]) + (" …" if len(plain) > 4 else "")
+        yield f"prompt weights, schedules, BREAK and AND are read as plain text here, unlike in a web UI: {shown}."
+
+
+def _known_sliders(settings: SampleSettings) -> dict[str, Path]:
+    """{name in a prompt: file}: those of --slider, then the files of --lora_dir."""
+    known: dict[str, Path] = {}
+    for path in settings.slider:
+        if path.stem in known:
+            raise InputError(f"--slider: two files are named {path.stem}: rename one, for prompts tell them by name.")
+        known[path.stem] = path
+    if settings.lora_dir is not None:
+        if not settings.lora_dir.is_dir():
+            raise InputError(f"--lora_dir: {settings.lora_dir} is no folder: check the path.")
+        for path in sorted(settings.lora_dir.rglob("*.safetensors")):
+            known.setdefault(path.stem, path)
+    return known
+
+
+def _groups(prompt: str, settings: SampleSettings, metadata: dict[str, str]) -> list[Group]:
+    """A prompt that does not name the slider shows it at several multipliers; other sliders stay where it puts them."""
+    name = settings.slider[0].stem
+    variants = expand(prompt, name, MAX_PICTURES, settings.wildcard_dir)
+    if not any(name in dict(v.multipliers) for v in variants):
+        multipliers = settings.multipliers or _trained_multipliers(metadata)
+        variants = [Variant(v.text, ((name, m), *v.multipliers)) for v in variants for m in multipliers]
+    return group(variants, name)
+
+
+def _trained_multipliers(metadata: dict[str, str]) -> tuple[float, ...]:
+    """Those of the slider's folders, and one step beyond; 0, 1 and 2 where the file does not say."""
+    scales = sorted(json.loads(metadata.get("sliders.folders", "{}")).values())
+    return preview_multipliers(scales) if len(scales) > 1 else (0.0, 1.0, 2.0)
+
+
+def trained_size(metadata: dict[str, str], family: Family) -> tuple[int, int]:
+    """Width and height of most of the slider's images; a square of its resolution, or the family's, where the file says less."""
+    try:
+        buckets = json.loads(metadata["ss_bucket_info"])["buckets"].values()
+        width, height = SIZE.validate_python(max(buckets, key=lambda bucket: bucket["count"])["resolution"])
+    except (KeyError, TypeError, ValueError, AttributeError):  # another program may have written it
+        square = re.fullmatch(r"(\d+)x(\d+)", metadata.get("modelspec.resolution", ""))
+        return (int(square[1]), int(square[2])) if square else (family.facts.default_size, family.facts.default_size)
+    return width, height
+
+
+def _sampling(settings: SampleSettings, metadata: dict[str, str], device: str, family: Family) -> Sampling:
+    """At the size that the slider was trained at, unless told otherwise."""
+    width, height = trained_size(metadata, family)
+    multiple = family.facts.latent_factor
+    width, height = settings.width or width, settings.height or height
+    for flag, size in (("--width", width), ("--height", height)):
+        if size % multiple:
+            raise InputError(f"{flag}: {size} is not a multiple of {multiple}: use {size // multiple * multiple}.")
+    return Sampling(
+        width=width,
+        height=height,
+        steps=settings.steps,
+        guidance=settings.guidance,
+        sampler=settings.sampler,
+        from_step=settings.from_step,
+        batch_size=settings.batch_size or rows_within(pixels_at_once(device), width, height),
+    )
+
+
+def _tensor_hash(path: Path) -> str:
+    raw = path.read_bytes()
+    return hashlib.sha256(raw[8 + int.from_bytes(raw[:8], "little") :]).hexdigest()

@@ -1,0 +1,63 @@
+"""Pictures of a slider at several multipliers: the same prompts and seeds in rows, multipliers in columns."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from sliders.adaptors.network import AdaptorNetwork
+from sliders.models.base import Model, PromptEmbeds
+from sliders.sample.sampling import Row, Sampling, rows_within, sample
+
+
+def preview_multipliers(scales: Sequence[float]) -> tuple[float, ...]:
+    """0, the ascending `scales`, and as far beyond the highest again as it lies above the one before."""
+    beyond = round(2 * scales[-1] - scales[-2], 6)
+    return tuple(sorted({0.0, *scales, beyond}))
+
+
+def sample_grid(
+    model: Model,
+    network: AdaptorNetwork | None,
+    prompts: Sequence[tuple[PromptEmbeds, int]],
+    negative: PromptEmbeds,
+    multipliers: Sequence[float],
+    sampling: Sampling,
+) -> Tensor:
+    """Pictures [prompts, multipliers, 3, height, width] in [0, 1], float32 on the CPU.
+
+    `prompts` are (embeddings, seed) pairs. Without a network the base model is sampled.
+    """
+    networks = [] if network is None else [network]
+    rows = [Row(embeds, seed, (m,)) for embeds, seed in prompts for m in multipliers]
+    pictures = torch.stack(list(sample(model, networks, rows, negative, sampling)))
+    return pictures.view(len(prompts), len(multipliers), *pictures.shape[1:])
+
+
+def preview_sampling(width: int, height: int, steps: int, guidance: float, decode_on_cpu: bool = True) -> Sampling:
+    """In batches so small that they fit where a training step does: two rows of 1024 px, guidance included."""
+    rows = rows_within(1024**2, width, height)
+    return Sampling(width, height, steps, guidance, batch_size=rows, decode_on_cpu=decode_on_cpu)
+
+
+@contextmanager
+def sampling_from(model: Model, network: AdaptorNetwork, device: str) -> Iterator[None]:
+    """In the midst of training: VAE on `device`, all in evaluation mode; afterwards everything is as it was found.
+
+    Sampling draws from generators of its own only, so torch's random state needs no restoring.
+    """
+    modules = [*model.unet.modules(), *network.modules()]
+    scheduler, multipliers = model.scheduler, network.multipliers
+    training = [module.training for module in modules]
+    model.scheduler = type(scheduler).from_config(scheduler.config)
+    try:
+        for module in modules:
+            module.training = False
+        with model.vae_on(device):
+            yield
+    finally:
+        for module, flag in zip(modules, training, strict=True):
+            module.training = flag
+        model.scheduler = scheduler
+        network.set_multipliers(multipliers)

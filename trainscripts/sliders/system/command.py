@@ -1,0 +1,65 @@
+"""What every entry script does with errors: wrong input ends with a message and exit status 2, not with a traceback."""
+
+import errno
+import functools
+import os
+import sys
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout, suppress
+from typing import TextIO
+
+from sliders.system.errors import InputError
+
+
+class LastingStream:
+    """An output stream whose writes never fail: once its reader is gone, as `tee` is after Ctrl-C, they are discarded."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # not every encoding has all the characters that are printed
+
+    def __getattr__(self, name: str):
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        self._attempt(self._stream.write, text)
+        return len(text)
+
+    def flush(self) -> None:
+        self._attempt(self._stream.flush)
+
+    def _attempt(self, method: Callable, *arguments: str) -> None:
+        try:
+            method(*arguments)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:  # a full disk may get room again; a reader does not come back
+                with suppress(OSError):  # Python flushes the buffer again at exit, which must not fail
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+
+
+def command(main: Callable[[list[str]], int | None]) -> Callable[[list[str]], int]:
+    """Decorates `main(argv)` to return an exit status: its own, or 0; 2 for wrong input; 130 for Ctrl-C."""
+
+    @functools.wraps(main)
+    def wrapped(argv: list[str]) -> int:
+        with redirect_stdout(LastingStream(sys.stdout)), redirect_stderr(LastingStream(sys.stderr)):
+            try:
+                return main(argv) or 0
+            except InputError as error:
+                return _failed(str(error))
+            except OSError as error:
+                path = f"{str(error.filename)[:80]}: " if error.filename else ""
+                return _failed(f"{path}{error.strerror or error}: check the path, its permissions and the free space.")
+            except KeyboardInterrupt:
+                print("stopped; every file that was written is complete", file=sys.stderr)
+                return 130
+            finally:
+                sys.stdout.flush()  # here an error is still suppressed; at exit it would be printed
+
+    return wrapped
+
+
+def _failed(message: str) -> int:
+    print("\n".join(f"error: {line}" for line in message.splitlines()), file=sys.stderr)
+    return 2

@@ -1,0 +1,92 @@
+"""Writing files that are complete or absent, even after a power failure, and checking folders before training."""
+
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tqdm import tqdm
+
+from sliders.system.errors import InputError
+
+TEMPORARY = ".tmp"
+WINDOWS = os.name == "nt"
+# not verified on Windows: there, a file opened as text loses a last byte of 0x1A
+BINARY = getattr(os, "O_BINARY", 0)
+SAME_NAME = re.IGNORECASE if WINDOWS else 0  # flag for regular expressions that match file names
+LONGEST_PATH = 259  # characters, on Windows by default (not verified on Windows)
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Yields a temporary path beside `path` to write to. On success it is renamed to `path`, otherwise removed.
+
+    The file is synced to disk before it is renamed, and its folder before this returns. Raises OSError.
+    """
+    temporary = path.with_name(path.name + TEMPORARY)
+    try:
+        yield temporary
+        _sync(temporary, os.O_RDWR | BINARY)
+        temporary.replace(path)
+        if not WINDOWS:  # where a folder cannot be opened
+            _sync(path.parent, os.O_RDONLY)
+    finally:
+        remove(temporary)
+
+
+def remove(path: Path) -> None:
+    """Removes a file that may not exist. Prints a warning if the system refuses."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        tqdm.write(
+            f"warning: {path} could not be removed ({error.strerror}): close the program that uses it, then remove it."
+        )
+
+
+def remove_leftovers(folder: Path, stem: str) -> None:
+    """Removes temporary files that a killed run named `stem` left in `folder`. Call it with the folder locked."""
+    ours = re.compile(re.escape(stem) + ".*" + re.escape(TEMPORARY), SAME_NAME)
+    for path in folder.iterdir():
+        if ours.fullmatch(path.name):
+            remove(path)
+
+
+def existing(path: Path) -> Path:
+    """`path`, or its nearest parent that exists."""
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return path
+
+
+def check_folder(path: Path, place: str, remedy: str, longest: str = "") -> None:
+    """Raises InputError unless `path` is a folder that can be written to, or one that can be created. Leaves no trace.
+
+    place: the flag or key that names it. remedy: the advice in the message, such as `choose another --out`. longest: the
+    longest file name that will be used in it.
+    """
+    parent = existing(path)
+    if not parent.exists():
+        raise InputError(f"{place}: {parent} does not exist: {remedy}.")
+    if not parent.is_dir():
+        raise InputError(f"{place}: {parent} is a file, not a folder: {remedy}.")
+    try:
+        with tempfile.TemporaryFile(dir=parent):  # permission bits do not restrict root, nor describe every file system
+            pass
+    except OSError as error:
+        raise InputError(f"{place}: {parent} cannot be written to: {remedy}.") from error
+    length = len(str((path / (longest + TEMPORARY)).absolute()))
+    if WINDOWS and length > LONGEST_PATH:
+        raise InputError(
+            f"{place}: paths there would have {length} characters, Windows allows {LONGEST_PATH}: {remedy}, a shorter one."
+        )
+
+
+def _sync(path: Path, mode: int) -> None:
+    descriptor = os.open(path, mode)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,34 @@
+"""The frozen model with its adaptors, as a loss calls it."""
+
+import torch
+from torch import Tensor
+
+from sliders.adaptors.network import AdaptorNetwork
+from sliders.data.batch import Batch
+from sliders.models.base import Model
+from sliders.models.schedule import NoiseSchedule
+
+
+class AdaptedDenoiser:
+    """Predictions for noisy latents [B, c, h, w] float32 at a batch's timesteps, under its conditioning."""
+
+    def __init__(self, model: Model, network: AdaptorNetwork):
+        self._model, self._network = model, network
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        return self._model.schedule
+
+    @torch.no_grad()
+    def base(self, noisy: Tensor, batch: Batch) -> Tensor:
+        """The model's prediction without adaptors, float32 [B, c, h, w]. Multipliers are afterwards as before."""
+        with self._network.off():
+            return self._model.denoise(noisy, batch.timesteps, batch.conditioning)
+
+    def adapted(self, noisy: Tensor, batch: Batch) -> Tensor:
+        """The prediction with each row at its own scale, float32 [B, c, h, w].
+
+        The scales stay set: gradient checkpointing runs the forward again during backward.
+        """
+        self._network.set_multipliers(batch.scales)
+        return self._model.denoise(noisy, batch.timesteps, batch.conditioning)

@@ -1,0 +1,126 @@
+"""What a run tells while it trains: TensorBoard, wandb and the progress bar."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+import numpy as np
+from accelerate import Accelerator
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from sliders.config.schema import Settings
+from sliders.data.draws import StepDraw
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step leaves behind. Reading `loss` or `grad_norm` waits for the device."""
+
+    step: int
+    draw: StepDraw
+    lr: float
+    values: Tensor  # [loss, norm of the gradient before clipping], float32 on the device
+
+    @property
+    def loss(self) -> float:
+        return self.values[0].item()
+
+    @property
+    def grad_norm(self) -> float:
+        return self.values[1].item()
+
+
+class Log:
+    """TensorBoard, and wandb if asked for. A disk that takes no log ends the log, not the run."""
+
+    def __init__(self, accelerator: Accelerator):
+        self._accelerator, self._failed = accelerator, False
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        self._try(lambda: self._accelerator.log(values, step=step), step)
+
+    def log_picture(self, picture: Image.Image, step: int) -> None:
+        self._try(lambda: self._log_picture(picture, step), step)
+
+    def _log_picture(self, picture: Image.Image, step: int) -> None:
+        for tracker in self._accelerator.trackers:
+            layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+            tracker.log_images({"preview": np.asarray(picture)[None]}, step=step, **layout)
+
+    def _try(self, write: Callable[[], None], step: int) -> None:
+        try:
+            if not self._failed:
+                write()
+        except OSError as error:
+            self._failed = True
+            tqdm.write(f"warning: the log ends at step {step} ({error.strerror or error}); training goes on.")
+
+
+class Journal:
+    """Steps whose values are still on the device, until `write` reads them all at once."""
+
+    def __init__(self, read: Callable[[list[StepResult]], list[tuple[float, float]]], scales: tuple[float, ...]):
+        self._read, self._scales = read, scales
+        self._unread: list[StepResult] = []
+        self._since = time.perf_counter()
+        self._seconds: list[float] = []  # of one step, a mean for each reading
+        self.losses: list[float] = []
+
+    def add(self, result: StepResult) -> None:
+        self._unread.append(result)
+
+    def write(self, log: Log, bar: tqdm) -> None:
+        """Into the trackers and the progress bar. Raises NonFiniteError."""
+        if not self._unread:
+            return
+        values = self._read(self._unread)
+        for result, (loss, norm) in zip(self._unread, values, strict=True):
+            log.log({"loss": loss, "lr": result.lr, "grad_norm": norm}, step=result.step + 1)
+            self.losses.append(loss)
+        first = result.draw.pairs[0]
+        scales = f"{self._scales[first.low]:g} {self._scales[first.high]:g}"
+        shown = f"loss {loss:.4f} lr {result.lr:.2e} scales {scales}"
+        bar.set_postfix_str(shown, refresh=False)
+        now = time.perf_counter()
+        self._seconds.append((now - self._since) / len(self._unread))
+        self._since, self._unread = now, []
+
+    def seconds_per_step(self) -> float:
+        """Median over the readings, so that compiling and warming up do not count; 0 without any."""
+        return sorted(self._seconds)[len(self._seconds) // 2] if self._seconds else 0.0
+
+
+@contextmanager
+def trackers(settings: Settings) -> Iterator[Log]:
+    """What logs to TensorBoard in the run's folder, and to wandb if asked for."""
+    kinds = ["tensorboard"] + (["wandb"] if settings.logging.use_wandb else [])
+    accelerator = Accelerator(log_with=kinds, project_dir=settings.run_dir, cpu=not settings.device.isdigit())
+    accelerator.init_trackers(
+        "logs", init_kwargs={"wandb": {"name": settings.stem}} if settings.logging.use_wandb else {}
+    )
+    with _silent_writers():
+        try:
+            yield Log(accelerator)
+        finally:
+            with suppress(OSError):
+                accelerator.end_training()
+
+
+@contextmanager
+def _silent_writers() -> Iterator[None]:
+    """TensorBoard writes in a thread of its own. What stops it there is raised again by the next `log`, which tells it."""
+    previous = threading.excepthook
+
+    def told(args: threading.ExceptHookArgs) -> None:
+        if not issubclass(args.exc_type, OSError):
+            previous(args)
+
+    threading.excepthook = told
+    try:
+        yield
+    finally:
+        threading.excepthook = previous

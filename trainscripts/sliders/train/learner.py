@@ -1,0 +1,49 @@
+"""The weights with what makes them learn: optimizer, learning rate, and a guard against bad gradients."""
+
+import torch
+from torch import Tensor
+
+from sliders.adaptors.flat_weights import FlatWeights
+from sliders.config.schema import Train
+from sliders.train.optimizers import UpdateGuard, build_lr_scheduler, build_optimizer, replay_schedule
+
+
+class Learner:
+    """`learner.update(values)` after each gradient. All that the next update depends on is in `tensors()`."""
+
+    def __init__(self, settings: Train, weights: FlatWeights, device: str):
+        self._settings, self._weights = settings, weights
+        self.optimizer = build_optimizer(settings, [weights.master])
+        self.lr_scheduler = build_lr_scheduler(settings, self.optimizer)
+        self._base_lrs = list(self.lr_scheduler.base_lrs)
+        self._guard = UpdateGuard(self.optimizer, device, settings.skip_nonfinite)
+
+    @property
+    def lr(self) -> float:
+        return self.lr_scheduler.get_last_lr()[0]
+
+    def update(self, values: Tensor) -> None:
+        """values: loss and gradient norm on the device; if they are not finite, only the schedule goes on."""
+        if self._guard.admits(values):
+            self.optimizer.step()
+            self._weights.refresh()
+        self.lr_scheduler.step()
+
+    def tensors(self) -> dict:
+        return {
+            "master": self._weights.master.detach(),
+            "optimizer": self.optimizer.state_dict(),
+            "lr_scheduler": self.lr_scheduler.state_dict(),
+        }
+
+    def load(self, tensors: dict) -> None:
+        """Become what `tensors()` was taken of; the schedule too, so its settings must be the same."""
+        with torch.no_grad():
+            self._weights.master.copy_(tensors["master"])
+        self._weights.refresh()
+        self.optimizer.load_state_dict(tensors["optimizer"])
+        self.lr_scheduler.load_state_dict(tensors["lr_scheduler"])
+
+    def replay_schedule(self, steps: int) -> None:
+        """The learning rate as if all of `steps` had been taken with the present settings."""
+        self.lr_scheduler = replay_schedule(self._settings, self.optimizer, self._base_lrs, steps)

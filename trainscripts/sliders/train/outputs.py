@@ -1,0 +1,120 @@
+"""What a run leaves in its folder: states, sliders with their cards, pictures. And what an earlier run left there."""
+
+import os
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from PIL import Image
+
+from sliders.adaptors.network import AdaptorNetwork
+from sliders.compute.device import DTYPES
+from sliders.formats.checkpoint import changeable, checkpoint_path, prune_checkpoints, write_checkpoint
+from sliders.formats.metadata import slider_metadata
+from sliders.formats.sidecar import write_card
+from sliders.formats.slider_file import save_slider, slider_tensors
+from sliders.models.base import Model
+from sliders.system.files import SAME_NAME, remove, remove_leftovers, written_whole
+from sliders.train.plan import Plan
+
+
+class Outputs:
+    """The files of one run. Each is whole, or does not exist."""
+
+    def __init__(self, plan: Plan):
+        self._plan, self._settings = plan, plan.settings
+        self.identity = dict(plan.identity)  # read now: the images may be gone at a save
+        self.started = training_time()
+        self._prediction = ""
+        self._replaced: list[Path] = []
+
+    def know_model(self, model: Model) -> None:
+        """The model is part of the run's identity and of the metadata. Call it before the text encoders are freed."""
+        self.identity["model"] = model.fingerprint()
+        self._prediction = model.schedule.prediction_type
+
+    def path(self, suffix: str) -> Path:
+        """Of the slider with that suffix: `last`, or `500steps`."""
+        return self._settings.run_dir / f"{self._settings.stem}_{suffix}.safetensors"
+
+    def begin(self, done: int) -> None:
+        """Remove what killed processes left half-written, and states that step `done` does not come from.
+
+        What a run that this one replaces has made stays until there is something to replace it.
+        """
+        settings = self._settings
+        if not settings.run_dir.is_dir():
+            return
+        remove_leftovers(settings.run_dir, settings.stem)
+        prune_checkpoints(settings, done)
+        if settings.overwrite and done == 0:
+            endings = r"_(\d+steps|last)\.(safetensors|json|preview\.png)"
+            ours = re.compile(re.escape(settings.stem) + endings, SAME_NAME)
+            self._replaced = [path for path in settings.run_dir.iterdir() if ours.fullmatch(path.name)]
+
+    def save(self, suffix: str, done: int, tensors: dict, network: AdaptorNetwork) -> dict[str, OSError]:
+        """The state and the slider of the steps done, in this order: `Trainer.resume` mends what a kill between them leaves.
+
+        Each is tried, whatever becomes of the others. Returns {what could not be saved: why}.
+        """
+        failures: dict[str, OSError] = {}
+        slider = "the last slider" if suffix == "last" else "the slider"
+        with _noted(failures, "the checkpoint"):
+            self.save_checkpoint(done, tensors)
+        with _noted(failures, slider):
+            self.save_slider(suffix, done, network)
+        if self._settings.save.sidecars and slider not in failures:
+            with _noted(failures, "the card"):
+                write_card(self.path(suffix), self._settings)
+        return failures
+
+    def save_checkpoint(self, done: int, tensors: dict) -> None:
+        """Raises OSError."""
+        header = {"step": done, "started": self.started, "run": self.identity, "also": changeable(self._settings)}
+        self._settings.run_dir.mkdir(parents=True, exist_ok=True)
+        write_checkpoint(checkpoint_path(self._settings, done), header, tensors)
+        prune_checkpoints(self._settings, done)
+
+    def save_slider(self, suffix: str, done: int, network: AdaptorNetwork) -> None:
+        """Raises OSError."""
+        path = self.path(suffix)
+        metadata = slider_metadata(
+            self._settings,
+            self._plan.data,
+            stem=path.stem,
+            steps=done,
+            started=self.started,
+            prediction=self._prediction,
+        )
+        tensors = slider_tensors(network, self._plan.family, DTYPES[self._settings.save.precision])
+        save_slider(path, tensors, metadata, self._plan.family)
+        for earlier in self._replaced:
+            if earlier != path:
+                remove(earlier)
+        self._replaced = []
+
+    def save_picture(self, suffix: str, picture: Image.Image) -> None:
+        """Beside the slider of that suffix, as web UIs look for it. Raises OSError."""
+        with written_whole(self.path(suffix).with_suffix(".preview.png")) as temporary:
+            picture.save(temporary, format="PNG")
+
+
+@contextmanager
+def _noted(failures: dict[str, OSError], what: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        failures[what] = error
+
+
+def reasons(failures: dict[str, OSError]) -> str:
+    """`the state and the slider could not be saved (No space left on device)`"""
+    told = dict.fromkeys(error.strerror or str(error) for error in failures.values())
+    return f"{' and '.join(failures)} could not be saved ({'; '.join(told)})"
+
+
+def training_time() -> float:
+    """Seconds since 1970 that a file says it was trained at; SOURCE_DATE_EPOCH, where set, makes files reproducible."""
+    return float(os.environ.get("SOURCE_DATE_EPOCH", time.time()))

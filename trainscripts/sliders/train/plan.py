@@ -1,0 +1,210 @@
+"""The plan of a run: everything that is checked, and found out, before any weights are loaded."""
+
+import glob
+import importlib.util
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+import torch
+
+from sliders.adaptors import ALGORITHMS
+from sliders.adaptors.network import AdaptorNetwork
+from sliders.compute.attention import check_attention
+from sliders.compute.compilation import check_compilation
+from sliders.compute.device import how_to_get_gpu, misses_gpu, torch_device, why_no_gpu
+from sliders.compute.quantization import check_quantization
+from sliders.config.optimizers import OPTIMIZERS
+from sliders.config.schema import Network, PromptSet, Settings
+from sliders.data.dataset import ScaleFolders
+from sliders.formats.checkpoint import Checkpoint, check_same_run, checkpoints_of, identity, newest_checkpoint
+from sliders.models import FAMILIES, Family
+from sliders.system.errors import InputError, either
+from sliders.system.files import check_folder
+from sliders.system.installation import how_to_install
+from sliders.system.lock import check_unlocked
+from sliders.train.losses import LOSSES
+from sliders.train.optimizers import build_lr_scheduler, build_optimizer
+from sliders.train.resources import DiskNeed, disk_need
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One run that has passed every check, with what the checks found."""
+
+    settings: Settings
+    family: Family
+    device: str  # as torch calls it
+    data: ScaleFolders
+    layers: tuple[str, ...]  # module paths that get an adaptor
+    parameters: int  # of all adaptors together
+    checkpoint: Checkpoint | None  # to resume from
+    damaged: tuple[Path, ...]  # checkpoints newer than that one, which are not whole
+
+    @cached_property
+    def identity(self) -> dict:
+        """What makes the run this one. Reads every image once."""
+        return identity(self.settings, self.data)
+
+    @property
+    def disk_need(self) -> DiskNeed:
+        """What the run is still to write, judged by the names of the checkpoints in its folder."""
+        found = checkpoints_of(self.settings)
+        done = max(found, default=0) if self.settings.resume else 0
+        return disk_need(self.settings, self.parameters, done, len(found))
+
+
+def make_plan(settings: Settings) -> Plan:
+    """Raises InputError for whatever would stop the run later, except a full disk, which several runs may share."""
+    device, family = torch_device(settings.device), FAMILIES[settings.family]
+    _check_names(settings)
+    family.check_settings(settings)
+    family.check_source(settings.pretrained_model)
+    _check_device(settings, device)
+    if settings.logging.use_wandb and importlib.util.find_spec("wandb") is None:
+        raise InputError(
+            f"logging.use_wandb is true, but wandb is not installed: {how_to_install('wandb', 'wandb')}, or set it to false."
+        )
+    optimizer = build_optimizer(settings.train, [torch.nn.Parameter(torch.zeros(1))])
+    build_lr_scheduler(settings.train, optimizer)
+    data = ScaleFolders.find(settings.data, family.facts.size_multiple)
+    _check_output(settings)
+    checkpoint, damaged = _checkpoint_to_resume(settings)
+    layers, parameters = _weightless_adaptors(family, settings.pretrained_model.name_or_path, settings.network)
+    plan = Plan(settings, family, device, data, layers, parameters, checkpoint, tuple(damaged))
+    if checkpoint is not None:
+        check_same_run(checkpoint, {**plan.identity, "model": checkpoint.header["run"]["model"]})
+    return plan
+
+
+def _check_names(settings: Settings) -> None:
+    """Names that are looked up in the table of the file that owns them."""
+    chosen = (
+        ("train.loss", settings.train.loss, LOSSES),
+        ("network.algo", settings.network.algo, ALGORITHMS),
+    )
+    for key, name, table in chosen:
+        if name not in table:
+            raise InputError(f"{key}: {name!r} is not known: use {either(table)}.")
+
+
+def _check_device(settings: Settings, device: str) -> None:
+    """Raises InputError for what the device cannot do, with how to get a GPU where one was asked for."""
+    try:
+        check_quantization(settings.pretrained_model.quantize, device)
+        check_attention(settings.other, device, settings.train.precision)
+        check_compilation(settings.other.torch_compile, device)
+    except InputError as error:
+        if not misses_gpu(settings.device):
+            raise
+        raise InputError(f"{error}\n--device: {how_to_get_gpu()}") from error
+
+
+@lru_cache(maxsize=8)
+def _weightless_adaptors(family: Family, name_or_path: str, network: Network) -> tuple[tuple[str, ...], int]:
+    """Layers and number of parameters of the run's network, built on the meta device."""
+    with torch.device("meta"):
+        adaptors = AdaptorNetwork(family.weightless_denoiser(name_or_path), network)
+    return adaptors.module_paths, adaptors.num_parameters()
+
+
+def _checkpoint_to_resume(settings: Settings) -> tuple[Checkpoint | None, list[Path]]:
+    """With `--resume` the newest whole checkpoint, if any, and newer ones that are damaged.
+
+    Raises InputError if all are damaged, or if it is further on than the run is to go.
+    """
+    if not settings.resume:
+        return None, []
+    checkpoint, damaged = newest_checkpoint(settings)
+    if checkpoint is not None and checkpoint.step > settings.train.iterations:
+        raise InputError(
+            f"--resume: {checkpoint.path.name} was saved after {checkpoint.step} steps, but train.iterations is "
+            f"{settings.train.iterations}: raise it, or choose another --name."
+        )
+    return checkpoint, damaged
+
+
+def _check_output(settings: Settings) -> None:
+    """The folder must be one that can be written to, and earlier sliders are not overwritten unasked."""
+    longest = f"{settings.stem}_{settings.train.iterations}steps.safetensors"
+    check_folder(settings.run_dir, "save.path", "choose another --save_path or --name", longest)
+    check_unlocked(settings.run_dir)
+    run_dir, checkpoints = settings.run_dir, checkpoints_of(settings)
+    earlier = sorted(run_dir.glob("*.safetensors")) if run_dir.exists() else []
+    if checkpoints and not (settings.resume or settings.overwrite):
+        raise InputError(
+            f"{run_dir} holds a checkpoint of a run after {next(iter(checkpoints))} steps: add --resume to continue from "
+            "there, or --overwrite to start again."
+        )
+    if earlier and not checkpoints and not settings.overwrite:
+        raise InputError(
+            f"{run_dir} holds {len(earlier)} slider(s) of an earlier run{' and no checkpoint' if settings.resume else ''}: "
+            "choose another --name, or add --overwrite to replace them."
+        )
+
+
+def describe(plan: Plan) -> str:
+    """The plan as text, as `--dry_run` prints it."""
+    settings, data = plan.settings, plan.data
+    network, train = settings.network, settings.train
+    sets = [f"{p.batch_size} pair(s) at {_sizes(data, p)} px" for p in settings.prompts]
+    saves = (train.iterations - 1) // settings.save.per_steps
+    lines = [
+        f"slider  {settings.run_dir}",
+        f"model   {settings.pretrained_model.name_or_path}, {train.precision} on {plan.device}",
+        f"layers  {len(plan.layers)} of {network.type} {network.training_method}: {network.algo} "
+        f"rank {network.rank} alpha {network.alpha:g}, {plan.parameters:,} parameters",
+        f"steps   {train.iterations} of {' or '.join(dict.fromkeys(sets))}, {train.optimizer} lr {train.lr:g} "
+        f"{train.lr_scheduler}, seed {train.seed}",
+        *([f"resume  {_resumption(plan)}"] if settings.resume else []),
+        f"files   {saves + 1}: {f'every {settings.save.per_steps} steps, and ' if saves else ''}{settings.stem}_last.safetensors",
+        f"images  {len(data.names)} names × {len(data.scales)} scales",
+        "",
+        data.table(),
+        *_remarks(plan),
+    ]
+    if settings.logging.verbose:
+        lines += ["", "prompts", *(f"  {p.model_dump_json()}" for p in settings.prompts)]
+        lines += ["", "layers", *(f"  {p}" for p in plan.layers)]
+    return "\n".join(lines)
+
+
+def _resumption(plan: Plan) -> str:
+    if plan.checkpoint is not None:
+        return f"from {plan.checkpoint.path.name}"
+    settings = plan.settings
+    folders = sorted(p for p in settings.save.path.glob(f"{glob.escape(settings.save.name)}_alpha*") if p.is_dir())
+    others = [p.name for p in folders if p != settings.run_dir]
+    hint = f" ({others[0]} has another rank, alpha or training_method)" if others else ""
+    return f"there is no checkpoint: from step 1{hint}"
+
+
+def _sizes(data: ScaleFolders, prompts: PromptSet) -> str:
+    sizes = sorted({data.fitted_size(name, prompts.resolution) for name in range(len(data.names))})
+    shown = ", ".join(f"{w}×{h}" for w, h in sizes[:4]) + (" …" if len(sizes) > 4 else "")
+    smaller = " and smaller" if prompts.dynamic_resolution else ""
+    return shown + smaller + (" in random crops" if prompts.dynamic_crops else "")
+
+
+def _remarks(plan: Plan) -> list[str]:
+    """What is allowed, but perhaps not meant."""
+    settings, data, remarks = plan.settings, plan.data, []
+    if data.ignored:
+        remarks.append(
+            f"ignored, because they are not images: {', '.join(data.ignored[:8])}{' …' if len(data.ignored) > 8 else ''}."
+        )
+    resolution = max(p.resolution for p in settings.prompts)
+    small = [n for n, (w, h) in zip(data.names, data.sizes, strict=True) if w * h < 0.8 * resolution**2]
+    if small:
+        remarks.append(
+            f"{len(small)} name(s), such as {small[0]}, are smaller than {resolution} px and will be enlarged."
+        )
+    train = settings.train
+    if OPTIMIZERS[train.optimizer].finds_lr and train.lr < 0.1:
+        remarks.append(
+            f"{train.optimizer} finds its step size itself and takes lr as a factor: 1.0 is usual, {train.lr:g} is not."
+        )
+    if misses_gpu(settings.device):
+        full_size = plan.family.is_full_size(settings.pretrained_model.name_or_path)
+        remarks.append(why_no_gpu("trains", full_size))
+    return ["", *(f"note: {r}" for r in remarks)] if remarks else []

@@ -1,0 +1,262 @@
+"""The loop: batch → loss → step → save, and what surrounds it."""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+from tqdm import tqdm
+
+from sliders.adaptors.flat_weights import FlatWeights
+from sliders.adaptors.network import AdaptorNetwork
+from sliders.compute.attention import set_attention
+from sliders.compute.compilation import compile_unet
+from sliders.compute.device import DTYPES, use_device
+from sliders.compute.fusion import can_fuse, fuse_blocks
+from sliders.compute.quantization import quantize
+from sliders.data.batch import Batch, BatchMaker
+from sliders.data.draws import Draws
+from sliders.data.latents import LatentCache, views
+from sliders.formats.checkpoint import changeable, check_same_run, checkpoint_path, first_difference
+from sliders.models.base import Model
+from sliders.sample.grids import labelled_grid
+from sliders.sample.preview import preview_multipliers, preview_sampling, sample_grid, sampling_from
+from sliders.system.errors import InputError
+from sliders.system.signals import Interrupts
+from sliders.train.denoiser import AdaptedDenoiser
+from sliders.train.gradients import CapturedGradients, Gradients
+from sliders.train.journal import Journal, StepResult, trackers
+from sliders.train.learner import Learner
+from sliders.train.losses import LOSSES
+from sliders.train.monitor import NonFiniteError, Watch
+from sliders.train.outputs import Outputs, reasons
+from sliders.train.plan import Plan
+from sliders.train.resources import ENCODING, PLACING, during
+
+
+@dataclass(frozen=True)
+class Report:
+    """How a run went, since it was begun or resumed."""
+
+    path: Path
+    losses: tuple[float, ...]
+    seconds_per_step: float  # median, so that compiling and warming up do not count
+    peak_memory: int | None  # bytes on the GPU, encoding included
+
+
+class Trainer:
+    """One slider in training. `Trainer(plan).run()` trains and saves it.
+
+    model: one on the CPU in place of the one that the settings name.
+    """
+
+    def __init__(self, plan: Plan, model: Model | None = None):
+        self.plan, self.settings, self.data, self.device = plan, plan.settings, plan.data, plan.device
+        settings, data = self.settings, self.data
+        self.done = 0  # steps
+        self.outputs = Outputs(plan)
+        use_device(self.device)
+        if self.device.startswith("cuda"):
+            torch.zeros(0, device=self.device)  # CUDA starts with its first tensor, and knows no statistics before
+            torch.cuda.reset_peak_memory_stats(self.device)
+        self.model = model or plan.family.load(settings.pretrained_model, DTYPES[settings.train.precision])
+        self.outputs.know_model(self.model)
+        with during(ENCODING):
+            self.make_batch = self._encode()
+        with during(PLACING):
+            self.network = self._adapt()
+        train = settings.train
+        self.weights = FlatWeights(self.network, self.model.unet.dtype)
+        self.learner = Learner(train, self.weights, self.device)
+        self.watch = Watch(data, self.weights.master, train.skip_nonfinite)
+        self.loss = LOSSES[train.loss]
+        self.denoiser = AdaptedDenoiser(self.model, self.network)
+        self.gradients = Gradients(self.forward, self.weights, train.max_grad_norm)
+        if self.device.startswith("cuda") and settings.other.cuda_graph != "off":
+            self.gradients = CapturedGradients(self.gradients)
+        self.draw = Draws(
+            seed=train.seed, prompts=settings.prompts, num_names=len(data.names), num_scales=len(data.scales),
+            max_denoising_steps=train.max_denoising_steps, shape_of=data.fitted_size,
+        )  # fmt: skip
+
+    def _encode(self) -> BatchMaker:
+        """Images and prompts are encoded once, then VAE and text encoders leave the device."""
+        settings, device, model = self.settings, self.device, self.model
+        cache = LatentCache(model, self.data, views(settings.prompts), device)
+        prompts = [p for s in settings.prompts for p in (s.neutral, s.positive)]
+        embeds = model.encode_prompts([*prompts, *settings.preview.prompts, ""], device)
+        model.free_text_encoders()
+        model.schedule = model.schedule.to(device)
+        return BatchMaker(model, cache, settings.prompts, embeds, self.data.scales, device)
+
+    def _adapt(self) -> AdaptorNetwork:
+        other, unet = self.settings.other, self.model.unet
+        quantize(unet, self.settings.pretrained_model.quantize, self.device)
+        unet.to(self.device, memory_format=torch.channels_last)
+        set_attention(unet, other)
+        if other.torch_compile == "off" and can_fuse(self.device):
+            fuse_blocks(unet)
+        if other.gradient_checkpointing:
+            # Nothing random runs inside; keeping the generator's state would make the GPU wait.
+            unet.enable_gradient_checkpointing(partial(checkpoint, use_reentrant=False, preserve_rng_state=False))
+        network = AdaptorNetwork(unet, self.settings.network, seed=self.settings.train.seed)
+        compile_unet(unet, other.torch_compile)
+        return network
+
+    def forward(self, batch: Batch) -> Tensor:
+        """batch → loss of the step: a pair's is the sum of its rows', a step's the mean of its pairs'. float32, 0-dim."""
+        with torch.autocast(self.device.partition(":")[0], torch.bfloat16, enabled=self.settings.other.torch_amp):
+            rows = self.loss(self.denoiser, batch)
+        return rows.view(-1, 2).sum(1).mean()
+
+    def step(self, step: int) -> StepResult:
+        """One optimizer step. A gradient that is not finite changes nothing; `read` then says so."""
+        draw = self.draw(step)
+        result = StepResult(step, draw, self.learner.lr, self.gradients(self.make_batch(draw)))
+        self.learner.update(result.values)
+        return result
+
+    def read(self, results: list[StepResult]) -> list[tuple[float, float]]:
+        """(loss, gradient norm) of several steps. Raises NonFiniteError, with the weights as they were before it."""
+        return self.watch.read(results)
+
+    def run(self, interrupts: Interrupts | None = None) -> Report:
+        """Train up to `train.iterations` steps, saving every `save.per_steps` and at the end.
+
+        Raises Stopped after a signal, NonFiniteError, and InputError if the last slider cannot be written.
+        """
+        interrupts = interrupts or Interrupts()
+        journal = Journal(self.read, self.data.scales)
+        self.outputs.begin(self.done)
+        with interrupts.deferred():
+            try:
+                self._train(journal, interrupts)
+            except NonFiniteError as error:
+                self.done = error.step
+                self.learner.replay_schedule(error.step)  # the weights are as they were there, the schedule went on
+                self._save_stopped()
+                raise
+            peak = torch.cuda.max_memory_allocated(self.device) if self.device.startswith("cuda") else None
+            if self.done == self.settings.train.iterations:
+                self._save_last()
+        if self.settings.preview.prompts:
+            self._picture("last", interrupts)
+        return Report(self.outputs.path("last"), tuple(journal.losses), journal.seconds_per_step(), peak)
+
+    def _train(self, journal: Journal, interrupts: Interrupts) -> None:
+        """Step by step, up to the last or to a signal; all saves but the last step's."""
+        total, save, log_every = self.settings.train.iterations, self.settings.save, self.settings.logging.log_every
+        with (
+            trackers(self.settings) as log,
+            tqdm(total=total, initial=self.done, desc="training", unit="step") as bar,
+        ):
+            while self.done < total and interrupts.received is None:
+                journal.add(self.step(self.done))
+                bar.update()
+                self.done += 1
+                saves = self.done < total and self.done % save.per_steps == 0
+                if self.done % log_every == 0 or saves or self.done == total:
+                    journal.write(log, bar)
+                if saves:
+                    self._save_midway()
+                if self._previews_at(self.done) and interrupts.received is None:
+                    picture = self._picture(f"{self.done}steps", interrupts)
+                    if picture is not None:
+                        log.log_picture(picture, self.done)
+            # A signal may have come anywhere in the loop, and most of the time while the loss is waited for
+            journal.write(log, bar)
+            if self.done < total:
+                self._save_stopped()
+
+    def _save(self, suffix: str) -> dict[str, OSError]:
+        return self.outputs.save(suffix, self.done, self.learner.tensors(), self.network)
+
+    def _save_midway(self) -> None:
+        failures = self._save(f"{self.done}steps")
+        if failures:
+            self._warn(f"{reasons(failures)}: training goes on and the next save tries again; make room for it.")
+
+    def _save_stopped(self) -> None:
+        """What a run that ends before its last step has not saved yet."""
+        if self.done == 0 or checkpoint_path(self.settings, self.done).exists():
+            return
+        failures = self._save(f"{self.done}steps")
+        if failures:
+            self._warn(f"{reasons(failures)}: --resume will go on from the state before it, if there is one.")
+
+    def _save_last(self) -> None:
+        failures = self._save("last")
+        if not failures:
+            return
+        path = self.outputs.path("last")
+        kept = f"{path.name} is whole" if path.exists() and "the last slider" not in failures else "it is lost so far"
+        raise InputError(
+            f"{self.settings.run_dir}: {reasons(failures)}; {kept}: make room, then go on with --resume from the newest state."
+        ) from next(iter(failures.values()))
+
+    def _warn(self, sentence: str) -> None:
+        tqdm.write(f"warning: {self.settings.run_dir}: step {self.done}: {sentence}")
+
+    def resume(self) -> None:
+        """Continue from the plan's checkpoint, if it has one. Raises InputError if it is of another model."""
+        for path in self.plan.damaged:
+            print(f"warning: {path} is damaged and ignored")
+        checkpoint = self.plan.checkpoint
+        if checkpoint is None:
+            return
+        check_same_run(checkpoint, self.outputs.identity)
+        self.learner.load(checkpoint.tensors())
+        self.done, self.outputs.started = checkpoint.step, checkpoint.header["started"]
+        difference = first_difference(checkpoint.header["also"], changeable(self.settings), "train")
+        if difference is not None:
+            print(f"note: {difference}; the learning rate follows the new settings from step {self.done + 1} on")
+            self.learner.replay_schedule(self.done)
+        suffix = f"{self.done}steps"
+        if self.done < self.settings.train.iterations and not self.outputs.path(suffix).exists():
+            self._save_midway()
+
+    def _previews_at(self, done: int) -> bool:
+        """Every `preview.every` steps, and beside each slider; the last one's picture is made when all is done."""
+        settings, every = self.settings, self.settings.preview.every
+        if not settings.preview.prompts or done == settings.train.iterations:
+            return False
+        return (every > 0 and done % every == 0) or (settings.save.sidecars and done % settings.save.per_steps == 0)
+
+    def _picture(self, suffix: str, interrupts: Interrupts) -> Image.Image | None:
+        """The preview, unless anything keeps it from being made: for want of a picture no training ends."""
+        try:
+            with interrupts.at_once():
+                picture = self._drawn()
+                self.outputs.save_picture(suffix, picture)
+                return picture
+        except OSError as error:
+            self._warn(f"the picture could not be saved ({error.strerror or error}).")
+        except torch.OutOfMemoryError:
+            self._warn(
+                "the GPU has no room for a picture beside the training; sample_slider-xl.py makes them afterwards."
+            )
+        return None
+
+    def _drawn(self) -> Image.Image:
+        try:
+            return self.preview(decode_on_cpu=False)
+        except torch.OutOfMemoryError:
+            pass  # by now nothing holds what was made so far
+        self.gradients.forget()
+        return self.preview()
+
+    def preview(self, decode_on_cpu: bool = True) -> Image.Image:
+        """The picture of `preview.prompts` × multipliers, at the size and guidance of the first prompt set."""
+        settings, first = self.settings.preview, self.settings.prompts[0]
+        width, height = self.data.fitted_size(0, first.resolution)
+        multipliers = settings.multipliers or preview_multipliers(self.data.scales)
+        embeds = self.make_batch.prompt_embeds
+        jobs = [(embeds[prompt], settings.seed + row) for row, prompt in enumerate(settings.prompts)]
+        sampling = preview_sampling(width, height, settings.steps, first.guidance_scale, decode_on_cpu)
+        with sampling_from(self.model, self.network, self.device):
+            negative = self.model.negative("", embeds)
+            pictures = sample_grid(self.model, self.network, jobs, negative, multipliers, sampling)
+        return labelled_grid(pictures, settings.prompts, [f"{m:g}" for m in multipliers])
