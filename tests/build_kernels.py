@@ -1,9 +1,9 @@
-"""Build the Triton kernels, at SDXL's sizes, for GPUs that need not be there, and print what each takes of them.
+"""Builds the Triton kernels at SDXL's sizes, for GPUs that need not exist here, and prints the resources they use.
 
     python tests/build_kernels.py 7.5 8.6 9.0 12.0
 
-A line for each: compute capability, kernel, registers of a thread, bytes on its stack (what found no register), shared
-memory in bytes.
+Each line: compute capability, kernel, registers per thread, bytes of stack per thread (spilled registers), bytes of
+shared memory.
 """
 
 import os
@@ -29,7 +29,7 @@ CHANNELS = (320, 2560)  # 10 and 80 in a group
 
 
 class AbsentGPU:
-    """What Triton asks of a driver before it builds."""
+    """Answers what Triton asks a driver before it builds a kernel."""
 
     def __init__(self, capability: str):
         self._target = GPUTarget("cuda", int(capability.replace(".", "")), 32)
@@ -38,25 +38,25 @@ class AbsentGPU:
         return self._target
 
     def get_current_device(self) -> int:
-        return self._target.arch  # so that Triton keeps what it built for each apart
+        return self._target.arch  # a different device, and so a different kernel cache, per capability
 
     def get_current_stream(self, device: int) -> int:
         return 0
 
 
 def build_instead_of_running(built: dict) -> None:
-    """From now on a launch only builds, into `built`: {(kernel, hash): what was built}."""
+    """Makes kernel launches only build the kernel, and store it in `built`: {(name, hash): compiled kernel}."""
     run = JITFunction.run
 
     def build(kernel, *args, grid, warmup, **kwargs):
-        made = run(kernel, *args, grid=grid, warmup=True, **kwargs)
-        built[kernel.__name__, made.hash] = made
+        compiled = run(kernel, *args, grid=grid, warmup=True, **kwargs)
+        built[kernel.__name__, compiled.hash] = compiled
 
     JITFunction.run = build
 
 
-def use_all(dtype: torch.dtype) -> None:
-    """Each kernel forwards and backwards. The tensors lie in main memory: their contents are never read."""
+def launch_all(dtype: torch.dtype) -> None:
+    """Launches all kernels, forward and backward. The tensors are on the CPU, because their contents are not read."""
 
     def tensor(*size: int) -> torch.Tensor:
         return torch.zeros(size, dtype=dtype, requires_grad=True)
@@ -73,23 +73,23 @@ def use_all(dtype: torch.dtype) -> None:
 
 
 def usage(kernel) -> tuple[int, int, int]:
-    """Registers, stack, shared memory."""
+    """Registers and stack per thread, shared memory."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(kernel.asm["cubin"])
-        told = subprocess.run([CUOBJDUMP, "--dump-resource-usage", path], capture_output=True, text=True, check=True)
-    registers, stack, _ = map(int, USAGE.search(told.stdout).groups())
+        dump = subprocess.run([CUOBJDUMP, "--dump-resource-usage", path], capture_output=True, text=True, check=True)
+    registers, stack, _ = map(int, USAGE.search(dump.stdout).groups())
     return registers, stack, kernel.metadata.shared
 
 
 def main(capabilities: list[str]) -> None:
     built = {}
     build_instead_of_running(built)
-    with tempfile.TemporaryDirectory() as cache:  # nothing that was built before counts
+    with tempfile.TemporaryDirectory() as cache:  # a new cache, so that every kernel is built
         os.environ["TRITON_CACHE_DIR"] = cache
         for capability in capabilities:
             driver.set_active(AbsentGPU(capability))
-            use_all(torch.bfloat16)
+            launch_all(torch.bfloat16)
             for (name, _), kernel in built.items():
                 print(capability, name, *usage(kernel))
             built.clear()

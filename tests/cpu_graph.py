@@ -1,7 +1,7 @@
-"""What a CUDA graph is to its user, on a CPU: the operations of one run, run again on the same tensors.
+"""Stands in for CUDA graphs on the CPU: records the operations of a run and repeats them on the same tensors.
 
-As on a GPU, nothing of Python runs again: a number that the step read or computed in Python keeps its first value, and an
-operation that a GPU refuses while it captures is refused here. Not seen here are memory used twice, and streams.
+As on a GPU, a replay runs no Python code: numbers computed in Python keep their first value. Operations that a GPU does
+not permit during capture raise here too. Streams and the reuse of memory are not simulated.
 """
 
 from contextlib import contextmanager, nullcontext
@@ -12,28 +12,28 @@ from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatc
 from torch.utils._pytree import tree_leaves
 
 aten = torch.ops.aten
-# What hands numbers to Python, makes shapes of them, or brings numbers from Python: on a GPU each waits for a copy.
+# operations whose result in Python, or whose shape, depends on tensor values, or that copy values from Python
 WAITS = (
     aten._local_scalar_dense, aten.is_nonzero, aten.equal, aten.nonzero, aten.masked_select, aten._unique2,
     aten.lift_fresh,
 )  # fmt: skip
 
 
-def _chooses(func, args: tuple) -> bool:
-    """Indexing by a mask: how much comes out depends on numbers."""
+def _indexes_by_mask(func, args: tuple) -> bool:
+    """Whether the shape of the result depends on a mask's values."""
     indexes = func.overloadpacket in (aten.index, aten.index_put, aten.index_put_)
     return indexes and any(i is not None and i.dtype == torch.bool for i in args[1])
 
 
 class Recording(TorchDispatchMode):
-    """Everything that is computed inside the `with` block, which `replay` computes again."""
+    """Records the operations in its `with` block; `replay` repeats them."""
 
     def __init__(self):
         super().__init__()
         self.calls = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.overloadpacket in WAITS or _chooses(func, args):
+        if func.overloadpacket in WAITS or _indexes_by_mask(func, args):
             raise RuntimeError(f"operation not permitted when stream is capturing: {func}")
         result = func(*args, **(kwargs or {}))
         self.calls.append((func, args, kwargs or {}, result))
@@ -49,7 +49,7 @@ class Recording(TorchDispatchMode):
 
 
 class Graph:
-    """In the place of `torch.cuda.CUDAGraph`."""
+    """Replaces `torch.cuda.CUDAGraph`."""
 
     def pool(self) -> "Graph":
         return self
@@ -60,20 +60,20 @@ class Graph:
 
 @contextmanager
 def capture(graph: Graph, pool: Graph | None = None, stream: "Stream | None" = None):
-    """In the place of `torch.cuda.graph`."""
+    """Replaces `torch.cuda.graph`."""
     with Recording() as graph.recording:
         yield
 
 
 class Stream:
-    """In the place of `torch.cuda.Stream`: here everything comes one after the other."""
+    """Replaces `torch.cuda.Stream`. On the CPU, operations are sequential."""
 
     def wait_stream(self, other: "Stream") -> None:
         pass
 
 
 def replace_cuda(monkeypatch) -> None:
-    """What `StepGraph` asks of `torch.cuda`, answered by the CPU, until the test ends."""
+    """Replaces what `StepGraph` uses of `torch.cuda`, until the test ends."""
     stream = Stream()
     for name, substitute in {
         "CUDAGraph": Graph, "graph": capture, "Stream": Stream, "current_stream": lambda: stream,

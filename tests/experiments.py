@@ -5,6 +5,7 @@ from pathlib import Path
 from conftest import make_scale_folders, write_experiment
 from sliders.config.settings import load_settings
 from sliders.data.dataset import ScaleFolders
+from sliders.data.timesteps import allowed_timesteps
 from sliders.models import FAMILIES
 from sliders.train.plan import Plan, make_plan
 from sliders.train.trainer import Trainer
@@ -36,7 +37,8 @@ def unchecked_plan(settings, device="cpu"):
     """A plan that skips the checks of device and output, for what a test puts in their place."""
     family = FAMILIES[settings.family]
     data = ScaleFolders.find(settings.data, family.facts.size_multiple)
-    return Plan(settings, family, device, data, layers=(), parameters=0, checkpoint=None, damaged=())
+    timesteps = allowed_timesteps(settings.train)
+    return Plan(settings, family, device, data, (), 0, checkpoint=None, damaged=(), timesteps=timesteps)
 
 
 def experiment(folder, iterations=7, per_steps=2, flags=(), **overrides):

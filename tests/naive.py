@@ -1,7 +1,9 @@
-"""The ancestors' training step, written from the facts about it and not from the package: slow, plain, in float64.
+"""The original trainers' step in float64, reimplemented from its description, without code from the package.
 
-Four separate UNet passes with both classifier-free-guidance halves at guidance 1, two of the passes unused, a backward
-pass of its own for each of the two losses, Python-float multipliers, LoRA by forward hooks.
+Like theirs, it runs separate UNet passes with both halves of classifier-free guidance at scale 1, computes predictions
+that nothing uses, and has a backward pass per image. It differs in the timestep: with `max_denoising_steps` 50, Concept
+Sliders' own scripts add noise for timestep 980 − 20k but condition the UNet on 999 − 20k; here, as in this project, one
+timestep is used for both.
 """
 
 import copy
@@ -12,7 +14,7 @@ from PIL import Image
 
 
 class NaiveLora:
-    """up(down(x)) · alpha / rank · multiplier, added by a hook to the output of each named layer."""
+    """Forward hooks that add up(down(x)) · alpha / rank · multiplier to the outputs of the layers at `paths`."""
 
     def __init__(self, unet, paths, downs, ups, alpha):
         self.multiplier = 0.0
@@ -35,7 +37,7 @@ class NaiveLora:
 
 
 class NaiveTrainer:
-    """The step over a float64 copy of a model's UNet and VAE."""
+    """The step with a float64 copy of a model's UNet, and its VAE."""
 
     def __init__(self, unet, vae, paths, downs, ups, alpha):
         self.unet = copy.deepcopy(unet).double()
@@ -51,7 +53,7 @@ class NaiveTrainer:
         return ((posterior.mean + posterior.std * eps) * self.vae.config.scaling_factor).double()
 
     def guided(self, noisy, timestep, prompt, unconditional, resolution, multiplier):
-        """Both halves in one call, then unconditional + 1 · (conditional − unconditional)."""
+        """Prediction with guidance 1: unconditional + 1 · (conditional − unconditional), both from one UNet call."""
         self.lora.multiplier = multiplier
         time_ids = torch.tensor([[resolution, resolution, 0, 0, resolution, resolution]] * 2, dtype=torch.float64)
         output = self.unet(
@@ -66,19 +68,12 @@ class NaiveTrainer:
         half, conditional = output.chunk(2)
         return half + 1.0 * (conditional - half)
 
-    def step(self, low, high, noise, timestep, prompts, resolution, scales):
-        """low, high: latents of the two images. Returns the loss; gradients are left on the LoRA's tensors."""
+    def row(self, latents, noise, timestep, prompt, unconditional, resolution, scale):
+        """One image at its folder's scale. Returns the loss; gradients accumulate in the LoRA's tensors."""
         a = self.alphas_cumprod[timestep]
-        positive, neutral, unconditional = prompts
-        noisy_low = a.sqrt() * low + (1 - a).sqrt() * noise
-        noisy_high = a.sqrt() * high + (1 - a).sqrt() * noise
-        with torch.no_grad():  # the two passes that nobody reads
-            self.guided(noisy_high, timestep, neutral, unconditional, resolution, 0.0)
-            self.guided(noisy_low, timestep, positive, unconditional, resolution, 0.0)
-        prediction = self.guided(noisy_high, timestep, positive, unconditional, resolution, scales[1])
-        loss_high = ((prediction - noise) ** 2).mean()
-        loss_high.backward()
-        prediction = self.guided(noisy_low, timestep, neutral, unconditional, resolution, scales[0])
-        loss_low = ((prediction - noise) ** 2).mean()
-        loss_low.backward()
-        return loss_high.item() + loss_low.item()
+        noisy = a.sqrt() * latents + (1 - a).sqrt() * noise
+        with torch.no_grad():  # the result is not used
+            self.guided(noisy, timestep, unconditional, unconditional, resolution, 0.0)
+        loss = ((self.guided(noisy, timestep, prompt, unconditional, resolution, scale) - noise) ** 2).mean()
+        loss.backward()
+        return loss.item()

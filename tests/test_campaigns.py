@@ -1,4 +1,4 @@
-"""Each campaign of tests/campaigns in small; the full ones are commands."""
+"""Short runs of the campaigns in tests/campaigns. The full ones are commands."""
 
 import sys
 
@@ -10,7 +10,7 @@ def test_kills_lose_nothing(tmp_path):
     assert kill.main(3, 1, tmp_path)["kills"] == 3
 
 
-def test_odd_input_is_answered(tmp_path, monkeypatch):
+def test_unusual_input_ends_cleanly(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     answers = fuzz.main(100, 1, tmp_path)
     assert all(sum(statuses.values()) >= (2 if kind == "runs" else 10) for kind, statuses in answers.items())

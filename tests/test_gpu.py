@@ -1,4 +1,4 @@
-"""The same on a CUDA GPU; skipped where there is none."""
+"""Tests that need a CUDA GPU."""
 
 import math
 import warnings
@@ -22,12 +22,14 @@ from sliders.train.trainer import Trainer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
+FOLDERS = ("--folders", "verylow, low, high, veryhigh", "--scales", "-1, 0.5, 1, 2")
+
 
 def make_trainer(tmp_path, device, flags=(), **overrides):
     data = make_scale_folders(tmp_path / "data")
     root = tmp_path / f"{device}{len(list(tmp_path.iterdir()))}"
     root.mkdir()
-    flags = ["--folders", "verylow, low, high, veryhigh", "--scales", "-1, 0.5, 1, 2", "--iterations", "10", *flags]
+    flags = [*FOLDERS, "--iterations", "10", *flags]
     argv = [*write_experiment(root, flags=flags, data=data, **overrides), "--device", device]
     (settings,), _ = load_settings(argv)
     return Trainer(make_plan(settings))
@@ -39,7 +41,7 @@ def plain_float32():
 
 
 def assert_learns_the_same(trainer, other):
-    """Runs both. Losses to 1e-3, and weights to 1 % of how far they moved: losses alone hardly see what was learnt."""
+    """Runs both: losses agree to 1e-3, and weights, a more sensitive measure, to 1 % of how far they moved."""
     start = trainer.weights.master.detach().cpu().clone()
     losses = [t.run().losses for t in (trainer, other)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
@@ -47,11 +49,11 @@ def assert_learns_the_same(trainer, other):
     assert (ends[1] - ends[0]).norm() < 0.01 * (ends[0] - start).norm()
 
 
-def test_a_gpu_draws_and_learns_what_a_cpu_does(tmp_path):
+def test_a_gpu_learns_the_same_as_a_cpu(tmp_path):
     assert_learns_the_same(*(make_trainer(tmp_path, device) for device in ("cpu", "0")))
 
 
-def test_encoders_leave_the_gpu_and_adaptors_stay_float32(tmp_path):
+def test_encoders_are_moved_off_the_gpu_and_adaptors_stay_float32(tmp_path):
     trainer = make_trainer(tmp_path, "0", train={"precision": "bfloat16"})
     assert trainer.model.pipe.text_encoder is None
     assert {p.device.type for p in trainer.model.pipe.vae.parameters()} == {"cpu"}
@@ -67,8 +69,8 @@ def test_optimizers_train_on_the_gpu(tmp_path, optimizer):
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
-def test_the_second_gpu_learns_what_the_first_does(tmp_path):
-    """Fused blocks and graph too, which know only the current device."""
+def test_the_second_gpu_learns_the_same_as_the_first(tmp_path):
+    """With fused blocks and graphs, which use only the current device."""
     masters = []
     for device in ("0", "1"):
         trainer = make_trainer(tmp_path, device)
@@ -81,7 +83,7 @@ def test_the_second_gpu_learns_what_the_first_does(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["fp8", "int8", "nf4"])
-def test_a_quantised_model_trains_as_a_graph_and_never_lies_on_the_gpu_in_full(tmp_path, kind):
+def test_a_quantised_model_trains_with_a_graph_and_is_never_on_the_gpu_unquantised(tmp_path, kind):
     plain = build_narrow_sdxl().unet
     size = sum(p.numel() * p.element_size() for p in plain.parameters())
     torch.cuda.reset_peak_memory_stats()
@@ -111,15 +113,17 @@ def count_waits(trainer, step):
 @pytest.mark.parametrize("graph", ["auto", "off"])
 def test_a_step_never_waits_for_the_gpu(tmp_path, graph):
     trainer = make_trainer(tmp_path, "0", other={"cuda_graph": graph})
-    for step in range(2):  # the second one captures
+    for step in range(2):  # the second captures
         trainer.step(step)
     assert count_waits(trainer, 2) == 0
 
 
 @pytest.mark.parametrize(("optimizer", "apart"), [("adamw", 0.01), ("adamw8bit", 0.05)])
-def test_a_resumed_run_on_the_graph_learns_what_a_straight_one_does(tmp_path, optimizer, apart):
-    """60 steps, and 20 + 40 in a new trainer: losses of the last 40 to 1e-3, weights to a share of how far they moved,
-    larger where eight bits turn a gradient's rounding into whole steps."""
+def test_a_resumed_run_with_graphs_learns_the_same_as_an_uninterrupted_one(tmp_path, optimizer, apart):
+    """60 steps against 20 + 40: the last 40 losses agree to 1e-3, the weights to `apart` of how far they moved.
+
+    It is larger for adamw8bit, which amplifies rounding errors to its quantisation steps.
+    """
     same = {"prompts": SEVERAL_SHAPES, "train": {"optimizer": optimizer, "lr_scheduler": "cosine", "seed": 3}}
     straight, first = (make_trainer(tmp_path, "0", flags=["--iterations", "60"], **same) for _ in range(2))
     start = straight.weights.master.detach().clone()
@@ -128,8 +132,7 @@ def test_a_resumed_run_on_the_graph_learns_what_a_straight_one_does(tmp_path, op
         first.step(step)
         first.done += 1
     first.outputs.save_checkpoint(first.done, first.learner.tensors())
-    resumed = make_trainer(tmp_path, "0", flags=["--iterations", "60", "--resume"], **same)
-    resumed.settings = first.settings
+    resumed = Trainer(make_plan(first.settings.model_copy(update={"resume": True})))
     resumed.resume()
     assert resumed.done == 20
     assert resumed.run().losses == pytest.approx(losses[20:], rel=1e-3)
@@ -144,9 +147,13 @@ SEVERAL_SHAPES = [
 ]
 
 
-@pytest.mark.parametrize("settings", [{}, {"gradient_checkpointing": True}, {"torch_compile": "regional"}])
-def test_the_graph_learns_what_single_kernels_do(tmp_path, settings):
-    """In float32, over batches of three shapes, of which each comes twice within 14 steps."""
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"gradient_checkpointing": True}, {"torch_compile": "regional"}],
+    ids=["plain", "checkpointed", "regional"],
+)
+def test_graphs_learn_the_same_as_single_kernels(tmp_path, settings):
+    """In float32, with batches of three shapes, each of which comes at least twice in 14 steps."""
     flags = ["--iterations", "14"]
     eager = make_trainer(tmp_path, "0", flags, prompts=SEVERAL_SHAPES, other={"cuda_graph": "off"})
     graph = make_trainer(tmp_path, "0", flags, prompts=SEVERAL_SHAPES, other=settings)
@@ -170,7 +177,7 @@ def test_each_replay_computes_the_gradient_of_its_own_batch(tmp_path):
     assert all((a - b).norm() > 0.1 * a.norm() for a, b in pairwise(found[::2]))
 
 
-def test_a_forgotten_graph_gives_its_memory_back_and_is_captured_anew(tmp_path):
+def test_a_forgotten_graph_frees_its_memory_and_is_captured_again(tmp_path):
     trainer = make_trainer(tmp_path, "0")
     for step in range(3):
         trainer.step(step)
@@ -182,7 +189,7 @@ def test_a_forgotten_graph_gives_its_memory_back_and_is_captured_anew(tmp_path):
     assert trainer.gradients.captured == 1
 
 
-def test_a_step_that_makes_the_gpu_wait_is_not_captured_but_trains(tmp_path, capsys):
+def test_a_step_that_waits_for_the_gpu_trains_without_a_graph(tmp_path, capsys):
     trainer = make_trainer(tmp_path, "0")
     forward = trainer.forward
 
@@ -197,7 +204,7 @@ def test_a_step_that_makes_the_gpu_wait_is_not_captured_but_trains(tmp_path, cap
     assert capsys.readouterr().out.count("cannot be captured") == 1
 
 
-def test_an_empty_graph_is_noticed(tmp_path):
+def test_an_empty_graph_is_rejected(tmp_path):
     trainer = make_trainer(tmp_path, "0")
     batch = trainer.make_batch(trainer.draw(0))
     values = trainer.gradients(batch)
@@ -213,22 +220,15 @@ KERNELS = {
 }
 
 
-def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path):
-    """Through the graph: equal but for the order in which a GPU adds up."""
+def test_resuming_through_files_gives_the_same_weights(tmp_path):
+    """With graphs: equal except for the order of additions on a GPU."""
     data = make_scale_folders(tmp_path / "data")
     masters = []
     for run, stops in enumerate([(10,), (4, 10)]):
         root = tmp_path / f"run{run}"
         root.mkdir()
         for steps in stops:
-            flags = [
-                "--folders",
-                "verylow, low, high, veryhigh",
-                "--scales",
-                "-1, 0.5, 1, 2",
-                "--iterations",
-                str(steps),
-            ]
+            flags = [*FOLDERS, "--iterations", str(steps)]
             resume = ["--resume"] if steps != stops[0] else []
             argv = write_experiment(root, flags=[*flags, *resume, "--device", "0"], data=data)
             (settings,), _ = load_settings(argv)
@@ -250,7 +250,7 @@ def unet_output(unet):
 
 
 @pytest.mark.parametrize("name", KERNELS)
-def test_every_attention_layer_computes_as_asked_for(name):
+def test_every_attention_layer_uses_the_chosen_kernel(name):
     unet = build_narrow_sdxl().unet.to("cuda", torch.bfloat16).requires_grad_(False)
     wanted = unet_output(unet)
     set_attention(unet, Other(attention=name))
@@ -261,7 +261,7 @@ def test_every_attention_layer_computes_as_asked_for(name):
     assert (found - wanted).float().norm() < 0.02 * wanted.float().norm()
 
 
-def test_fused_blocks_compute_what_the_plain_ones_do():
+def test_fused_blocks_compute_the_same():
     unet = build_narrow_sdxl().unet.to("cuda", memory_format=torch.channels_last).requires_grad_(False)
     network = AdaptorNetwork(unet, Network(type="c3lier", rank=4, alpha=2.0))
     for adaptor in network.adaptors:

@@ -1,4 +1,4 @@
-"""All weights as one tensor: what is seen of it is what single ones would give."""
+"""Weights as one tensor give the same outputs and gradients as single ones."""
 
 import torch
 from networks import random_inputs, random_network
@@ -29,7 +29,7 @@ def test_flat_weights_hold_every_weight_and_its_gradient_once():
     assert all(p.grad is None for p in network.parameters())
     assert torch.allclose(norm, torch.stack([g.norm() for g in wanted.values()]).norm(), rtol=1e-5)
     with torch.no_grad():
-        flat.master -= flat.master.grad  # plain gradient descent, seen through the network's own parameters
+        flat.master -= flat.master.grad  # gradient descent, visible in the network's parameters
     for name, parameter in network.named_parameters():
         assert torch.allclose(parameter, before[name] - wanted[name], rtol=1e-3, atol=1e-3), name
 
@@ -45,7 +45,9 @@ def test_a_bfloat16_model_computes_with_the_copy_and_learns_in_the_master():
         flat = FlatWeights(network, torch.bfloat16)
         assert torch.allclose(unet(**inputs).sample.float(), plain.float(), atol=0.05, rtol=0.05)
         flat.master.mul_(3)
-        assert torch.allclose(unet(**inputs).sample.float(), plain.float(), atol=0.05, rtol=0.05)  # not refreshed yet
+        assert torch.allclose(
+            unet(**inputs).sample.float(), plain.float(), atol=0.05, rtol=0.05
+        )  # the copy is not updated yet
         flat.refresh()
         assert not torch.allclose(unet(**inputs).sample.float(), plain.float(), atol=0.05, rtol=0.05)
     unet(**inputs).sample.float().square().sum().backward()
@@ -53,7 +55,7 @@ def test_a_bfloat16_model_computes_with_the_copy_and_learns_in_the_master():
     assert {p.dtype for p in network.parameters()} == {torch.float32}
 
 
-def test_what_an_interrupted_backward_left_is_forgotten():
+def test_gradients_of_an_interrupted_backward_pass_are_discarded():
     unet = build_narrow_sdxl().unet.requires_grad_(False).to(memory_format=torch.channels_last)
     network = random_network(unet)
     flat = FlatWeights(network, torch.float32)

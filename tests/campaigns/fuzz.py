@@ -1,10 +1,10 @@
-"""Throw wrong and odd input at the command line and the image reader, and see that each ends with an answer.
+"""Feeds invalid and unusual input to the command line and the image reader, and checks that each case ends cleanly.
 
     python tests/campaigns/fuzz.py --count 20000
 
-An answer is status 0, or 2 with sentences on stderr. Anything that is raised, a case of more than a minute, or a file that
-was not there before and is not in the run's own folder, is a failure; hypothesis then prints the smallest case that it found.
-One case in 200 trains for a step; of all of them, whatever Python opens for writing is watched, wherever it lies.
+A case ends cleanly with status 0, or with status 2 and messages on stderr. An exception, a case that takes more than a
+minute, or a new file outside the run's folder is a failure, for which hypothesis prints the smallest case that it finds. One
+case in 200 trains for a step. In all cases, every path that Python opens for writing is checked.
 """
 
 import argparse
@@ -34,9 +34,9 @@ from sliders.data.images import read_image
 from sliders.system.errors import InputError
 
 HANG = 60  # seconds
-CACHES = {"__pycache__", ".hypothesis"}  # of Python, and of what makes up the cases
+CACHES = {"__pycache__", ".hypothesis"}  # written by Python and hypothesis
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "TGA", "ICO")
-# Hub ids would make the layers of the full-size model be counted, seconds each; one name is remembered.
+# No hub ids: for each new one, seconds go into building the full-size model without weights.
 MODELS = st.sampled_from(["tiny", "nobody", "", "../x", "a b", "\0", "~", "https://x/y"])
 
 scalars = st.one_of(
@@ -60,7 +60,7 @@ PROMPT_KEYS = ["target", "positive", "unconditional", "neutral", "action", "guid
 
 @st.composite
 def damaged(draw, text: bytes) -> bytes:
-    """`text` with a few pieces cut out, doubled or replaced."""
+    """`text` with a few pieces removed, doubled or replaced."""
     for _ in range(draw(st.integers(1, 4))):
         start = draw(st.integers(0, len(text)))
         end = min(len(text), start + draw(st.integers(0, 12)))
@@ -111,7 +111,7 @@ scales = st.one_of(st.text(alphabet="0123456789.,-+eE_ \t\n−infax\0٣", max_si
 def pictures(draw) -> bytes:
     stream = io.BytesIO()
     picture = Image.new(draw(st.sampled_from(["RGB", "L", "RGBA", "P", "1"])), (16, 12), draw(st.integers(0, 255)) or 0)
-    with contextlib.suppress(OSError, ValueError):  # not every format holds every kind of pixel
+    with contextlib.suppress(OSError, ValueError):  # not every format supports every mode
         picture.save(stream, draw(st.sampled_from(FORMATS)))
     return draw(damaged(stream.getvalue())) if draw(st.integers(0, 9)) else draw(st.binary(max_size=300))
 
@@ -133,16 +133,16 @@ training_runs = st.lists(st.tuples(saves, again), min_size=1, max_size=2)
 
 
 class Writes:
-    """Paths that Python has opened for writing, made, or renamed to, as its audit events tell."""
+    """Records the paths that Python opens for writing, creates, or renames to, from its audit events."""
 
     def __init__(self):
         self.paths: set[str] = set()
-        sys.addaudithook(self._heard)  # for good: Python knows no way back
+        sys.addaudithook(self._on_event)  # Python has no way to remove it
 
-    def _heard(self, event: str, arguments: tuple) -> None:
+    def _on_event(self, event: str, arguments: tuple) -> None:
         if event == "open" and isinstance(arguments[0], str | bytes) and isinstance(arguments[2], int):
             writes = arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
-            if writes and not Path(os.fsdecode(arguments[0])).is_dir():  # where a file without a name is to be
+            if writes and not Path(os.fsdecode(arguments[0])).is_dir():  # not the folder of an unnamed temporary file
                 self._note(arguments[0])
         elif event in ("os.mkdir", "os.rename", "os.link", "os.symlink"):
             self._note(arguments[0 if event == "os.mkdir" else 1])
@@ -151,7 +151,7 @@ class Writes:
         self.paths.add(os.path.abspath(os.fsdecode(path)))  # noqa: PTH100 - Path.resolve would follow links
 
     def outside(self, folder: Path) -> list[str]:
-        """Those that are still there, beyond `folder`, devices and caches; and forgets all."""
+        """Returns the recorded paths that still exist, except in `folder`, /dev and caches. Clears the record."""
         paths, self.paths = self.paths, set()
         allowed = (f"{folder}{os.sep}", "/dev/")
         return [
@@ -162,7 +162,7 @@ class Writes:
 
 class Fuzz:
     def __init__(self, folder: Path):
-        importlib.import_module("sliders.train.runs")  # seconds, which are no case's
+        importlib.import_module("sliders.train.runs")  # takes seconds, which must not count against the first case
         self.folder = folder
         self.writes = Writes()
         self.main = load_script("train_lora-scale-xl").main
@@ -177,7 +177,7 @@ class Fuzz:
         return sorted([*self.folder.rglob("*"), *Path.cwd().iterdir()])
 
     def train(self, attempts: list[tuple[dict, list[str]]]) -> None:
-        """One run after the other, in real, where the ones before have left something."""
+        """Trains one run after the other in the same folder, with what the earlier ones left there."""
         experiment = {**EXPERIMENT, "train": {**EXPERIMENT["train"], "iterations": 1}, "prompts_file": "prompts.yaml"}
         (self.folder / "prompts.yaml").write_bytes(b"- {target: '', resolution: 64}\n")
         own: set[Path] = set()
@@ -189,8 +189,8 @@ class Fuzz:
                 assert status in self.answers, status
                 assert status == 0 or (errors and all(line.startswith("error: ") for line in errors)), errors
                 own |= {load_settings(argv)[0][0].run_dir.resolve()} if status == 0 else set()
-                strangers = [p for p in self.made() if not p.is_dir() and not own & set(p.resolve().parents)]
-                assert not strangers, strangers
+                foreign = [p for p in self.made() if not p.is_dir() and not own & set(p.resolve().parents)]
+                assert not foreign, foreign
                 assert (outside := self.writes.outside(self.folder)) == [], outside
                 self.answers[status] += 1
         finally:
@@ -198,11 +198,11 @@ class Fuzz:
                 path.rmdir() if path.is_dir() else path.unlink()
 
     def made(self) -> list[Path]:
-        """What was not there at first, the contents of a folder before it."""
+        """Paths that did not exist at first, the contents of a folder before the folder itself."""
         return sorted(set(self.listing()) - set(self.files), reverse=True)
 
     def answer(self, argv: list[str]) -> tuple[int, list[str]]:
-        """Status, and lines on stderr."""
+        """Runs the command. Returns its status and the error lines on stderr."""
         out, error = io.StringIO(), io.StringIO()
         faulthandler.dump_traceback_later(HANG, exit=True, file=sys.__stderr__)
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
@@ -213,12 +213,12 @@ class Fuzz:
     def run(
         self, words=(), config: bytes | None = None, prompts: bytes | None = None, image: bytes | None = None
     ) -> None:
-        for name, new, usual in (
+        for name, new, original in (
             ("config.yaml", config, self.config),
             ("prompts.yaml", prompts, self.prompts),
             ("data/low/one.png", image, self.image),
         ):
-            (self.folder / name).write_bytes(usual if new is None else new)
+            (self.folder / name).write_bytes(original if new is None else new)
         status, lines = self.answer([*self.argv, *words, "--dry_run"])
         assert status in self.answers, status
         if status:
@@ -236,7 +236,7 @@ class Fuzz:
 
     def read(self, picture: bytes) -> None:
         path = self.folder / "data" / "high" / "one.png"
-        usual = path.read_bytes()
+        original = path.read_bytes()
         path.write_bytes(picture)
         faulthandler.dump_traceback_later(HANG, exit=True, file=sys.__stderr__)
         try:
@@ -246,12 +246,14 @@ class Fuzz:
             self.answers[2] += 1
         finally:
             faulthandler.cancel_dump_traceback_later()
-            path.write_bytes(usual)
+            path.write_bytes(original)
 
 
 def main(count: int, number: int, folder: Path) -> dict[str, dict[int, int]]:
-    """`count` cases of five kinds, as many of each, but for a few that train. Returns {kind: {status: cases}}. Raises what a
-    case raised."""
+    """Runs `count` cases: a few that train, and equally many of each of the other five kinds.
+
+    Returns {kind: {status: number of cases}}. Raises what a failing case raises.
+    """
     fuzz = Fuzz(folder)
     trained = max(2, count // 200)
     kinds = {
@@ -293,6 +295,6 @@ if __name__ == "__main__":
     os.chdir(place)
     table = main(arguments.count, arguments.seed, place)
     total = sum(sum(answers.values()) for answers in table.values())
-    print(table, f"{total} cases in {time.monotonic() - began:.0f} s; each was answered")
+    print(table, f"{total} cases in {time.monotonic() - began:.0f} s; all ended cleanly")
     os.chdir("/")
     shutil.rmtree(place)

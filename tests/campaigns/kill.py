@@ -1,9 +1,9 @@
-"""Kill a run at random moments, again and again, and look at what it left after each.
+"""Kills a run at random moments, again and again, and checks its files after each kill.
 
     python tests/campaigns/kill.py --count 200
 
-Each life resumes where the last one was killed. At the end the run is let finish, and its slider must equal, bit for bit,
-that of a run which nobody killed.
+Each process resumes where the last one was killed. The last one may finish, and its slider must be bit-identical to that of
+a run that was never killed.
 """
 
 import argparse
@@ -23,13 +23,13 @@ from processes import Training
 from safetensors import safe_open
 
 CLOCK = {"SOURCE_DATE_EPOCH": "1700000000"}
-STARTING = 2.0  # seconds of a life that is killed before its first step
+STARTING = 2.0  # seconds, within which a process that has not begun its first step is killed
 
 
 def look(folder: Path, known: dict[Path, int]) -> int:
-    """Every slider and state under its name is whole; returns how many steps the newest state has. 0: there is none.
+    """Asserts that all sliders and checkpoints are complete. Returns the newest checkpoint's step, or 0 without any.
 
-    known: when the sliders were written that have been looked at before.
+    known: {slider: modification time} of the sliders that were checked before.
     """
     from sliders.formats.checkpoint import SUFFIX, read_checkpoint
 
@@ -39,20 +39,21 @@ def look(folder: Path, known: dict[Path, int]) -> int:
             continue
         known[path] = written
         with safe_open(path, framework="pt") as file:
-            tensors = [file.get_tensor(key) for key in file.keys()]  # noqa: SIM118 - no dict
+            tensors = [file.get_tensor(key) for key in file.keys()]  # noqa: SIM118 - not a dict
         assert len(tensors) == 3 * 133 and all(t.isfinite().all() for t in tensors), path
-    states = [(path, read_checkpoint(path)) for path in folder.rglob(f"*{SUFFIX}")]
-    assert all(state for _, state in states), f"damaged: {[path for path, state in states if state is None]}"
-    return max((state.step for _, state in states), default=0)
+    checkpoints = {path: read_checkpoint(path) for path in folder.rglob(f"*{SUFFIX}")}
+    damaged = [path for path, checkpoint in checkpoints.items() if checkpoint is None]
+    assert not damaged, f"damaged: {damaged}"
+    return max((checkpoint.step for checkpoint in checkpoints.values()), default=0)
 
 
 def newest_step(folder: Path) -> int:
-    """By its name alone: it may be damaged, or gone by now."""
+    """The newest checkpoint's step, judged by file names: the file may be damaged, or gone by now."""
     return max((int(p.stem.rpartition("_")[2].removesuffix("steps")) for p in folder.rglob("*.state")), default=0)
 
 
 def main(count: int, seed: int, folder: Path) -> dict[str, int]:
-    """Raises AssertionError if anything was lost. Returns what happened, in numbers."""
+    """Raises AssertionError if anything was lost. Returns counts of what happened."""
     from conftest import make_scale_folders, write_experiment
 
     rng = random.Random(seed)
@@ -65,11 +66,11 @@ def main(count: int, seed: int, folder: Path) -> dict[str, int]:
     seen = {"kills": 0, "before any step": 0, "while writing": 0, "steps": 0}
     known: dict[Path, int] = {}
     pace = 1.0  # seconds of a step with its save
-    for life in range(count):
+    for number in range(count):
         training = Training(endless, folder / "log", CLOCK)
-        if life % 5 == 4:
+        if number % 5 == 4:
             training.until_it_says("slider  ")
-            time.sleep(rng.uniform(0, STARTING))  # the moment is the point
+            time.sleep(rng.uniform(0, STARTING))
         else:
             training.until_it_says("step/s")
             begun, steps = time.monotonic(), rng.randint(0, 2)

@@ -1,8 +1,8 @@
-"""Train the demo for long, with a state every 50 steps, and see that memory and open files do not grow.
+"""Trains the demo for a long time, with a checkpoint every 50 steps, and checks that memory and open files do not grow.
 
     python tests/campaigns/soak.py --count 3000
 
-Resident memory at the end must be within 3 % of what it was at step 200, and no more files may be open. Linux only.
+At the end, resident memory may be at most 3 % above that at step 200, and no more files may be open. Linux only.
 """
 
 import argparse
@@ -24,13 +24,13 @@ EVERY, SETTLED, GROWTH = 50, 200, 0.03
 
 
 def measure(pid: int) -> tuple[float, int]:
-    """Resident MiB and number of open files of a process."""
+    """Resident memory in MiB and number of open files of a process."""
     resident = Path(f"/proc/{pid}/status").read_text(encoding="ascii").partition("VmRSS:")[2].split()[0]
     return int(resident) / 1024, len(list(Path(f"/proc/{pid}/fd").iterdir()))
 
 
 def demo(folder: Path, count: int, model: str | None) -> list[str]:
-    """Command line of the demo, with its files written to `folder`, and no picture at the end."""
+    """Command line of the demo, writing to `folder`, without pictures."""
     config = yaml.safe_load(DEMO.read_text(encoding="utf-8"))
     config["prompts_file"] = str(ROOT / config["prompts_file"])
     config["pretrained_model"]["name_or_path"] = model or str(ROOT / config["pretrained_model"]["name_or_path"])
@@ -45,13 +45,13 @@ def demo(folder: Path, count: int, model: str | None) -> list[str]:
 
 
 def main(count: int, folder: Path, settled: int = SETTLED, model: str | None = None) -> list[tuple[int, float, int]]:
-    """Returns (step, resident MiB, open files) at each state. Raises AssertionError if the last is more than at `settled`."""
+    """Returns (step, resident MiB, open files) at each checkpoint. Raises AssertionError if they grow after `settled`."""
     training = Training(demo(folder, count, model), folder / "log")
     seen = []
     for step in range(EVERY, count, EVERY):
         training.until(lambda step=step: list(folder.rglob(f"*_{step}steps.json")), seconds=3600)  # a save's last file
         found: list[tuple[float, int]] = []
-        # The folder may still be open for its sync: what has leaked is open every time
+        # The least of several counts, because the folder may still be open for its sync
         training.until(lambda found=found: found.append(measure(training.process.pid)) or len(found) == 3)
         seen.append((step, found[-1][0], min(files for _, files in found)))
     assert training.status(3600) == 0, training.output
@@ -64,7 +64,7 @@ def main(count: int, folder: Path, settled: int = SETTLED, model: str | None = N
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--count", type=int, default=3000)
-    parser.add_argument("--model", help="in place of the demo's, for example tiny")
+    parser.add_argument("--model", help="instead of the demo's, for example tiny")
     arguments = parser.parse_args()
     place, began = Path(tempfile.mkdtemp()), time.monotonic()
     for step, resident, files in main(arguments.count, place, model=arguments.model):

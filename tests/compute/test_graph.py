@@ -1,4 +1,4 @@
-"""The captured step, on a CPU that stands in for a GPU's graphs (cpu_graph.py); on a real one in test_gpu.py."""
+"""The captured step, with CUDA graphs replaced by cpu_graph.py. test_gpu.py tests it on a GPU."""
 
 import weakref
 from contextlib import nullcontext
@@ -21,7 +21,7 @@ def no_cuda(monkeypatch):
 
 
 def make_trainer(root, prompts=None, **overrides):
-    """Past the checks of a run, which refuse bitsandbytes' layers without a GPU."""
+    """Without the checks of a run, which refuse nf4 without a GPU."""
     flags = ["--iterations", "14"]
     argv = write_experiment(root, flags=flags, prompts=prompts, data=make_scale_folders(root / "data"), **overrides)
     (settings,), _ = load_settings(argv)
@@ -30,27 +30,27 @@ def make_trainer(root, prompts=None, **overrides):
 
 @pytest.fixture(scope="module")
 def trainer(tmp_path_factory):
-    """Draws batches of one pair and of two pairs."""
+    """Its batches have one or two pairs."""
     prompts = [{"target": "", "resolution": 64, "batch_size": pairs} for pairs in (1, 2)]
     return make_trainer(tmp_path_factory.mktemp("captured"), prompts)
 
 
 def batches(trainer, *sizes):
-    """One of each number of pairs, all different."""
+    """Yields a batch for each number of pairs in `sizes`, all different."""
     made = (trainer.make_batch(trainer.draw(step)) for step in range(1000))
     for pairs in sizes:
         yield next(batch for batch in made if len(batch.scales) == 2 * pairs)
 
 
 def assert_same_step(trainer, graphs, batch):
-    """Bit for bit, since the same operations run on the same numbers. Returns loss and norm, and the gradient."""
+    """Bit for bit, because the same operations run on the same numbers. Returns [loss, norm] and the gradient."""
     values, gradient = graphs(batch), trainer.weights.master.grad.clone()
     assert torch.equal(values, trainer.gradients(batch)) and torch.equal(gradient, trainer.weights.master.grad)
     return values, gradient
 
 
-def test_the_stand_in_is_a_graph():
-    """It computes with what the tensors hold now and with the numbers of then, and takes none out while it captures."""
+def test_the_stand_in_behaves_like_a_graph():
+    """A replay uses the present tensors and the Python numbers of the capture, which may not read tensor values."""
     x, factor, graph = torch.ones(2), 2.0, Graph()
     with capture(graph):
         y = x * factor
@@ -65,7 +65,7 @@ def test_the_stand_in_is_a_graph():
 
 WAYS = {  # sections of the config
     "reference": {},
-    "difference": {"train": {"loss": "difference"}},
+    "weighted": {"train": {"min_snr_gamma": 0.2}},
     "v-prediction": {"pretrained_model": {"v_pred": True}},
     "not clipped": {"train": {"max_grad_norm": 0}},
     "checkpointed": {"other": {"gradient_checkpointing": True}},
@@ -76,17 +76,17 @@ WAYS = {  # sections of the config
     "nf4": {"pretrained_model": {"quantize": "nf4"}},
     "all": {
         "pretrained_model": {"quantize": "nf4"},
-        "train": {"loss": "difference"},
+        "train": {"min_snr_gamma": 0.2},
         "other": {"gradient_checkpointing": True},
     },
 }
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_replay_is_the_step_of_its_own_batch_with_the_weights_of_now(tmp_path, way):
+def test_a_replay_uses_its_own_batch_and_the_present_weights(tmp_path, way):
     trainer = make_trainer(tmp_path, **WAYS[way])
     graphs, found = CapturedGradients(trainer.gradients), []
-    for step in range(3):  # as it comes, as a new graph, as a replay alone
+    for step in range(3):  # uncaptured, captured, replayed
         values, gradient = assert_same_step(trainer, graphs, trainer.make_batch(trainer.draw(step)))
         trainer.learner.update(values)
         found.append(gradient)
@@ -100,8 +100,8 @@ SEVERAL_SHAPES = [
 ]
 
 
-def test_a_run_through_graphs_leaves_the_slider_of_one_without(tmp_path):
-    """Over batches of three shapes, of which each comes twice within 14 steps."""
+def test_a_run_with_graphs_trains_the_same_weights_as_one_without(tmp_path):
+    """With batches of three shapes, each of which comes at least twice in 14 steps."""
     masters = []
     for name in ("plain", "captured"):
         trainer = make_trainer(tmp_path / name, SEVERAL_SHAPES)
@@ -113,7 +113,7 @@ def test_a_run_through_graphs_leaves_the_slider_of_one_without(tmp_path):
     assert torch.equal(*masters)
 
 
-def test_a_shape_is_captured_when_it_comes_again_and_nothing_else_changes(trainer, monkeypatch):
+def test_a_shape_is_captured_when_it_comes_again(trainer, monkeypatch):
     pools, streams, forwards = [], [], []
     monkeypatch.setattr(
         torch.cuda,
@@ -133,13 +133,13 @@ def test_a_shape_is_captured_when_it_comes_again_and_nothing_else_changes(traine
         found.append(graphs.captured)
     assert found == [0, 0, 1, 1, 2]
     assert torch.equal(generator, torch.get_rng_state())
-    assert pools[0] is None and isinstance(pools[1], Graph)  # one pool of memory
-    assert len(streams) == 3 and len(set(streams)) == 1  # the first warms up, and both are captured, on one stream
+    assert pools[0] is None and isinstance(pools[1], Graph)  # they share a memory pool
+    assert len(streams) == 3 and len(set(streams)) == 1  # warm-up and both captures use the same stream
     warm_up = gradients.WARM_UPS
-    assert (forwards.count(4), forwards.count(2)) == (1 + warm_up + 1, 1 + 1)  # as they come, warming up, captured
+    assert (forwards.count(4), forwards.count(2)) == (1 + warm_up + 1, 1 + 1)  # uncaptured, warm-up, capture
 
 
-def test_only_so_many_graphs_are_kept(trainer, monkeypatch):
+def test_the_number_of_graphs_is_limited(trainer, monkeypatch):
     monkeypatch.setattr(gradients, "MAX_GRAPHS", 1)
     graphs = CapturedGradients(trainer.gradients)
     for batch in batches(trainer, 1, 2, 1, 2):
@@ -156,14 +156,14 @@ def waits(loss):
 
 
 def runs_out_of_memory(loss):
-    loss.backward()  # its gradients are left behind
+    loss.backward()  # leaves gradients on the weights
     raise torch.OutOfMemoryError
 
 
 @pytest.mark.parametrize(
     ("trouble", "reason"), [(waits, "operation not permitted"), (runs_out_of_memory, "no memory left")]
 )
-def test_a_capture_that_fails_halfway_is_told_once_and_training_goes_on(trainer, capsys, trouble, reason):
+def test_a_capture_that_fails_is_reported_once_and_training_continues(trainer, capsys, trouble, reason):
     def forward(batch):
         loss = trainer.forward(batch)
         if torch.cuda.is_current_stream_capturing() and len(batch.scales) == 2:
@@ -177,7 +177,7 @@ def test_a_capture_that_fails_halfway_is_told_once_and_training_goes_on(trainer,
     assert capsys.readouterr().out.count(reason) == 1
 
 
-def test_a_capture_that_finds_no_room_though_nothing_else_is_kept_is_the_last(trainer, capsys):
+def test_no_capture_follows_one_that_runs_out_of_memory_without_other_graphs(trainer, capsys):
     def forward(batch):
         loss = trainer.forward(batch)
         if torch.cuda.is_current_stream_capturing():
@@ -190,15 +190,15 @@ def test_a_capture_that_finds_no_room_though_nothing_else_is_kept_is_the_last(tr
     assert capsys.readouterr().out.count("no memory left") == 1
 
 
-def test_an_empty_graph_is_noticed(trainer):
+def test_an_empty_graph_is_rejected(trainer):
     batch = next(batches(trainer, 1))
     values = trainer.gradients(batch)
     with pytest.raises(CannotCaptureError, match="empty"):
         StepGraph(lambda batch: values, batch, Stream(), None)
 
 
-def test_a_shape_that_finds_no_room_beside_graphs_gets_theirs_and_they_come_back_once(trainer, monkeypatch, capsys):
-    """On a GPU on which two pairs fit only where no graph is left."""
+def test_graphs_are_freed_once_for_a_shape_that_does_not_fit_beside_them(trainer, monkeypatch, capsys):
+    """On a GPU where two pairs fit only if there are no graphs."""
     alive = weakref.WeakSet()
 
     class Watched(StepGraph):
@@ -224,7 +224,7 @@ def test_a_shape_that_finds_no_room_beside_graphs_gets_theirs_and_they_come_back
     assert capsys.readouterr().out.count("no memory left") == 1
 
 
-def test_a_step_that_runs_out_of_memory_alone_fails(trainer):
+def test_a_step_that_runs_out_of_memory_without_graphs_fails(trainer):
     def never(batch):
         raise torch.OutOfMemoryError
 
@@ -232,8 +232,8 @@ def test_a_step_that_runs_out_of_memory_alone_fails(trainer):
         CapturedGradients(never)(next(batches(trainer, 1)))
 
 
-def test_a_graph_that_cannot_be_started_is_given_up(trainer, monkeypatch, capsys):
-    """As by a driver that has no memory left for it, which is no OutOfMemoryError of PyTorch's."""
+def test_training_continues_without_graphs_if_one_cannot_be_launched(trainer, monkeypatch, capsys):
+    """As with a driver that has no memory left, whose error is not PyTorch's OutOfMemoryError."""
 
     def refuse(graph):
         raise RuntimeError("CUDA error: out of memory")
@@ -246,7 +246,7 @@ def test_a_graph_that_cannot_be_started_is_given_up(trainer, monkeypatch, capsys
     assert capsys.readouterr().out.count("CUDA error: out of memory") == 1
 
 
-def test_what_is_wrong_with_the_step_itself_comes_out_as_it_is(trainer):
+def test_errors_of_the_step_itself_are_raised_unchanged(trainer):
     def broken(batch):
         raise RuntimeError("shapes do not match")
 

@@ -1,4 +1,4 @@
-"""The Triton kernels against PyTorch in float64; without a GPU in Triton's own interpreter."""
+"""The Triton kernels against PyTorch in float64; without a GPU, in Triton's interpreter."""
 
 import os
 import subprocess
@@ -20,8 +20,8 @@ def assert_alike(ours, exact):
     assert torch.allclose(ours.double(), exact, atol=1e-4, rtol=1e-4)
 
 
-# batch, channels, height, width, groups, mean: chunks and blocks that do not come out even, a mean far from zero, more
-# chunks of 64 pixels than are gathered at once
+# (batch, channels, height, width, groups, mean): sizes that are not multiples of chunks and tiles, a mean far from
+# zero, more chunks than are read at once
 SHAPES = [(2, 96, 6, 11, 32, 0.0), (1, 160, 5, 3, 4, 0.0), (1, 64, 16, 16, 32, 50.0)]
 MANY_CHUNKS = [(1, 4, 64, 65, 2, 3.0), (1, 160, 33, 64, 2, 3.0)]
 
@@ -91,7 +91,7 @@ def plain_layer_norm(x, weight, bias):
     return F.layer_norm(x, (64,), weight, bias, 1e-5)
 
 
-BFLOAT16 = {  # size of x, what ours is, what it should be
+BFLOAT16 = {  # {name: (size of x, our kernel, PyTorch's operation)}
     "group norm": (
         (2, 64, 5, 4),
         lambda x, w, b: kernels.GroupNormSiLU.apply(x, w, b, 32, 1e-5, True),
@@ -104,7 +104,7 @@ BFLOAT16 = {  # size of x, what ours is, what it should be
 
 @pytest.mark.parametrize("name", BFLOAT16)
 def test_bfloat16_is_rounded_once_at_the_end(name):
-    """By half of a number's last place at most, on a GPU; Triton's interpreter cuts off, which costs up to a whole one."""
+    """On a GPU by at most half a unit in the last place. Triton's interpreter truncates: up to a whole unit."""
     size, ours, exact = BFLOAT16[name]
     generator = torch.Generator().manual_seed(0)
     x, weight, bias = (torch.randn(s, generator=generator).to(DEVICE, torch.bfloat16) for s in (size, 64, 64))
@@ -119,8 +119,8 @@ def test_bfloat16_is_rounded_once_at_the_end(name):
         assert ((low.double() - high).abs() <= (1.01 if DEVICE == "cuda" else 2.01) * half).all()
 
 
-@pytest.mark.skipif(DEVICE == "cuda", reason="test_gpu.py does it there")
-def test_fused_blocks_are_the_same_unet():
+@pytest.mark.skipif(DEVICE == "cuda", reason="tested in test_gpu.py")
+def test_fused_blocks_compute_the_same():
     unet = build_narrow_sdxl().unet.to(memory_format=torch.channels_last).requires_grad_(False)
     network = random_network(unet)
     results = []
@@ -135,15 +135,15 @@ def test_fused_blocks_are_the_same_unet():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Triton's builds for other systems lack NVIDIA's tools")
-def test_kernels_build_for_every_generation_of_gpu_and_fit_into_its_registers():
-    """RTX 20, H100, RTX 50: what spills to memory is slow, and Triton says nothing."""
+def test_kernels_build_for_every_gpu_generation_without_spilling_registers():
+    """RTX 20, H100, RTX 50. Triton does not report spilled registers, which make a kernel slow."""
     capabilities = ("7.5", "9.0", "12.0")
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     script = ROOT / "tests" / "build_kernels.py"
-    told = subprocess.run(
+    result = subprocess.run(
         [sys.executable, script, *capabilities], env=environment, capture_output=True, text=True, check=True
     )
-    rows = [line.split() for line in told.stdout.splitlines()]
+    rows = [line.split() for line in result.stdout.splitlines()]
     assert {(row[0], row[1]) for row in rows} == {(c, row[1]) for c in capabilities for row in rows}
     assert len({row[1] for row in rows}) == 10
     assert [row for row in rows if int(row[3]) > 0 or int(row[4]) > 48 * 1024] == []

@@ -1,4 +1,4 @@
-"""`other.*`: how the UNet computes may change, what it computes and how its modules are called may not."""
+"""Options that change how the UNet computes must not change its results or the names of its modules."""
 
 import sys
 import types
@@ -12,7 +12,7 @@ from sliders.adaptors import ALGORITHMS
 from sliders.adaptors.base import Adaptor
 from sliders.adaptors.lora import LoRA
 from sliders.compute import quantization
-from sliders.compute.attention import ONLY_HALF, SDPA, check_capability, set_attention
+from sliders.compute.attention import HALF_ONLY, SDPA, check_capability, set_attention
 from sliders.compute.compilation import check_compilation, compile_unet
 from sliders.compute.fusion import can_fuse
 from sliders.compute.quantization import BYTE, ByteLinear, quantize
@@ -23,7 +23,7 @@ from sliders.models.sdxl.keys import sdxl_file_keys
 from sliders.models.sdxl.narrow import build_narrow_sdxl
 from sliders.system.errors import InputError
 
-# What PyTorch runs underneath on a CPU; the kernels of a GPU are in test_gpu.py.
+# the operations that PyTorch runs on a CPU; test_gpu.py has those of a GPU
 OPERATIONS = {
     "auto": "aten::_scaled_dot_product_flash_attention_for_cpu",
     "sdpa": "aten::_scaled_dot_product_flash_attention_for_cpu",
@@ -43,7 +43,7 @@ def count_operation(unet, name):
     [({"attention": name}, operation) for name, operation in OPERATIONS.items()]
     + [({"use_pytorch_SDPA": False}, OPERATIONS["math"])],
 )
-def test_every_attention_layer_computes_as_asked_for(settings, operation):
+def test_every_attention_layer_uses_the_chosen_backend(settings, operation):
     unet = build_narrow_sdxl().unet
     wanted = unet_output(unet)
     set_attention(unet, Other(**settings))
@@ -59,8 +59,8 @@ def test_every_attention_layer_computes_as_asked_for(settings, operation):
         ("flash-attn", "flash_attn", "flash_attn_func"),
     ],
 )
-def test_a_packages_function_is_called_in_every_attention_layer(monkeypatch, name, module, function):
-    """With a module in the package's place: no CPU runs them. Both take [B, n, heads, d], as their documentation says."""
+def test_every_attention_layer_calls_the_package(monkeypatch, name, module, function):
+    """The package is replaced, because it needs a GPU. Both take [B, n, heads, d], according to their documentation."""
     shapes = []
 
     def attend(query, key, value):
@@ -81,27 +81,27 @@ def test_a_packages_function_is_called_in_every_attention_layer(monkeypatch, nam
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_a_card_too_old_for_a_backend_is_told_so(precision):
-    refused = {*ONLY_HALF, *(("efficient", "xformers") if precision == "bfloat16" else ())}
+def test_backends_are_refused_on_gpus_that_are_too_old(precision):
+    refused = {*HALF_ONLY, *(("efficient", "xformers") if precision == "bfloat16" else ())}
     for name in ("auto", "xformers", "flash-attn", *SDPA):
         check_capability(name, (8, 0), precision)
         if name not in refused:
             check_capability(name, (7, 5), precision)
             continue
-        said = rf"other.attention: {name} needs .*8\.0 .* {precision}.* has 7\.5: set other.attention: auto"
-        with pytest.raises(InputError, match=said):
+        message = rf"other.attention: {name} needs .*8\.0 .* {precision}.* has 7\.5: set other.attention: auto"
+        with pytest.raises(InputError, match=message):
             check_capability(name, (7, 5), precision)
 
 
-def test_the_forks_true_and_false_still_mean_what_they_did():
+def test_the_forks_true_and_false_keep_their_meaning():
     assert (Other(torch_compile=True).torch_compile, Other(torch_compile=False).torch_compile) == ("regional", "off")
     assert Other(cuda_graph=False).cuda_graph == "off"  # YAML's bare off
     assert Other(use_xformers=True).attention_backend == "xformers"
     assert Other(use_xformers=True, attention="sdpa").attention_backend == "sdpa"
 
 
-def test_layers_joined_or_not_make_the_same(monkeypatch):
-    """What an algorithm without `join` inherits, against LoRA's; and the layers come apart again."""
+def test_joined_layers_compute_the_same_as_separate_ones(monkeypatch):
+    """LoRA's `join` against the inherited one; and `remove` separates the layers again."""
     unet = build_narrow_sdxl().unet
     base, found = unet_output(unet), []
     for algorithm in (LoRA, type("Apart", (LoRA,), {"join": Adaptor.join})):
@@ -115,8 +115,8 @@ def test_layers_joined_or_not_make_the_same(monkeypatch):
     assert not torch.allclose(found[0], base, atol=1e-3)
 
 
-def test_compiling_renames_nothing_and_changes_no_result():
-    """With dynamo's plain backend: the same graphs as inductor gets, without a C++ compiler's minutes."""
+def test_compilation_changes_no_names_and_no_results():
+    """With dynamo's eager backend, which gets the same graphs as inductor but needs no minutes for C++."""
     unet = build_narrow_sdxl().unet
     network = random_network(unet)
     names, wanted = [name for name, _ in unet.named_modules()], unet_output(unet)
@@ -126,10 +126,12 @@ def test_compiling_renames_nothing_and_changes_no_result():
     keys = slider_tensors(network, SDXL_FAMILY, torch.float32)
     assert {key.split(".", 1)[0] for key in keys} <= sdxl_file_keys()
     network.set_multipliers(torch.zeros(1))
-    assert not torch.allclose(unet_output(unet), wanted, atol=1e-3)  # multipliers are read anew, not baked in
+    assert not torch.allclose(
+        unet_output(unet), wanted, atol=1e-3
+    )  # multipliers are not constants of the compiled code
 
 
-def test_compiling_without_a_compiler_is_refused_before_anything_is_loaded(monkeypatch, tmp_path):
+def test_compilation_is_refused_without_a_compiler(monkeypatch, tmp_path):
     check_compilation("regional", "cpu")
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -138,8 +140,8 @@ def test_compiling_without_a_compiler_is_refused_before_anything_is_loaded(monke
         check_compilation("full", "cpu")
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="where there is a GPU, its kernels run")
-def test_kernels_that_cannot_run_are_told_once_and_left_out(capsys):
+@pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU the kernels run")
+def test_kernels_that_cannot_run_are_reported_once(capsys):
     with pytest.raises(InputError, match=r"other.torch_compile: regional .*cuda:0.*Triton.*gcc.*headers.* off"):
         check_compilation("regional", "cuda:0")
     assert not can_fuse("cpu")
@@ -149,23 +151,23 @@ def test_kernels_that_cannot_run_are_told_once_and_left_out(capsys):
     assert said.count("note:") == 1 and "gcc" in said and "headers" in said
 
 
-# How far the output may be off. bitsandbytes computes on a CPU too, though a run there is refused.
+# {kind: largest relative error}; nf4 also works on a CPU, although a run there is refused
 QUANTISED = {"int8": 0.02, "fp8": 0.05, "nf4": 0.2}
 
 
 @pytest.mark.parametrize("kind", QUANTISED)
-def test_a_quantised_unet_is_smaller_and_nearly_the_same(kind):
+def test_a_quantised_unet_is_smaller_and_computes_nearly_the_same(kind):
     unet = build_narrow_sdxl().unet.requires_grad_(False)
     wanted, names = unet_output(unet), [name for name, _ in unet.named_modules()]
     size = sum(p.numel() * p.element_size() for p in unet.parameters())
     quantize(unet, kind, "cpu")
-    unet.to("cpu", memory_format=torch.channels_last)  # as the trainer moves the rest
+    unet.to("cpu", memory_format=torch.channels_last)  # as the trainer does
     assert [name for name, _ in unet.named_modules()] == names
     assert sum(p.numel() * p.element_size() for p in unet.parameters()) < 0.8 * size
     assert (unet_output(unet) - wanted).norm() < QUANTISED[kind] * wanted.norm()
 
 
-def test_only_the_last_layer_exists_twice_while_a_unet_is_quantised(monkeypatch):
+def test_quantisation_frees_each_layer_before_the_next(monkeypatch):
     unet = build_narrow_sdxl().unet
     layers = [m for n, m in unet.named_modules() if type(m) is torch.nn.Linear and ".attentions." in f".{n}"]
     alive = weakref.WeakSet(layers)
@@ -183,7 +185,7 @@ def test_only_the_last_layer_exists_twice_while_a_unet_is_quantised(monkeypatch)
 
 
 @pytest.mark.parametrize("kind", BYTE)
-def test_a_byte_of_each_weight_is_the_nearest_and_gradients_pass_through(kind):
+def test_weights_are_rounded_to_the_nearest_value_and_gradients_pass_through(kind):
     torch.manual_seed(0)
     linear = torch.nn.Linear(24, 40)
     layer = ByteLinear(linear, BYTE[kind])
@@ -197,11 +199,11 @@ def test_a_byte_of_each_weight_is_the_nearest_and_gradients_pass_through(kind):
 
 
 @pytest.mark.parametrize("kind", QUANTISED)
-def test_a_quantised_layer_keeps_no_input_for_its_backward(kind):
-    """Which a checkpointed block would then keep as well."""
+def test_a_quantised_layer_keeps_no_input_for_its_backward_pass(kind):
+    """Keeping it would undo the saving of gradient checkpointing."""
     model = torch.nn.ModuleDict({"attentions": torch.nn.ModuleList([torch.nn.Linear(64, 64)])}).requires_grad_(False)
     quantize(model, kind, "cpu")
-    x = torch.randn(8, 64, requires_grad=True) * 1.0  # nobody else holds it
+    x = torch.randn(8, 64, requires_grad=True) * 1.0  # the only reference
     kept, output = weakref.ref(x), model["attentions"][0](x)
     del x
     assert output.requires_grad and kept() is None
@@ -223,7 +225,7 @@ def test_adaptors_of_a_quantised_unet_learn(kind, amp):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
 
 
-def test_autocast_changes_a_quantised_layers_gradient_by_rounding_alone():
+def test_autocast_changes_a_quantised_layers_gradient_only_by_rounding():
     torch.manual_seed(0)
     layer, x, upstream = (
         ByteLinear(torch.nn.Linear(24, 40), BYTE["fp8"]),

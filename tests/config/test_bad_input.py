@@ -1,4 +1,4 @@
-"""Bad input ends with status 2 and a sentence that names value, place and remedy; nothing is written."""
+"""Bad input ends with status 2 and a message that gives value, place and remedy. Nothing is written."""
 
 import importlib.util
 import pickle
@@ -16,7 +16,7 @@ CASES = []
 
 
 def case(title: str, arrange, *said: str, marks=()):
-    """`arrange(tmp_path)` prepares files and returns the command line; `said` must all stand in the error."""
+    """`arrange(tmp_path)` prepares files and returns the command line. The error must contain all of `said`."""
     CASES.append(pytest.param(arrange, said, id=title, marks=marks))
 
 
@@ -60,7 +60,7 @@ def data(spoil, *words: str):
 
 
 def model(name: str, make=None):
-    """`make(path)` puts something that is no SDXL at `tmp_path/name`."""
+    """`make(path)` creates something that is not an SDXL model at `tmp_path/name`."""
 
     def arrange(tmp_path):
         if make is not None:
@@ -72,7 +72,7 @@ def model(name: str, make=None):
 
 def not_installed(library: str):
     there = importlib.util.find_spec(library) is not None
-    return pytest.mark.skipif(there, reason=f"{library} is installed, so it may be asked for")
+    return pytest.mark.skipif(there, reason=f"{library} is installed")
 
 
 # --- flags
@@ -80,7 +80,7 @@ def not_installed(library: str):
 ROOT_YAML = "trainscripts/imagesliders/data"
 case("unknown flag", flags("--foldres", "a"), "--foldres", "did you mean --folders", "--help")
 case("a path too long", flags("--folder_main", "x" * 300), "File name too long", "check the path")
-case("a hub id that is none", flags("--model", "no body/x:y"), "name_or_path", "no body/x:y", "check it")
+case("not a hub id", flags("--model", "no body/x:y"), "name_or_path", "no body/x:y", "check it")
 case("a number with an underscore", flags("--scales", "1_0, 2, 3, 4"), "--scales", "1_0", "write for example")
 case("config_file left out", lambda tmp_path: write_experiment(tmp_path)[2:], "--config_file", "required", "--help")
 case("folder_main left out", lambda tmp_path: write_experiment(tmp_path)[:2], "--folder_main", "required", "--help")
@@ -142,43 +142,43 @@ case(
     config_text("prompts_file: p.yaml\ntrain: {lr: 1, iterations: 3, lr: 2}\n"),
     "config.yaml",
     "line 2",
-    "lr stands there twice",
+    "lr appears twice",
 )
 BOMB = "a0: &a0 {x: 1}\n" + "".join(f"a{n}: &a{n}\n  <<: [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 12))
-case("merged keys beyond counting", config_text(BOMB), "config.yaml", "line 8", "more than 1000 keys", "mend that line")
+case("billions of merged keys", config_text(BOMB), "config.yaml", "line 8", "more than 1000 keys", "correct that line")
 case("prompts_file left out", config(prompts_file=None), "config.yaml", "prompts_file", "missing", "add it")
 case("prompts_file is not there", config(prompts_file="no.yaml"), "prompts_file", "no.yaml", "check the path")
-case("prompts_file that no path can be", config(prompts_file="a\0b"), "prompts_file", r"a\x00b", "without them")
-case("YAML syntax", config_text("train:\n  lr: [1\nsave: {}\n"), "config.yaml", "line 3", "mend that line")
-case("a tab in the YAML", config_text("train:\n\tlr: 1\n"), "config.yaml", "line 2", "mend that line")
+case("prompts_file that cannot be a path", config(prompts_file="a\0b"), "prompts_file", r"a\x00b", "without them")
+case("YAML syntax", config_text("train:\n  lr: [1\nsave: {}\n"), "config.yaml", "line 3", "correct that line")
+case("a tab in the YAML", config_text("train:\n\tlr: 1\n"), "config.yaml", "line 2", "correct that line")
 case("a Windows path in double quotes", config_text('prompts_file: "C:\\Users\\me"\n'), "config.yaml", "line 1",
-     "leave out the double quotes")  # fmt: skip
-case("a Windows path whose backslash means a line", config_text('pretrained_model:\n  name_or_path: "D:\\new.ckpt"\n'),
+     "remove the double quotes")  # fmt: skip
+case("a Windows path whose backslash becomes a newline", config_text('pretrained_model:\n  name_or_path: "D:\\new.ckpt"\n'),
      "name_or_path", r"'D:\new.ckpt'", "without them")  # fmt: skip
-case("a Windows path whose backslash means a separator", config_text('save:\n  path: "D:\\Loras"\n'), "save.path",
+case("a Windows path whose backslash becomes a line separator", config_text('save:\n  path: "D:\\Loras"\n'), "save.path",
      r"'D:\u2028oras'", "without them")  # fmt: skip
-case("a Windows path whose backslash means a control", config_text('save:\n  path: "D:\\New"\n'), "save.path",
+case("a Windows path whose backslash becomes a control character", config_text('save:\n  path: "D:\\New"\n'), "save.path",
      r"'D:\x85ew'", "without them")  # fmt: skip
 case("the same in save.path", config_text('save:\n  path: "out\\robes"\n'), "save.path", r"'out\robes'", "without them")
 case("YAML that is a list", config_text("- a\n- b\n"), "config.yaml", "mapping", f"{ROOT_YAML}/config-xl.yaml")
-case("YAML that is no UTF-8", lambda tmp_path: [write_experiment(tmp_path), (tmp_path / "config.yaml").write_bytes(b"#\xe9")][0],
+case("YAML that is not UTF-8", lambda tmp_path: [write_experiment(tmp_path), (tmp_path / "config.yaml").write_bytes(b"#\xe9")][0],
      "config.yaml", "UTF-8")  # fmt: skip
-case("no text at all", config_text(""), "config.yaml", "mapping", f"{ROOT_YAML}/config-xl.yaml")
+case("an empty config", config_text(""), "config.yaml", "mapping", f"{ROOT_YAML}/config-xl.yaml")
 case("Stable Diffusion 2", config(pretrained_model={"v2": True}), "pretrained_model.v2", "SDXL", "remove the key")
 case("float16 training", config(train={"precision": "float16"}), "train.precision", "float16", "use bfloat16")
 case("LyCORIS", config(other={"lycorisize": True}), "other.lycorisize", "set it to false")
 case("unknown optimizer", config(train={"optimizer": "sgdd"}), "train.optimizer", "'sgdd'", "adamw", "prodigy")
-case("optimizer that is no string", config(train={"optimizer": 8}), "train.optimizer: 8", "'adamw8bit'")
+case("optimizer that is not a string", config(train={"optimizer": 8}), "train.optimizer: 8", "'adamw8bit'")
 case("unknown schedule", config(train={"lr_scheduler": "cosin"}), "train.lr_scheduler", "'cosin'", "cosine", "linear")
 case("code as optimizer argument", config(train={"optimizer_args": "lr=__import__('pathlib').Path('ran').touch()"}),
      "train.optimizer_args", "__import__", "write for example weight_decay=0.01")  # fmt: skip
-case("argument that the optimizer lacks", config(train={"optimizer_args": "momentum=0.9"}),
+case("argument that the optimizer does not have", config(train={"optimizer_args": "momentum=0.9"}),
      "train.optimizer_args", "adamw", "momentum", "correct or remove")  # fmt: skip
 case("argument out of range", config(train={"optimizer_args": "betas=(2,3)"}),
      "train.optimizer_args", "adamw", "beta", "correct or remove")  # fmt: skip
 case("arguments that exclude each other", config(train={"optimizer_args": "fused=True foreach=True"}),
      "train.optimizer_args", "adamw", "fused", "correct or remove")  # fmt: skip
-case("argument that cannot be", config(train={"optimizer_args": "betas={[]:1}"}),
+case("argument that cannot be evaluated", config(train={"optimizer_args": "betas={[]:1}"}),
      "train.optimizer_args", "betas={[]:1}", "write for example")  # fmt: skip
 case("argument without a value", config(train={"optimizer_args": "amsgrad"}),
      "train.optimizer_args", "'amsgrad'", "write for example")  # fmt: skip
@@ -193,21 +193,14 @@ case("flash-attn is not installed", config(other={"attention": "flash-attn"}), "
      "--extra flash", marks=not_installed("flash_attn"))  # fmt: skip
 case("a GPU's attention on a CPU", config(other={"attention": "cudnn"}), "other.attention: cudnn", "on cpu", "use auto")
 case("unknown attention", config(other={"attention": "fast"}), "other.attention", "fast", "sdpa")
-case("unknown extent of compiling", config(other={"torch_compile": "some"}), "other.torch_compile", "some", "regional")
-case(
-    "bitsandbytes' numbers on a CPU",
-    config(pretrained_model={"quantize": "nf4"}),
-    "pretrained_model.quantize: nf4",
-    "use int8",
-)
-case("unknown numbers", config(pretrained_model={"quantize": "int3"}), "pretrained_model.quantize", "int3", "nf4")
+case("unknown torch_compile", config(other={"torch_compile": "some"}), "other.torch_compile", "some", "regional")
+case("nf4 on a CPU", config(pretrained_model={"quantize": "nf4"}), "pretrained_model.quantize: nf4", "use int8")
+case("unknown quantization", config(pretrained_model={"quantize": "int3"}), "pretrained_model.quantize", "int3", "nf4")
 case("log_every 0", config(logging={"log_every": 0}), "logging.log_every: 0")
 
 # --- the prompts
 
-case(
-    "a prompts file that is no list", prompts_text("target: a"), "prompts.yaml", "list", f"{ROOT_YAML}/prompts-xl.yaml"
-)
+case("prompts that are not a list", prompts_text("target: a"), "prompts.yaml", "list", f"{ROOT_YAML}/prompts-xl.yaml")
 case("a prompt set that is a word", prompts_text("- robe"), "prompts.yaml, prompt set 1", "- target:")
 case("target left out", prompts_text("- {target: a}\n- {positive: b}"), "prompt set 2: target", "missing", "add it")
 case("action erase", prompts(action="erase"), "prompt set 1: action", "'erase'", "use enhance")
@@ -236,7 +229,7 @@ def truncate(path: Path):
 
 
 def write_bomb(path: Path):
-    """A PNG of about a hundred bytes that says it is 60000 × 60000 px."""
+    """Writes a PNG of about a hundred bytes whose header says 60000 × 60000 px."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
@@ -254,7 +247,7 @@ case("folder missing", data(lambda d: remove(d / "low")),
 case("empty folder", data(lambda d: empty(d / "low")), "'low'", "no images", "put the images of this scale there")
 case("folder without an image", data(lambda d: [empty(d / "low"), (d / "low" / "notes.txt").write_text("hello")]),
      "'low'", "no images", "notes.txt", "put the images of this scale there")  # fmt: skip
-case("a folder outside and inside", data(lambda d: None, "--folders", "low, ../data/low", "--scales", "1, 2"),
+case("one folder under two names", data(lambda d: None, "--folders", "low, ../data/low", "--scales", "1, 2"),
      "'low'", "'../data/low'", "the same folder", "give each scale its own")  # fmt: skip
 case("missing partner", data(lambda d: (d / "high" / "two.png").unlink()),
      "'high'", "1 of 2", "lacks two.png", "in every folder under the same name")  # fmt: skip
@@ -295,33 +288,33 @@ def write_cut(path: Path):
     path.write_bytes(path.read_bytes()[:-100])
 
 
-case("no model named", config(pretrained_model={"name_or_path": None}), "pretrained_model.name_or_path", "add it")
+case("no name_or_path", config(pretrained_model={"name_or_path": None}), "pretrained_model.name_or_path", "add it")
 case("model path is not there", model("no-model"), "name_or_path", "no-model", "folder", "hub id like", "check it")
 case("model file is not there", model("no.safetensors"), "name_or_path", "no.safetensors", "check the path")
 case("a folder without model_index.json", model("m", lambda p: write_folder(p, None)), "name_or_path",
-     "model_index.json", "name a diffusers folder")  # fmt: skip
-case("a folder that is no SDXL", model("m", lambda p: write_folder(p, '{"_class_name": "StableDiffusionPipeline"}')),
+     "model_index.json", "use a diffusers folder")  # fmt: skip
+case("a folder that is not SDXL", model("m", lambda p: write_folder(p, '{"_class_name": "StableDiffusionPipeline"}')),
      "name_or_path", "StableDiffusionPipeline", "choose an SDXL model")  # fmt: skip
-case("a folder with nothing but an index",
+case("a folder with only an index",
      model("m", lambda p: write_folder(p, '{"_class_name": "StableDiffusionXLPipeline"}')),
      "name_or_path", "cannot be loaded as SDXL")  # fmt: skip
 case("truncated .safetensors", model("m.safetensors", write_cut), "name_or_path", "m.safetensors", "download it again")
 case("text named .safetensors", model("m.safetensors", lambda p: p.write_text("<html>404</html>")),
      "name_or_path", "m.safetensors", "download it again")  # fmt: skip
-case("a config folder that is none", lambda tmp_path: [write_sdxl_keys(tmp_path / "m.safetensors"), write_experiment(
+case("a config folder that does not exist", lambda tmp_path: [write_sdxl_keys(tmp_path / "m.safetensors"), write_experiment(
      tmp_path, pretrained_model={"name_or_path": str(tmp_path / "m.safetensors"), "config": "nowhere"})][1],
-     "pretrained_model.config", "nowhere", "name a diffusers folder")  # fmt: skip
+     "pretrained_model.config", "nowhere", "use a diffusers folder")  # fmt: skip
 case("a .safetensors with SDXL's keys and no weights", model("m.safetensors", write_sdxl_keys),
      "m.safetensors", "cannot be loaded as SDXL")  # fmt: skip
-case("a .safetensors that is no SDXL", model("m.safetensors", write_sd1), "m.safetensors", "choose an SDXL one")
+case("a .safetensors that is not SDXL", model("m.safetensors", write_sd1), "m.safetensors", "choose an SDXL one")
 case("a pickle that runs code", model("m.ckpt", lambda p: p.write_bytes(pickle.dumps(Bomb()))),
-     "name_or_path", "m.ckpt", "cannot be read as weights alone", "use a .safetensors file")  # fmt: skip
+     "name_or_path", "m.ckpt", "contains code, which is never run", "use a .safetensors file")  # fmt: skip
 case("a torch file that runs code", model("m.ckpt", lambda p: torch.save({"state_dict": Bomb()}, p)),
-     "name_or_path", "m.ckpt", "cannot be read as weights alone", "use a .safetensors file")  # fmt: skip
+     "name_or_path", "m.ckpt", "contains code, which is never run", "use a .safetensors file")  # fmt: skip
 case("text named .ckpt", model("m.ckpt", lambda p: p.write_text("<html>404</html>")), "name_or_path", "m.ckpt",
-     "cannot be read as weights alone", "use a .safetensors file")  # fmt: skip
-case("a .ckpt that is no SDXL", model("m.ckpt", lambda p: torch.save({"weight": torch.zeros(2)}, p)), "name_or_path",
-     "m.ckpt", "no SDXL checkpoint", "choose an SDXL one")  # fmt: skip
+     "contains code, which is never run", "use a .safetensors file")  # fmt: skip
+case("a .ckpt that is not SDXL", model("m.ckpt", lambda p: torch.save({"weight": torch.zeros(2)}, p)), "name_or_path",
+     "m.ckpt", "not an SDXL checkpoint", "choose an SDXL one")  # fmt: skip
 
 # --- where the slider goes
 
@@ -346,13 +339,13 @@ def file_in_the_way(*parts):
 
 
 case("sliders of an earlier run", earlier_slider, RUN, "1 slider", "choose another --name", "--overwrite")
-case("previews of nothing", config(preview={"every": 5}), "preview: every is 5", "no prompts", "add prompts")
+case("previews without prompts", config(preview={"every": 5}), "preview: every is 5", "no prompts", "add prompts")
 case("a file where the run's folder goes", file_in_the_way("models", RUN), RUN, "is a file", "--save_path")
 case("a file where the save path goes", file_in_the_way("models"), "save.path", "models", "choose another --save_path")
 
 
 @pytest.mark.parametrize(("arrange", "said"), CASES)
-def test_bad_input_ends_with_a_sentence_and_leaves_no_file(train_main, tmp_path, monkeypatch, capsys, arrange, said):
+def test_bad_input_ends_with_a_message_and_leaves_no_file(train_main, tmp_path, monkeypatch, capsys, arrange, said):
     monkeypatch.chdir(tmp_path)
     argv = arrange(tmp_path)
     before = everything_in(tmp_path)
@@ -366,7 +359,7 @@ def test_bad_input_ends_with_a_sentence_and_leaves_no_file(train_main, tmp_path,
     assert everything_in(tmp_path) == before
 
 
-def test_every_mistake_of_a_config_is_told_at_once(train_main, tmp_path, capsys):
+def test_every_mistake_in_a_config_is_reported_at_once(train_main, tmp_path, capsys):
     argv = write_experiment(tmp_path, train={"lr": -1, "sede": 3}, network={"rank": "x"}, flags=["--alpha", "0"])
     assert train_main(argv) == 2
     lines = capsys.readouterr().err.splitlines()
@@ -375,8 +368,8 @@ def test_every_mistake_of_a_config_is_told_at_once(train_main, tmp_path, capsys)
         assert sum(key in line for line in lines) == 1
 
 
-def test_a_gpu_that_is_not_there_is_refused_unless_there_is_none_at_all(train_main, tmp_path, capsys):
-    """A machine without a GPU trains on its CPU, and says so; one with GPUs has no hundredth."""
+def test_a_missing_gpu_is_refused_unless_there_is_none_at_all(train_main, tmp_path, capsys):
+    """A machine without a GPU trains on its CPU and says so. One with GPUs does not have a hundredth."""
     status = train_main([*write_experiment(tmp_path, flags=["--dry_run"]), "--device", "99"])
     out, error = capsys.readouterr()
     if torch.cuda.device_count() == 0:
@@ -387,7 +380,7 @@ def test_a_gpu_that_is_not_there_is_refused_unless_there_is_none_at_all(train_ma
         assert "--device: 99 is not there" in error
 
 
-def test_a_dry_run_tells_the_plan_and_writes_nothing(train_main, tmp_path, monkeypatch, capsys):
+def test_a_dry_run_prints_the_plan_and_writes_nothing(train_main, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     make_scale_folders(tmp_path / "data", folders=("dim", "lit"), names=("one", "two"))
     words = ["--folders", "dim, lit", "--scales", "-1, 0.67", "--iterations", "250", "--dry_run"]
@@ -408,7 +401,7 @@ def test_a_dry_run_tells_the_plan_and_writes_nothing(train_main, tmp_path, monke
     ]
 
 
-def test_a_dry_run_finds_what_a_run_would_trip_over(train_main, tmp_path, capsys):
+def test_a_dry_run_fails_where_a_run_would(train_main, tmp_path, capsys):
     argv = earlier_slider(tmp_path)
     assert train_main([*argv, "--dry_run"]) == 2
     capsys.readouterr()

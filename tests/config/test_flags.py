@@ -1,4 +1,4 @@
-"""The command line: every spelling of its lists, what goes before what, and that no flag is lost."""
+"""The command line: every spelling of its lists, flags over YAML, and no flag lost."""
 
 import re
 import shlex
@@ -13,6 +13,7 @@ from conftest import ROOT, SCRIPTS, write_experiment
 from hypothesis import given
 from hypothesis import strategies as st
 from sliders.config.flags import build_parser, join_list_flags, parse_flags
+from sliders.config.schema import Train
 from sliders.config.settings import load_settings
 from sliders.system.errors import InputError
 
@@ -38,7 +39,7 @@ def settings_of(tmp_path: Path, *flags: str, **overrides):
 
 # --- lists
 
-BASH_LINES = {  # as typed in bash, which splits at spaces
+BASH_LINES = {  # as typed in bash, which splits them at spaces
     "--scales 0.67, 1, 1.3, 2.0": (0.67, 1, 1.3, 2),
     "--scales 0.67 1 1.3 2": (0.67, 1, 1.3, 2),
     "--scales 0.67,1,1.3,2.0": (0.67, 1, 1.3, 2),
@@ -67,19 +68,19 @@ def test_scales_in_every_spelling_of_bash(line, after):
 @pytest.mark.parametrize(
     "words",
     [
-        ["-2", "-1", "1", "2"],  # PowerShell hands a, b over as words of their own
+        ["-2", "-1", "1", "2"],  # PowerShell passes a, b as separate words
         ["-2,-1,1,2"],
         ["-2, -1, 1, 2"],
         ["-2,", "-1,", "1,", "2"],
     ],
     ids=str,
 )
-def test_scales_as_powershell_hands_them_over(words):
+def test_scales_as_powershell_passes_them(words):
     assert scales_of("--scales", *words, "--dry_run") == (-2, -1, 1, 2)
 
 
 def spellings(words: list[str]):
-    """Every way in which shells may hand over the list."""
+    """Every way in which shells may pass the list."""
     minus = [w.replace("-", "\N{MINUS SIGN}") for w in words]
     return {
         "bare words": ["--scales", *words],
@@ -117,7 +118,7 @@ def test_any_folder_names_come_back_from_commas_quotes_and_equals(folders):
 
 
 @given(folder_names, st.sampled_from("'\""), st.sampled_from([", ", ",", " ,"]))
-def test_quotes_that_cmd_exe_leaves_are_no_part_of_names(folders, quote, comma):
+def test_quotes_that_cmd_exe_passes_on_are_not_part_of_names(folders, quote, comma):
     whole = f"{quote}{comma.join(folders)}{quote}"
     each = comma.join(f"{quote}{folder}{quote}" for folder in folders)
     for text in (whole, each):
@@ -127,7 +128,7 @@ def test_quotes_that_cmd_exe_leaves_are_no_part_of_names(folders, quote, comma):
 
 
 @given(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1, max_size=6), st.sampled_from("'\""))
-def test_quotes_that_cmd_exe_leaves_are_no_part_of_scales(scales, quote):
+def test_quotes_that_cmd_exe_passes_on_are_not_part_of_scales(scales, quote):
     text = ", ".join(map(repr, scales))
     assert scales_of("--scales", *f"{quote}{text}{quote}".split(" ")) == tuple(scales)
 
@@ -163,7 +164,7 @@ def test_the_readme_line_of_the_fork_parses_as_it_stands():
     assert pairs == {"base_one_minus": 0.67, "base_one": 1.0, "base_one_plus": 1.3, "base_k": 2.0}
 
 
-def test_words_of_other_flags_are_left_as_they_are():
+def test_words_of_other_flags_are_unchanged():
     assert join_list_flags(["--name", "a, b", "--rank", "-1"]) == ["--name", "a, b", "--rank", "-1"]
 
 
@@ -174,7 +175,7 @@ def test_a_list_flag_without_a_value_is_refused(flag):
 
 
 @given(st.text(max_size=30))
-def test_no_text_for_scales_breaks_the_parser(text):
+def test_no_text_for_scales_crashes_the_parser(text):
     try:
         scales = scales_of(f"--scales={text}")
     except InputError as error:
@@ -226,7 +227,7 @@ FLAG_VALUES = {  # flag: (word, section, key, value)
 
 
 @pytest.mark.parametrize("flag", FLAG_VALUES)
-def test_a_flag_goes_before_the_yaml_and_changes_nothing_else(tmp_path, flag):
+def test_a_flag_overrides_the_yaml_and_changes_nothing_else(tmp_path, flag):
     word, section, key, value = FLAG_VALUES[flag]
     plain, flagged = settings_of(tmp_path), settings_of(tmp_path, flag, word)
     assert getattr(getattr(flagged, section), key) == value != getattr(getattr(plain, section), key)
@@ -235,18 +236,18 @@ def test_a_flag_goes_before_the_yaml_and_changes_nothing_else(tmp_path, flag):
     assert dumped == plain.model_dump()
 
 
-def test_a_flag_that_is_absent_leaves_the_yaml_alone(tmp_path):
+def test_without_a_flag_the_yaml_applies(tmp_path):
     network = settings_of(tmp_path, network={"rank": 32, "alpha": 16}).network
     assert (network.rank, network.alpha) == (32, 16.0)
 
 
-def test_a_flag_may_stand_in_for_a_section_that_the_yaml_lacks(tmp_path):
+def test_a_flag_may_set_a_key_of_a_section_that_the_yaml_lacks(tmp_path):
     settings = settings_of(tmp_path, "--rank", "8", "--model", "tiny", network=None, pretrained_model=None)
     assert settings.network.rank == 8
     assert settings.pretrained_model.name_or_path == "tiny"
 
 
-def test_resolution_and_batch_size_hold_for_every_prompt_set(tmp_path):
+def test_resolution_and_batch_size_apply_to_every_prompt_set(tmp_path):
     sets = [{"target": "a", "resolution": 512}, {"target": "b", "batch_size": 3}]
     settings = settings_of(tmp_path, "--resolution", "96", "--batch_size", "2", prompts=sets)
     assert [(p.target, p.resolution, p.batch_size) for p in settings.prompts] == [("a", 96, 2), ("b", 96, 2)]
@@ -264,7 +265,7 @@ def test_run_folder_is_named_as_in_the_fork(tmp_path):
     assert settings.run_dir == tmp_path / "models" / "robe_alpha48.0_rank96_noxattn"
 
 
-def test_attributes_repeat_each_prompt_set_with_the_attribute_before_its_prompts(tmp_path):
+def test_attributes_repeat_each_prompt_set_with_the_attribute_in_front_of_its_prompts(tmp_path):
     sets = [{"target": "t", "positive": "p", "neutral": "n", "unconditional": "u"}, {"target": "hat"}]
     prompts = settings_of(tmp_path, "--attributes", "old, very young", prompts=sets).prompts
     assert [(p.target, p.positive, p.neutral, p.unconditional) for p in prompts] == [
@@ -288,16 +289,16 @@ def test_stylecheck_makes_one_run_per_main_folder_named_after_it(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["3-1", "2-2", "3", "a-b", "-1-2", "1-2-3", "1.5-2", ""])
-def test_a_stylecheck_that_is_no_rising_range_is_refused(text):
+def test_a_stylecheck_that_is_not_an_ascending_range_is_refused(text):
     with pytest.raises(InputError, match=r"--stylecheck: .* write for example --stylecheck 0-3"):
         parse_flags([*REQUIRED, f"--stylecheck={text}"])
 
 
-def test_a_flag_of_zero_goes_before_the_yaml_too(tmp_path):
+def test_a_flag_of_zero_overrides_the_yaml_too(tmp_path):
     assert settings_of(tmp_path, "--seed", "0", train={"seed": 5}).train.seed == 0
 
 
-# --- all of them
+# --- the set of flags
 
 
 def test_no_flag_is_lost():
@@ -341,9 +342,9 @@ def test_a_shipped_prompts_file_is_valid_with_the_shipped_config(path):
     assert settings.prompts
 
 
-def test_the_readmes_lines_for_small_cards_are_keys_of_the_suggested_config(tmp_path):
-    """Each changes a line that stands there, and the config is valid with all of them."""
-    (block,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+def test_the_guides_lines_for_small_cards_are_keys_of_the_suggested_config(tmp_path):
+    """Each changes a key of that config, which is valid with all of them."""
+    (block,) = re.findall(r"```yaml\n(.*?)```", (SCRIPTS / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     config = yaml.safe_load((SCRIPTS / "data" / "config-xl.yaml").read_text(encoding="utf-8"))
     config["prompts_file"] = str(ROOT / config["prompts_file"])
     changed = [(section, key) for section, lines in yaml.safe_load(block).items() for key in lines]
@@ -357,7 +358,14 @@ def test_the_readmes_lines_for_small_cards_are_keys_of_the_suggested_config(tmp_
     assert settings.other.gradient_checkpointing
 
 
-def test_the_suggested_configs_example_prompts_become_prompts_when_the_signs_are_taken_away(tmp_path):
+def test_the_suggested_config_shows_every_key_of_train_and_the_guide_every_flag():
+    config = yaml.safe_load((SCRIPTS / "data" / "config-xl.yaml").read_text(encoding="utf-8"))
+    assert set(config["train"]) == set(Train.model_fields)
+    guide = (SCRIPTS / "README.md").read_text(encoding="utf-8")
+    assert [flag for flag in GOLDEN_FLAGS if f"`{flag}" not in guide] == []
+
+
+def test_the_suggested_configs_example_prompts_work_when_uncommented(tmp_path):
     lines = (SCRIPTS / "data" / "config-xl.yaml").read_text(encoding="utf-8").splitlines()
     lines = [line.replace("prompts: []", "prompts:").replace("  #  - ", "    - ") for line in lines]
     prompts = yaml.safe_load("\n".join(lines))["preview"]["prompts"]

@@ -6,8 +6,11 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sliders.config.schema import PromptSet
-from sliders.data.draws import Draws, resolutions, timestep_of
+from sliders.config.prompts import PromptSet
+from sliders.config.schema import Train
+from sliders.data.draws import Draws, resolutions
+from sliders.data.timesteps import NoiseLevels, TimestepDistribution, allowed_timesteps, biased, measured, timestep_of
+from sliders.system.errors import InputError
 
 STEPS = 4000
 
@@ -16,15 +19,20 @@ def one_shape(name: int, resolution: int) -> tuple[int, int]:
     return resolution, resolution
 
 
-def sampler(**changes) -> Draws:
+def timesteps(max_denoising_steps: int, **train) -> TimestepDistribution:
+    settings = Train(**{"timestep_bias": 0, "max_denoising_steps": max_denoising_steps, **train})
+    return biased(allowed_timesteps(settings), settings.timestep_bias)
+
+
+def draws_of(**changes) -> Draws:
     plain = Draws(
-        seed=0, prompts=(PromptSet(target=""),), num_names=3, num_scales=4, max_denoising_steps=50, shape_of=one_shape
+        seed=0, prompts=(PromptSet(target=""),), num_names=3, num_scales=4, timesteps=timesteps(50), shape_of=one_shape
     )
     return replace(plain, **changes)
 
 
 @st.composite
-def samplers(draw) -> Draws:
+def any_draws(draw) -> Draws:
     sets = st.builds(
         lambda resolution, dynamic, batch: PromptSet(
             target="", resolution=resolution, dynamic_resolution=dynamic, batch_size=batch
@@ -39,7 +47,8 @@ def samplers(draw) -> Draws:
         prompts=tuple(draw(st.lists(sets, min_size=1, max_size=3))),
         num_names=draw(st.integers(1, 8)),
         num_scales=draw(st.integers(2, 6)),
-        max_denoising_steps=draw(st.integers(2, 1000)),
+        timesteps=timesteps(draw(st.integers(2, 1000))),
+        caption_dropout=draw(st.sampled_from([0.0, 0.3])),
         shape_of=lambda name, resolution: (resolution, name % kinds),
         rank=draw(st.integers(0, 7)),
     )
@@ -48,37 +57,37 @@ def samplers(draw) -> Draws:
 steps = st.integers(0, 10_000)
 
 
-@given(samplers(), steps)
+@given(any_draws(), steps)
 def test_a_draw_is_a_pure_function_of_seed_step_and_rank(drawn_from, step):
     draw = drawn_from(step)
     drawn_from(step + 1)  # what was drawn in between changes nothing
     assert replace(drawn_from)(step) == drawn_from(step) == draw
 
 
-@given(samplers(), steps)
-def test_every_index_is_in_range_and_low_is_below_high(drawn_from, step):
+@given(any_draws(), steps)
+def test_every_index_is_in_range_and_the_prompt_goes_with_the_scale(drawn_from, step):
     draw = drawn_from(step)
     chosen = drawn_from.prompts[draw.prompt]
-    assert len(draw.pairs) == chosen.batch_size
+    assert len(draw.rows) == 2 * chosen.batch_size
     assert draw.resolution in resolutions(chosen)
-    for pair in draw.pairs:
-        assert 0 <= pair.name < drawn_from.num_names
-        assert 0 <= pair.low < pair.high < drawn_from.num_scales
-        assert all(0 <= place < 1 for place in pair.crop)
-        assert 0 <= pair.noise_seed < 2**63
+    assert [row.positive for row in draw.rows] == [False, True] * chosen.batch_size
+    for row in draw.rows:
+        assert 0 <= row.name < drawn_from.num_names
+        assert 0 <= row.scale < drawn_from.num_scales
+        assert row.scale != (0 if row.positive else drawn_from.num_scales - 1)  # the higher of two is never the lowest
+        assert all(0 <= place < 1 for place in row.crop)
+        assert 0 <= row.noise_seed < 2**63
 
 
-@given(samplers(), steps)
-def test_all_pairs_of_a_step_have_one_latent_shape(drawn_from, step):
+@given(any_draws(), steps)
+def test_all_rows_of_a_step_have_one_latent_shape(drawn_from, step):
     draw = drawn_from(step)
-    assert len({drawn_from.shape_of(pair.name, draw.resolution) for pair in draw.pairs}) == 1
+    assert len({drawn_from.shape_of(row.name, draw.resolution) for row in draw.rows}) == 1
 
 
-@given(samplers(), steps)
-def test_timesteps_are_those_of_the_formula(drawn_from, step):
-    n = drawn_from.max_denoising_steps
-    allowed = {999 - 1000 * k // n for k in range(1, n)}
-    assert {pair.timestep for pair in drawn_from(step).pairs} <= allowed
+@given(any_draws(), steps)
+def test_timesteps_are_those_of_the_distribution(drawn_from, step):
+    assert {row.timestep for row in drawn_from(step).rows} <= set(drawn_from.timesteps.timesteps)
 
 
 @pytest.mark.parametrize(
@@ -112,36 +121,36 @@ def chi_square(counts: Counter, kinds: int) -> float:
 
 @pytest.mark.parametrize("max_denoising_steps", [2, 50, 850])
 def test_timesteps_are_drawn_evenly_and_all_of_them(max_denoising_steps):
-    """The ancestors drew 32 of them in 4,000 steps."""
+    """The original trainer drew 32 of them in 4,000 steps."""
     kinds = max_denoising_steps - 1
     rounds = range(max(STEPS, 10 * kinds))
-    counts = Counter(sampler(max_denoising_steps=max_denoising_steps)(step).pairs[0].timestep for step in rounds)
+    counts = Counter(draws_of(timesteps=timesteps(max_denoising_steps))(step).rows[0].timestep for step in rounds)
     assert len(counts) == kinds
     assert chi_square(counts, kinds) < kinds + 6 * (2 * kinds) ** 0.5  # mean + 6 standard deviations
 
 
 def test_noise_seeds_hardly_ever_repeat():
-    """The ancestors' noise had 31 seeds."""
-    assert len({sampler()(step).pairs[0].noise_seed for step in range(STEPS)}) > 3900
+    """The original trainer's noise had 31 seeds."""
+    assert len({draws_of()(step).rows[0].noise_seed for step in range(STEPS)}) > 3900
 
 
-def test_pairs_of_one_step_have_their_own_noise_and_timestep():
-    drawn_from = sampler(prompts=(PromptSet(target="", batch_size=4),), max_denoising_steps=1000)
+def test_rows_of_one_step_have_their_own_noise_and_timestep():
+    drawn_from = draws_of(prompts=(PromptSet(target="", batch_size=4),), timesteps=timesteps(1000))
     draws = [drawn_from(step) for step in range(200)]
-    assert len({pair.noise_seed for draw in draws for pair in draw.pairs}) == 800
-    assert sum(len({pair.timestep for pair in draw.pairs}) > 1 for draw in draws) == 200
+    assert len({row.noise_seed for draw in draws for row in draw.rows}) == 1600
+    assert sum(len({row.timestep for row in draw.rows}) > 1 for draw in draws) == 200
 
 
-def test_names_scale_pairs_prompt_sets_and_resolutions_are_drawn_evenly():
+def test_names_scales_prompt_sets_and_resolutions_are_drawn_evenly():
     sets = (PromptSet(target="a", resolution=256, dynamic_resolution=True), PromptSet(target="b", resolution=1024))
-    drawn_from = sampler(prompts=sets, num_names=7, num_scales=4)
+    drawn_from = draws_of(prompts=sets, num_names=7, num_scales=4)
     draws = [drawn_from(step) for step in range(STEPS)]
     dynamic = Counter(d.resolution for d in draws if d.prompt == 0)
     assert set(dynamic) == {256, 192, 128}
     for counts, kinds in [
         (Counter(d.prompt for d in draws), 2),
-        (Counter(d.pairs[0].name for d in draws), 7),
-        (Counter((d.pairs[0].low, d.pairs[0].high) for d in draws), 6),
+        (Counter(d.rows[0].name for d in draws), 7),
+        (Counter(draws[i].rows[i % 2].scale for i in range(STEPS)), 4),
         (dynamic, 3),
     ]:
         assert len(counts) == kinds
@@ -150,18 +159,18 @@ def test_names_scale_pairs_prompt_sets_and_resolutions_are_drawn_evenly():
 
 def test_names_that_share_a_shape_share_batches():
     """Names 0, 2, 4 are of one shape, 1 and 3 of another: both groups appear, each name beside each of its own."""
-    drawn_from = sampler(
-        prompts=(PromptSet(target="", batch_size=2),), num_names=5, shape_of=lambda name, resolution: name % 2
+    drawn_from = draws_of(
+        prompts=(PromptSet(target="", batch_size=1),), num_names=5, shape_of=lambda name, resolution: name % 2
     )
-    together = Counter(frozenset(p.name for p in drawn_from(step).pairs) for step in range(1000))
+    together = Counter(frozenset(row.name for row in drawn_from(step).rows) for step in range(1000))
     assert set(together) == {frozenset(s) for s in [{0}, {2}, {4}, {0, 2}, {0, 4}, {2, 4}, {1}, {3}, {1, 3}]}
 
 
 def test_other_seeds_steps_and_ranks_draw_otherwise():
-    first = [sampler()(step) for step in range(50)]
+    first = [draws_of()(step) for step in range(50)]
     assert len(set(first)) == 50
-    assert not set(first) & {sampler(seed=1)(step) for step in range(50)}
-    assert not set(first) & {sampler(rank=1)(step) for step in range(50)}
+    assert not set(first) & {draws_of(seed=1)(step) for step in range(50)}
+    assert not set(first) & {draws_of(rank=1)(step) for step in range(50)}
 
 
 @pytest.mark.parametrize(
@@ -177,3 +186,42 @@ def test_other_seeds_steps_and_ranks_draw_otherwise():
 def test_dynamic_resolution_goes_down_to_half_in_steps_of_64(resolution, dynamic, sizes):
     prompts = PromptSet(target="", resolution=resolution, dynamic_resolution=dynamic)
     assert set(resolutions(prompts)) == sizes
+
+
+@given(st.integers(2, 1000), st.floats(0, 20), st.integers(0, 999), st.integers(0, 999))
+def test_a_distribution_stays_within_its_range_and_its_shares_add_up(n, bias, low, high):
+    within = [t for t in (timestep_of(k, n) for k in range(1, n)) if low <= t <= high]
+    if not within:
+        with pytest.raises(InputError, match=r"train\.min_timestep"):
+            timesteps(n, timestep_bias=bias, min_timestep=low, max_timestep=high)
+        return
+    found = timesteps(n, timestep_bias=bias, min_timestep=low, max_timestep=high)
+    assert list(found.timesteps) == within
+    assert sum(found.shares) == pytest.approx(1)
+    assert found.draw(0.0) in within and found.draw(1 - 2**-53) in within
+
+
+def test_timesteps_come_as_often_as_their_share_says():
+    """bias 3: p(t) in proportion to (t + 1)^3, so 15/16 of the draws are above 499."""
+    found = timesteps(1000, timestep_bias=3)
+    drawn = [found.draw((i + 0.5) / 10_000) for i in range(10_000)]
+    assert sum(t > 499 for t in drawn) / 10_000 == pytest.approx(15 / 16, abs=0.002)
+    assert sum(t > 749 for t in drawn) / 10_000 == pytest.approx(1 - 0.75**4, abs=0.002)
+
+
+def test_a_measured_distribution_follows_the_differences_and_evens_out_the_errors():
+    """Differences of 1 up to 500 and 4 at 1000, errors of 0.1 and 0.01: shares 1 and 2, weights 1 and 10."""
+    levels = NoiseLevels((0, 500, 999), (1.0, 1.0, 4.0), (0.1, 0.1, 0.01))
+    found = measured((100, 400, 999), levels)
+    assert found.shares == pytest.approx((0.25, 0.25, 0.5))
+    assert found.weights[2] / found.weights[0] == pytest.approx(10)
+    assert sum(s * w for s, w in zip(found.shares, found.weights, strict=True)) == pytest.approx(1)
+    fallen = measured((100, 999), NoiseLevels((0, 999), (2.0, 1.0), (1.0, 1.0)))
+    assert fallen.shares == pytest.approx((0.5, 0.5))  # what noise hides at one level it hides at every noisier one
+
+
+def test_caption_dropout_leaves_out_its_share_of_the_captions():
+    drawn_from = draws_of(caption_dropout=0.25)
+    rows = [row for step in range(2000) for row in drawn_from(step).rows]
+    assert sum(not row.captioned for row in rows) / len(rows) == pytest.approx(0.25, abs=0.03)
+    assert all(row.captioned for step in range(500) for row in draws_of()(step).rows)

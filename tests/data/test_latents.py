@@ -5,7 +5,8 @@ import pytest
 import torch
 from conftest import make_scale_folders, write_experiment
 from PIL import Image
-from sliders.config.schema import PretrainedModel, PromptSet
+from sliders.config.prompts import PromptSet
+from sliders.config.schema import PretrainedModel
 from sliders.config.settings import load_settings
 from sliders.data.latents import CROP_ROOM, LatentCache, View, views
 from sliders.models.sdxl.loading import load_sdxl
@@ -57,15 +58,14 @@ def test_dynamic_resolution_trains_many_sizes_each_told(tmp_path):
 def test_dynamic_crops_are_windows_of_a_larger_picture_and_told(tmp_path):
     trainer = make_trainer(tmp_path, [{"target": "", "resolution": 64, "dynamic_crops": True}])
     cache, corners = trainer.make_batch.cache, set()
-    for step in range(30):
+    for step in range(60):
         draw = trainer.draw(step)
-        batch, pair = trainer.make_batch(draw), draw.pairs[0]
-        (original, _, top, left, *target), other = ids(batch)
+        batch, row = trainer.make_batch(draw), draw.rows[1]
+        original, _, top, left, *target = ids(batch)[1]
         assert (original, *target) == (round(64 * CROP_ROOM), 64, 64)
-        assert other == (original, original, top, left, 64, 64)
-        image = cache[pair.name, View(64, crops=True)]
-        window = image.mean[pair.high, :, top // 8 : top // 8 + 8, left // 8 : left // 8 + 8] * cache.scaling_factor
-        spread = image.std[pair.high].max() * cache.scaling_factor * 5
+        image = cache[row.name, View(64, crops=True)]
+        window = image.mean[row.scale, :, top // 8 : top // 8 + 8, left // 8 : left // 8 + 8] * cache.scaling_factor
+        spread = image.std[row.scale].max() * cache.scaling_factor * 5
         assert (batch.latents[1] - window).abs().max() < spread
         corners.add((top, left))
     assert corners == {(y, x) for y in (0, 8, 16) for x in (0, 8, 16)}

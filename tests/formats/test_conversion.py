@@ -1,4 +1,4 @@
-"""Every defect of the ancestors' files, made here: converted, the UNet's output is the original adaptor's."""
+"""Converts files with every defect of the original trainers': the UNet's output stays that of the original adaptor."""
 
 import pickle
 
@@ -17,7 +17,7 @@ from sliders.models.sdxl.narrow import build_narrow_sdxl
 
 @pytest.fixture(scope="module")
 def original():
-    """A UNet without its adaptor, the adaptor's tensors {module path: parts}, and the outputs at 0.7 and −0.7."""
+    """A UNet, an adaptor's tensors {module path: parts}, and the outputs with it at multipliers 0.7 and −0.7."""
     unet = build_narrow_sdxl().unet
     network = random_network(unet, "c3lier", "noxattn")
     outputs = {}
@@ -61,7 +61,7 @@ DEFECTS = {
     "PEFT's names": ("a.safetensors", lambda t: keyed(
         t, lambda p: f"unet.{p}", ("lora_A.weight", "lora_B.weight")), ["--alpha", "2"]),
     "linear layers as convolutions": ("a.safetensors", lambda t: conv_shaped(keyed(t, file_key)), []),
-    "ours already": ("a.safetensors", lambda t: keyed(t, file_key), []),
+    "already our keys": ("a.safetensors", lambda t: keyed(t, file_key), []),
     "all at once": ("a.pt", lambda t: conv_shaped(keyed(
         t, underscored("unet._orig_mod."), ("lora.down.weight", "lora.up.weight"))), ["--alpha", "2"]),
 }  # fmt: skip
@@ -87,11 +87,12 @@ def test_a_converted_slider_does_what_the_original_did(convert_main, original, t
     network.remove()
 
 
-def test_reversed_it_does_at_minus_x_what_it_did_at_x(convert_main, original, tmp_path):
+def test_reversed_it_does_at_minus_x_what_it_did_at_x(convert_main, original, tmp_path, capsys):
     unet, tensors, outputs = original
     save_file(keyed(tensors, file_key), tmp_path / "a.safetensors")
     out = tmp_path / "b.safetensors"
     assert convert_main([str(tmp_path / "a.safetensors"), "--model", "tiny", "--reverse", "--out", str(out)]) == 0
+    assert "note: --reverse restores the slider's direction" in capsys.readouterr().out
     network = open_slider(out, unet, SDXL_FAMILY)
     network.set_multipliers(torch.tensor([-0.7]))
     assert torch.allclose(unet_output(unet), outputs[0.7], atol=1e-6)
@@ -115,12 +116,12 @@ BAD = {
     "half a layer": (half, [], ["only half of its weights"]),
     "a LoRA of more layers": (lambda t: {**keyed(t, file_key), "lora_te1_x.alpha": torch.ones(())}, [],
                               ["1 of", "lora_te1_x.alpha", "only such sliders"]),
-    "a set of layers that none trains": (lambda t: keyed(dict(list(t.items())[:7]), file_key), [], ["its 7 layers", "--model"]),
+    "layers of no training_method": (lambda t: keyed(dict(list(t.items())[:7]), file_key), [], ["its 7 layers", "--model"]),
     "another model's size": (lambda t: {k: torch.cat([v, v], 1) if "down" in k else v for k, v in keyed(t, file_key).items()},
                              [], ["another size"]),
     "alpha 0": (lambda t: keyed(t, file_key), ["--alpha", "0"], ["--alpha: 0 "]),
-    "a name that is no slider's": (lambda t: keyed(t, file_key), ["--out", "x.pt"], ["--out", "must end in .safetensors"]),
-    "a file in the way": (lambda t: keyed(t, file_key), ["--out", "a.safetensors"], ["--out", "is there already", "--overwrite"]),
+    "a name without .safetensors": (lambda t: keyed(t, file_key), ["--out", "x.pt"], ["--out", "must end in .safetensors"]),
+    "a file in the way": (lambda t: keyed(t, file_key), ["--out", "a.safetensors"], ["--out", "already exists", "--overwrite"]),
     "an unwritable folder": (lambda t: keyed(t, file_key), ["--out", "/proc/no/x.safetensors"], ["--out", "cannot be written"]),
 }  # fmt: skip
 
@@ -135,14 +136,14 @@ def test_what_cannot_be_converted_is_refused(convert_main, original, tmp_path, m
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("evil.pt", pickle.dumps(Evil()), "holds code"),
-        ("text.safetensors", b"no slider", "no whole .safetensors"),
+        ("evil.pt", pickle.dumps(Evil()), "contains code"),
+        ("text.safetensors", b"no slider", "not a complete .safetensors"),
         ("list.pt", pickle.dumps([1, 2]), "weights alone"),
     ],
-    ids=["code in a pickle", "text", "no mapping"],
+    ids=["code in a pickle", "text", "a list"],
 )
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
-def test_files_that_are_no_weights_are_refused_and_run_no_code(
+def test_files_without_weights_are_refused_and_their_code_is_not_run(
     convert_main, tmp_path, monkeypatch, capsys, name, content, said
 ):
     monkeypatch.chdir(tmp_path)

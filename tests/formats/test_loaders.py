@@ -1,7 +1,7 @@
-"""The name rules of every loader, written down, and our file's keys held against them at SDXL's full size.
+"""Checks a slider file's keys at SDXL's full size against the naming rules of every loader, restated here.
 
-A rule turns a key's part before the first dot into the name of a weight in the loader's own UNet, or into nothing.
-A1111, Forge, ComfyUI and kohya name that UNet's modules as the original checkpoint does, diffusers has its own names.
+A rule maps the part of a key before the first dot to a module of the loader's UNet, or to None. In A1111, Forge,
+ComfyUI and kohya's scripts, modules have the original checkpoint's names; diffusers has its own.
 """
 
 import re
@@ -21,7 +21,7 @@ from sliders.models.sdxl.unet import weightless_unet
 
 SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
 PARTS = ("lora_down.weight", "lora_up.weight", "alpha")
-FORGE_TOLERATES = 12  # tensors; one more without a match and the whole file is refused
+FORGE_TOLERATES = 12  # unmatched tensors; with more, it refuses the whole file
 A1111_RESNET = {
     "conv1": "in_layers_2", "conv2": "out_layers_3", "norm1": "in_layers_0", "norm2": "out_layers_0",
     "time_emb_proj": "emb_layers_1", "conv_shortcut": "skip_connection",
@@ -35,13 +35,13 @@ def unet():
 
 @pytest.fixture(scope="module")
 def checkpoint_modules():
-    """Names of the original checkpoint's modules, dots as underscores, from the network's build rule."""
+    """Names of the original checkpoint's modules, with underscores for dots."""
     return {key.removeprefix("lora_unet_") for key in sdxl_file_keys()}
 
 
 @pytest.fixture(scope="module")
 def our_keys(unet):
-    """{key: shape} of a c3lier full slider on SDXL."""
+    """{key: shape} of a c3lier slider with training_method full."""
     with torch.device("meta"):
         network = AdaptorNetwork(unet, Network(type="c3lier", training_method="full"))
     network.remove()
@@ -53,7 +53,7 @@ def our_keys(unet):
 
 
 def a1111(module: str, checkpoint: set[str]) -> str | None:
-    """Diffusers' spelling is turned into the checkpoint's by five patterns; else `lora_unet` becomes `diffusion_model`."""
+    """Removes `lora_unet_` and converts diffusers' names to the checkpoint's with five patterns."""
 
     def inner(kind, rest):
         return A1111_RESNET.get(rest, rest) if kind == "resnets" else rest
@@ -70,48 +70,42 @@ def a1111(module: str, checkpoint: set[str]) -> str | None:
     elif m := re.fullmatch(r"down_blocks_(\d+)_downsamplers_0_conv", name):
         name = f"input_blocks_{3 + 3 * int(m[1])}_0_op"
     elif m := re.fullmatch(r"up_blocks_(\d+)_upsamplers_0_conv", name):
-        name = f"output_blocks_{2 + 3 * int(m[1])}_{2 if int(m[1]) else 1}_conv"  # as in SD 1, where block 0 has no attention
+        name = f"output_blocks_{2 + 3 * int(m[1])}_{2 if int(m[1]) else 1}_conv"  # for SD 1, whose block 0 has no attention
     return name if name in checkpoint else None
 
 
-def comfyui_table(unet, checkpoint: set[str]) -> dict[str, str]:
-    """ComfyUI looks keys up in a table: each weight of the checkpoint under `lora_unet_` + its name, and each of diffusers'
-    names, with `lora_unet_` and with `lycoris_`, for the same weight."""
-    table = {f"lora_unet_{name}": name for name in checkpoint}
-    for path in select_layers(unet, "c3lier", "full"):
-        for prefix in ("lora_unet_", "lycoris_"):
-            table[prefix + path.replace(".", "_")] = sgm_name(path).replace(".", "_")
-    return table
-
-
-def kohya(module: str, checkpoint: set[str]) -> str | None:
-    """kohya's scripts build `lora_unet_` + their own UNet's module names, which are the checkpoint's."""
-    return {f"lora_unet_{name}": name for name in checkpoint}.get(module)
+# The other loaders resolve the checkpoint's names after `lora_unet_`, and diffusers' names after these prefixes.
+# kohya's create_network_from_weights converts the latter first (convert_diffusers_to_sai_if_needed).
+DIFFUSERS_PREFIXES = {
+    "ComfyUI": ("lora_unet_", "lycoris_"), "Forge": ("lora_unet_", "lycoris_"), "kohya": ("lora_unet_",),
+}  # fmt: skip
 
 
 def resolve(loader, keys, unet, checkpoint) -> dict[str, str | None]:
-    """{module part of each key: name of the weight it is applied to, or None}"""
+    """{part of each key before the dot: name of the module it is applied to, or None}"""
     modules = {key.split(".", 1)[0] for key in keys}
-    if loader in ("ComfyUI", "Forge"):
-        table = comfyui_table(unet, checkpoint)
-        found = {m: table.get(m) for m in modules}
-        lost = [key for key in keys if found[key.split(".", 1)[0]] is None]
-        return dict.fromkeys(modules) if loader == "Forge" and len(lost) > FORGE_TOLERATES else found
-    rule = {"A1111": a1111, "kohya": kohya}[loader]
-    return {m: rule(m, checkpoint) for m in modules}
+    if loader == "A1111":
+        return {m: a1111(m, checkpoint) for m in modules}
+    table = {f"lora_unet_{name}": name for name in checkpoint}
+    for path in select_layers(unet, "c3lier", "full"):
+        for prefix in DIFFUSERS_PREFIXES[loader]:
+            table[prefix + path.replace(".", "_")] = sgm_name(path).replace(".", "_")
+    found = {m: table.get(m) for m in modules}
+    lost = [key for key in keys if found[key.split(".", 1)[0]] is None]
+    return dict.fromkeys(modules) if loader == "Forge" and len(lost) > FORGE_TOLERATES else found
 
 
 @pytest.mark.parametrize("loader", ["A1111", "Forge", "ComfyUI", "kohya"])
-def test_every_key_is_one_weight_of_the_loaders_unet(loader, our_keys, unet, checkpoint_modules):
+def test_every_key_matches_a_different_module_of_the_loaders_unet(loader, our_keys, unet, checkpoint_modules):
     found = resolve(loader, our_keys, unet, checkpoint_modules)
     assert len(found) == 626
     assert [m for m, name in found.items() if name is None] == []
     assert len(set(found.values())) == 626
-    assert all(module == f"lora_unet_{name}" for module, name in found.items())  # the weight it was trained on
+    assert all(module == f"lora_unet_{name}" for module, name in found.items())  # the module it was trained for
 
 
-def test_diffusers_own_conversion_finds_every_layer(our_keys, unet):
-    """Its real functions, on tensors without content: each layer by its diffusers' path, and of its shape."""
+def test_diffusers_conversion_finds_every_layer(our_keys, unet):
+    """Runs its functions on tensors without content, and checks paths and shapes."""
     state = {
         key: torch.ones(()) if key.endswith("alpha") else torch.empty(shape, device="meta")
         for key, shape in our_keys.items()
@@ -133,7 +127,7 @@ SPOILED = {
 }
 LOST = {
     ("A1111", "diffusers' spelling"): {"lora_unet_up_blocks_0_upsamplers_0_conv"}, ("ComfyUI", "diffusers' spelling"): set(),
-    ("Forge", "diffusers' spelling"): set(), ("kohya", "diffusers' spelling"): "all",
+    ("Forge", "diffusers' spelling"): set(), ("kohya", "diffusers' spelling"): set(),
     ("A1111", "LyCORIS' prefix"): "all", ("ComfyUI", "LyCORIS' prefix"): set(), ("kohya", "LyCORIS' prefix"): "all",
     **{(loader, "compiled"): "all" for loader in ("A1111", "Forge", "ComfyUI", "kohya")},
 }  # fmt: skip
@@ -141,7 +135,7 @@ LOST = {
 
 @pytest.mark.parametrize(("loader", "spelling"), LOST)
 def test_the_rules_lose_what_the_loaders_lose(loader, spelling, unet, checkpoint_modules):
-    """As measured in their sources: a table that found everything in any spelling would prove nothing."""
+    """As observed with the real loaders. Rules that matched every spelling would prove nothing."""
     keys = [f"{SPOILED[spelling](path)}.{part}" for path in select_layers(unet, "c3lier", "full") for part in PARTS]
     found = resolve(loader, keys, unet, checkpoint_modules)
     lost = {module for module, name in found.items() if name is None}

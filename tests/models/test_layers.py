@@ -1,4 +1,4 @@
-"""Which layers are adapted, how many weights that makes, and under which names they stand in a file: SDXL's real size."""
+"""At SDXL's real size: the adapted layers, the number of their weights, and their names in a slider file."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from sliders.models.sdxl.keys import file_key, sdxl_file_keys, sgm_name
 from sliders.models.sdxl.narrow import NarrowSDXL, build_unet
 from sliders.models.sdxl.unet import weightless_unet
 
-GOLDEN = {  # training_method: (lierla, c3lier), measured on SDXL-base with the ancestors' own code
+GOLDEN = {  # {training_method: (lierla, c3lier)}, counted on SDXL-base with the original trainers
     "full": (560, 626),
     "noxattn": (280, 346),
     "innoxattn": (280, 346),
@@ -26,7 +26,7 @@ def sdxl_unet():
     return weightless_unet("stabilityai/stable-diffusion-xl-base-1.0")
 
 
-def test_every_training_method_is_known_to_settings_and_layers():
+def test_settings_and_layers_have_the_same_training_methods():
     assert set(GOLDEN) == set(METHODS) == set(TRAINING_METHODS)
 
 
@@ -47,7 +47,7 @@ def test_parameter_counts_at_rank_4(sdxl_unet, network_type, method, parameters)
     assert network.num_parameters() == parameters
 
 
-def test_every_layer_has_its_own_name_among_sdxls_module_names(sdxl_unet):
+def test_every_layer_has_a_different_name_among_sdxls_module_names(sdxl_unet):
     keys = [file_key(path) for path in select_layers(sdxl_unet, "c3lier", "full")]
     assert len(set(keys)) == len(keys) == 626
     assert set(keys) <= sdxl_file_keys()

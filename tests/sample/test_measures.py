@@ -1,4 +1,4 @@
-"""Measures of change against scikit-image's, and by models where they are installed."""
+"""Measures of change, compared with scikit-image's, and the learned measures."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from sliders.system.errors import InputError
 
 @pytest.fixture(scope="module")
 def photos():
-    """A photograph and the same, darker and noisy: [3, 96, 128]."""
+    """A photograph, and the same darker and noisy, each [3, 96, 128]."""
     photo = data.astronaut()[100:196, 150:278] / 255
     other = (photo * 0.7 + np.random.default_rng(0).normal(0, 0.05, photo.shape)).clip(0, 1)
     return tuple(torch.tensor(p, dtype=torch.float32).permute(2, 0, 1) for p in (photo, other))
@@ -22,7 +22,7 @@ def grey(picture):
     return (picture * torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(0).numpy()
 
 
-def test_ssim_is_scikit_images(photos):
+def test_ssim_matches_scikit_image(photos):
     wanted, every = metrics.structural_similarity(
         *map(grey, photos), gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1.0, full=True
     )
@@ -30,7 +30,7 @@ def test_ssim_is_scikit_images(photos):
     assert ssim(*photos) == pytest.approx(wanted, abs=0.02)
 
 
-def test_edges_are_sobels(photos):
+def test_edges_match_sobel_of_scikit_image(photos):
     wanted = [np.hypot(filters.sobel_h(p), filters.sobel_v(p))[1:-1, 1:-1] for p in map(grey, photos)]
     assert edge_difference(*photos) == pytest.approx(np.abs(wanted[0] - wanted[1]).mean(), abs=1e-5)
 
@@ -43,7 +43,7 @@ def test_equal_pictures_have_not_changed(photos):
 
 
 def test_clip_score_is_a_cosine_of_a_clip_model(tmp_path, photos):
-    """A CLIP model of random weights, made here: what is tested is its use, not its taste."""
+    """The CLIP model has random weights: this tests how it is used, not how well it scores."""
     from sliders.sample.grids import to_picture
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
 
@@ -62,7 +62,7 @@ def test_clip_score_is_a_cosine_of_a_clip_model(tmp_path, photos):
     assert score(picture, "old robe") != score(picture, "robe")
 
 
-def test_a_clip_that_is_none_is_refused(tmp_path):
+def test_a_folder_without_a_clip_model_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"^--clip: .* cannot be loaded as a CLIP model"):
         ClipScore(str(tmp_path), "cpu")
 

@@ -1,4 +1,4 @@
-"""The page in a real browser: its control is moved as a person moves it, and the displayed picture must change."""
+"""The page in a real browser: moving its controls, as a user would, must change the displayed picture."""
 
 import io
 import json
@@ -15,7 +15,7 @@ EVIL = "a <script>document.title='pwned'</script> \"robe\" & 'co' </script>"
 
 
 def write_page(path):
-    """Two prompts, the first with two seeds; each multiplier's picture is of one colour."""
+    """Two prompts, the first with two seeds. Each multiplier has a picture of one colour."""
     pictures = {m: data_uri(Image.new("RGB", (64, 48), colour)) for m, colour in COLOURS.items()}
     changes = [[m / 2 for m in COLOURS], [m / 4 for m in COLOURS]]
     sections = [
@@ -37,7 +37,7 @@ def page(tmp_path_factory):
 
 
 def displayed(page, frame=0) -> str:
-    """The colour that is really on the screen in the middle of a picture."""
+    """The colour that the screen shows in the middle of a picture."""
     element = page.find_elements("css selector", ".frame")[frame]
     page.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
     shot = Image.open(io.BytesIO(element.screenshot_as_png)).convert("RGB")
@@ -83,8 +83,8 @@ def test_one_control_moves_all_and_zero_compares(page):
     page.find_element("id", "all").send_keys(Keys.END)
     assert [displayed(page, i) for i in range(3)] == ["blue"] * 3
     page.execute_script("document.activeElement.blur()")
-    ActionChains(page).send_keys(Keys.ARROW_LEFT).perform()  # with nothing focused, too
-    assert [displayed(page, i) for i in range(3)] == ["lime", "lime", "black"]  # the nearest that there is
+    ActionChains(page).send_keys(Keys.ARROW_LEFT).perform()  # also works when nothing is focused
+    assert [displayed(page, i) for i in range(3)] == ["lime", "lime", "black"]  # the third picture's nearest multiplier
     ActionChains(page).key_down("0").perform()
     assert displayed(page) == "black"
     ActionChains(page).key_up("0").perform()
@@ -93,13 +93,12 @@ def test_one_control_moves_all_and_zero_compares(page):
     assert float(mark[0].get_attribute("x1")) == float(dots[2].get_attribute("cx"))
 
 
-def test_it_is_whole_in_itself_and_without_errors(page):
+def test_it_is_self_contained_and_logs_no_errors(page):
     assert [e for e in page.get_log("browser") if e["level"] == "SEVERE"] == []
     asked = [json.loads(e["message"])["message"] for e in page.get_log("performance")]
     sent = [m["params"] for m in asked if m["method"] == "Network.requestWillBeSent"]
-    urls = [
-        p["request"]["url"] for p in sent if p["documentURL"].startswith("file:")
-    ]  # not the browser's own new tab's
+    # the browser's own new tab also sends requests
+    urls = [p["request"]["url"] for p in sent if p["documentURL"].startswith("file:")]
     assert [u for u in urls if not u.startswith(("data:", "file:"))] == []
     assert sum(u.startswith("file:") for u in urls) == 1
     assert not re.search(r'(src|href)="(?!data:)|url\(', page.page_source)
@@ -115,7 +114,7 @@ def test_every_control_has_a_name(page):
 
 
 def test_it_fits_a_phone(page):
-    page.set_window_size(500, 900)  # the narrowest that headless Chromium opens
+    page.set_window_size(500, 900)  # the narrowest window of headless Chromium
     assert page.execute_script("return document.documentElement.scrollWidth <= window.innerWidth")
 
 

@@ -1,4 +1,4 @@
-"""The labelled picture at the end of a run, and the sampling behind it."""
+"""Previews of a run, and how their pictures are sampled."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from sliders.sample.sampling import Sampling
 
 
 def test_a_run_ends_with_a_picture_beside_the_slider(tmp_path, train_main, monkeypatch):
-    """Without a negative prompt, which the tiny model's pipeline, like SDXL-base's, takes for zeros."""
+    """Without a negative prompt, the tiny model's pipeline uses zeros, like SDXL-base's."""
     negatives = []
 
     def spy(model, network, jobs, negative, *rest):
@@ -34,7 +34,7 @@ def test_a_run_ends_with_a_picture_beside_the_slider(tmp_path, train_main, monke
 
 
 def test_previews_in_training_change_nothing_in_the_slider(tmp_path, train_main, monkeypatch):
-    """Every step, and beside each slider: the files are those of a run without, bit for bit."""
+    """Slider files of a run with previews equal those of a run without, bit for bit."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
@@ -59,7 +59,7 @@ def test_previews_in_training_change_nothing_in_the_slider(tmp_path, train_main,
     assert [e.step for e in events.Images("preview")] == [2, 3, 4]
 
 
-def test_sampling_in_the_midst_of_training_leaves_all_as_it_was():
+def test_sampling_during_training_restores_everything():
     model = load_sdxl(PretrainedModel(name_or_path="tiny"), torch.float32)
     embeds = model.encode_prompts(["a", ""], "cpu")
     network = random_network(model.unet)
@@ -84,8 +84,8 @@ def test_previews_fit_beside_training():
     assert {size: preview_sampling(*size, steps=1, guidance=2.0).batch_size for size in sizes} == sizes
 
 
-def test_a_vae_without_room_goes_to_the_cpu(monkeypatch):
-    """The first decode runs out of memory, as a full GPU's does; the pictures are those of a run with room."""
+def test_a_vae_that_does_not_fit_moves_to_the_cpu(monkeypatch):
+    """The first decode runs out of memory; the pictures must not change."""
     model = load_sdxl(PretrainedModel(name_or_path="tiny"), torch.float32)
     embeds = model.encode_prompts(["a", ""], "cpu")
     job = ([(embeds["a"], 1)], embeds[""], (0.0,), Sampling(64, 64, steps=1, guidance=1.0))
@@ -102,13 +102,13 @@ def test_a_vae_without_room_goes_to_the_cpu(monkeypatch):
     assert len(calls) == 2
 
 
-def test_multipliers_of_the_picture():
+def test_preview_multipliers():
     assert preview_multipliers((0.67, 1.0, 1.3, 2.0)) == (0.0, 0.67, 1.0, 1.3, 2.0, 2.7)
     assert preview_multipliers((-2.0, -1.0, 1.0, 2.0)) == (-2.0, -1.0, 0.0, 1.0, 2.0, 3.0)
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
-def test_rows_with_their_own_multipliers_equal_one_by_one(guidance):
+def test_rows_with_different_multipliers_equal_pictures_sampled_one_by_one(guidance):
     model = load_sdxl(PretrainedModel(name_or_path="tiny"), torch.float32)
     embeds = model.encode_prompts(["a", "b", ""], "cpu")
     base_jobs = [(embeds["a"], 7), (embeds["b"], 8)]
@@ -125,7 +125,7 @@ def test_rows_with_their_own_multipliers_equal_one_by_one(guidance):
     assert (together[:, 2] - together[:, 0]).abs().max() > 1e-2
 
 
-def test_labelled_grid_puts_pictures_where_they_belong():
+def test_labelled_grid_puts_pictures_in_their_place():
     pictures = torch.zeros(2, 3, 3, 16, 24)
     pictures[1, 2] = torch.tensor([1.0, 0.0, 0.0])[:, None, None]
     grid = labelled_grid(pictures, ["first row", "second"], ["0", "1", "2"])

@@ -1,4 +1,4 @@
-"""The sample command: a trained slider → pictures, grids, page; and everything that may be wrong with its input."""
+"""The sample command: pictures, grids and page of a trained slider, and how it reports bad input."""
 
 import io
 import json
@@ -24,6 +24,7 @@ from networks import random_network
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from sliders import __version__
 from sliders.config.schema import SAMPLERS, PretrainedModel
 from sliders.config.settings import load_settings
 from sliders.data.dataset import ScaleFolders
@@ -33,7 +34,7 @@ from sliders.models.sdxl.loading import load_sdxl
 from sliders.models.sdxl.narrow import build_narrow_sdxl
 from sliders.sample.plan import make_plan, trained_size
 from sliders.sample.run import sampler_name
-from sliders.sample.sampling import Row, Sampling, pixels_at_once, rows_within, sample, use_sampler
+from sliders.sample.sampling import Row, Sampling, pixels_per_batch, rows_within, sample, use_sampler
 from sliders.sample.settings import load_sample_settings
 from sliders.system.errors import InputError
 from sliders.train.runs import run_all
@@ -49,7 +50,7 @@ def sample_main():
 
 @pytest.fixture(scope="module")
 def slider(tmp_path_factory):
-    """A slider of the tiny model, trained so hard that its effect is plain."""
+    """A slider of the tiny model, trained with a high learning rate for a strong effect."""
     root = tmp_path_factory.mktemp("slider")
     data = make_scale_folders(root / "data", folders=("low", "middle", "high"))
     flags = ["--folders", "low, middle, high", "--scales", "-1, 0.5, 1", "--iterations", "6", "--lr", "0.02"]
@@ -59,7 +60,7 @@ def slider(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def sampled(sample_main, slider, tmp_path_factory):
-    """The folder that one command made: two prompts of one template with the slider, one that names only another one."""
+    """The output folder of one command: a template that expands to two prompts, and a prompt that names only another slider."""
     root = tmp_path_factory.mktemp("sampled")
     other = root / "loras" / "deeper" / "other.safetensors"
     other.parent.mkdir(parents=True)
@@ -92,7 +93,7 @@ def test_a_web_ui_reads_prompt_seed_and_lora_back(sampled, slider):
         digest = file.metadata()["sshs_model_hash"][:12]
     assert Image.open(sampled / "02_seed8_x-1.png").text["parameters"] == (
         f"a blue disc <lora:{slider.stem}:-1>\nNegative prompt: grey, blurred\nSteps: 2, Sampler: DDIM, CFG scale: 3, Seed: 8, "
-        f'Size: 64x64, Model: tiny, Lora hashes: "{slider.stem}: {digest}", Version: fractional-sliders 0.1.0'
+        f'Size: 64x64, Model: tiny, Lora hashes: "{slider.stem}: {digest}", Version: fractional-sliders {__version__}'
     )
 
 
@@ -104,7 +105,7 @@ def test_a_prompt_that_names_only_another_slider_shows_the_slider_beside_it(samp
 
 
 def test_the_page_of_a_run_scrubs_through_its_pictures(sampled, tmp_path):
-    """In a browser, by the keys of its control: three multipliers are three pictures, and back is the first again."""
+    """In a browser, with the keyboard: three multipliers show three pictures, and going back shows the first again."""
     from selenium.webdriver.common.keys import Keys
 
     with browser(tmp_path / "profile") as driver:
@@ -114,26 +115,15 @@ def test_the_page_of_a_run_scrubs_through_its_pictures(sampled, tmp_path):
         for key in (Keys.HOME, Keys.ARROW_RIGHT, Keys.ARROW_RIGHT, Keys.HOME):
             control.send_keys(key)
             shot = Image.open(io.BytesIO(frame.screenshot_as_png)).convert("RGB")
-            seen.append(np.asarray(shot.crop((10, 10, 200, 200)), dtype=float))  # not the button's corner
+            seen.append(np.asarray(shot.crop((10, 10, 200, 200)), dtype=float))  # without the corner of the button
     first, second, third, again = seen
     assert min(np.abs(a - b).mean() for a, b in ((first, second), (second, third), (first, third))) > 2
     assert np.abs(first - again).mean() < 0.5
 
 
 def test_a_prompt_that_names_no_slider_is_shown_at_the_trained_multipliers(sample_main, slider, tmp_path):
-    argv = [
-        "--model",
-        "tiny",
-        "--slider",
-        str(slider),
-        "--prompt",
-        "a disc",
-        "--seeds",
-        "1",
-        "--out",
-        str(tmp_path / "o"),
-    ]
-    assert sample_main([*argv, "--device", "cpu", "--steps", "1"]) == 0
+    argv = ["--model", "tiny", "--slider", str(slider), "--out", str(tmp_path / "o"), "--device", "cpu"]
+    assert sample_main([*argv, "--prompt", "a disc", "--seeds", "1", "--steps", "1"]) == 0
     assert {p.name for p in (tmp_path / "o").glob("01_seed*")} == {
         f"01_seed1_x{m}.png" for m in ("-1", "0", "0.5", "1", "1.5")
     }
@@ -161,8 +151,8 @@ def test_without_width_the_pictures_have_the_size_of_most_training_images(metada
     assert trained_size(metadata, SDXL_FAMILY) == size
 
 
-def test_a_slider_says_of_its_images_what_the_sample_command_asks_for(tmp_path):
-    """Upright images, of which those of one shape are more."""
+def test_the_sample_command_reads_the_image_size_from_the_slider(tmp_path):
+    """Most of the images are upright."""
     data = make_scale_folders(tmp_path / "data", ("low", "high"), names=("a", "b"), size=(96, 64))
     make_scale_folders(tmp_path / "data", ("low", "high"), names=("c", "d", "e"), size=(64, 96))
     argv = write_experiment(tmp_path, flags=["--folders", "low, high", "--scales", "0, 1"], data=data,
@@ -171,7 +161,7 @@ def test_a_slider_says_of_its_images_what_the_sample_command_asks_for(tmp_path):
     found = ScaleFolders.find(settings.data, 32)
     metadata = slider_metadata(settings, found, stem="s", steps=1, started=0.0, prediction="epsilon")
     assert trained_size(metadata, SDXL_FAMILY) == found.fitted_size(found.names.index("c"), 256)
-    assert trained_size(metadata, SDXL_FAMILY)[0] < trained_size(metadata)[1]
+    assert trained_size(metadata, SDXL_FAMILY)[0] < trained_size(metadata, SDXL_FAMILY)[1]
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +172,7 @@ def tiny():
 
 @pytest.fixture
 def networks(tiny):
-    """Two sliders of random weights on one UNet, off again afterwards."""
+    """Two sliders with random weights on one UNet, removed afterwards."""
     found = [random_network(tiny[0].unet), random_network(tiny[0].unet, "lierla", "selfattn")]
     yield found
     for network in reversed(found):
@@ -201,8 +191,8 @@ def test_batched_multipliers_equal_one_by_one(tiny, networks, sampler):
     assert (together[1] - together[0]).abs().max() > 1e-3
 
 
-def test_a_sampler_is_what_its_name_promises_whatever_the_models_own_is():
-    """Own ones that bear all options that could be inherited, and one that has never heard of them."""
+def test_a_sampler_does_not_depend_on_the_models_own_scheduler():
+    """Tested with schedulers that have every option that could be inherited, and with one that has none of them."""
     model = load_sdxl(PretrainedModel(name_or_path="tiny"), torch.float32)
     noise = {"beta_start": 0.001, "beta_schedule": "scaled_linear", "prediction_type": "v_prediction", "steps_offset": 1,
              "timestep_spacing": "trailing"}  # fmt: skip
@@ -263,7 +253,7 @@ def test_a_slider_that_joins_late_leaves_the_first_steps_alone(tiny, networks):
 def test_the_command_makes_the_pictures_of_diffusers_without_a_negative_prompt(
     sample_main, slider, tmp_path, monkeypatch, zeros, negative
 ):
-    """SDXL-base's pipeline says that an empty one is zeros; others encode it as text."""
+    """SDXL-base's pipeline replaces an empty negative prompt by zeros; others encode it as text."""
     pipe = build_narrow_sdxl()
     pipe.register_to_config(force_zeros_for_empty_prompt=zeros)
     noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -276,7 +266,7 @@ def test_the_command_makes_the_pictures_of_diffusers_without_a_negative_prompt(
     assert np.abs(found - wanted).max() < 0.01
 
 
-def test_what_only_a_web_ui_understands_is_told_in_one_note(sample_main, slider, tmp_path, monkeypatch, capsys):
+def test_one_note_lists_syntax_that_only_web_uis_understand(sample_main, slider, tmp_path, monkeypatch, capsys):
     def load(*_):
         raise InputError("loaded.")
 
@@ -302,13 +292,13 @@ def test_without_a_gpu_the_command_says_so_before_it_loads_anything(sample_main,
 
 
 @pytest.mark.parametrize(("memory", "rows"), [(8, (1, 5)), (12, (2, 8)), (23.6, (4, 16)), (141, (4, 16))])
-def test_small_cards_begin_with_fewer_pictures(monkeypatch, memory, rows):
+def test_small_cards_get_smaller_batches(monkeypatch, memory, rows):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, int(memory * 2**30)))
-    assert tuple(rows_within(pixels_at_once("cuda:0"), side, side) for side in (1024, 512)) == rows
-    assert rows_within(pixels_at_once("cpu"), 1024, 1024) == 4
+    assert tuple(rows_within(pixels_per_batch("cuda:0"), side, side) for side in (1024, 512)) == rows
+    assert rows_within(pixels_per_batch("cpu"), 1024, 1024) == 4
 
 
-def test_a_command_makes_as_many_pictures_at_once_as_fit_or_as_it_is_told(slider, tmp_path):
+def test_the_batch_size_is_what_fits_or_what_the_flag_gives(slider, tmp_path):
     for words, rows in (([], 4), (["--batch_size", "3"], 3)):
         argv = ["--model", "tiny", "--slider", str(slider), "--prompt", "a", "--out", str(tmp_path / "out")]
         settings = load_sample_settings([*argv, "--width", "1024", "--height", "1024", "--device", "cpu", *words])
@@ -316,7 +306,7 @@ def test_a_command_makes_as_many_pictures_at_once_as_fit_or_as_it_is_told(slider
 
 
 def test_a_batch_that_does_not_fit_is_halved_and_gives_the_same_pictures(tiny, networks):
-    """The UNet runs out of memory in its second step, above four rows; the sampler draws noise from each row's generator."""
+    """The UNet runs out of memory above four rows, in its second step. The sampler takes noise from each row's generator."""
     model, embeds = tiny
     rows = [Row(embeds["a"], seed, (m, 1 - m)) for seed in (1, 2, 3) for m in (0.0, 2.0)]
     sampling = Sampling(64, 64, steps=3, guidance=2.0, sampler="euler_a", from_step=1, batch_size=5)
@@ -324,7 +314,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_gives_the_same_pictures(tiny, n
 
     def full(module, args):
         seen.append(len(args[0]))
-        assert not any(tensor() is not None for tensor in left)  # else the smaller batch had no more room
+        assert not any(tensor() is not None for tensor in left)  # otherwise the smaller batch would have no more memory
         if len(args[0]) > 4 and seen[-2:] == [len(args[0])] * 2:
             left.append(weakref.ref(args[0]))
             raise torch.OutOfMemoryError
@@ -333,11 +323,11 @@ def test_a_batch_that_does_not_fit_is_halved_and_gives_the_same_pictures(tiny, n
     found = list(sample(model, networks, rows, embeds[""], sampling))
     hook.remove()
     assert left
-    assert seen == [10] * 2 + [4] * 3 * 3  # once tried, never again; with guidance each row is there twice
+    assert seen == [10] * 2 + [4] * 3 * 3  # a failed size is not tried again; guidance doubles the rows
     assert max((a - b).abs().max() for a, b in zip(found, wanted, strict=True)) < 1e-4
 
 
-def test_a_picture_that_does_not_fit_by_itself_ends_with_a_sentence(sample_main, slider, tmp_path, monkeypatch, capsys):
+def test_a_single_picture_that_does_not_fit_ends_with_a_message(sample_main, slider, tmp_path, monkeypatch, capsys):
     def full(*_):
         raise torch.OutOfMemoryError("Tried to allocate 2 GiB")
 
@@ -346,31 +336,8 @@ def test_a_picture_that_does_not_fit_by_itself_ends_with_a_sentence(sample_main,
     assert sample_main(argv) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: ")
-    for words in ("64 × 64 px", "--width and --height", "no other program uses the GPU"):
+    for words in ("64 × 64 px", "--width and --height", "close other programs that use the GPU"):
         assert words in error
-
-
-def test_the_benchmark_compares_equal_pictures(monkeypatch, tmp_path):
-    out = tmp_path / "bench.json"
-    words = [
-        "--model",
-        "tiny",
-        "--resolution",
-        "64",
-        "--steps",
-        "2",
-        "--rank",
-        "4",
-        "--repeats",
-        "1",
-        "--device",
-        "cpu",
-    ]
-    monkeypatch.setattr("sys.argv", ["bench_sampling.py", *words, "--json", str(out)])
-    assert load_script("bench_sampling").main() == 0
-    found = json.loads(out.read_text())
-    assert found["largest_difference"] < 1e-4
-    assert found["pictures"] == 6
 
 
 # --- bad input
@@ -392,28 +359,28 @@ CASES = {
     "an unknown slider": (["--prompt", "a <lora:nobody:1>"], ["<lora:nobody:…>", "use probe_", "--lora_dir"]),
     "an unclosed brace": (["--prompt", "a {<slider:0>|<slider:1>"], ["--prompt", "character 3", "never closed", "}"]),
     "no seeds": (["--seeds"], ["--seeds was given without a value", "1, 2, 3"]),
-    "blank seeds": (["--seeds", ""], ["--seeds", "holds no seed", "1, 2, 3"]),
+    "blank seeds": (["--seeds", ""], ["--seeds", "contains no seed", "1, 2, 3"]),
     "a negative seed": (["--seeds", "-1"], ["--seeds", "'-1'", "1, 2, 3"]),
     "an unwritable folder": (["--out", "/proc/nowhere/x"], ["--out", "/proc", "choose another --out"]),
     "a file where the folder goes": (["--out", "taken"], ["--out", "taken", "is a file"]),
-    "a folder in use": (["--out", "used"], ["--out", "used holds files already", "--overwrite"]),
+    "a folder in use": (["--out", "used"], ["--out", "used already contains files", "--overwrite"]),
     "another family": (["--slider", "sd1.safetensors"], ["sd1.safetensors", "not a slider for SDXL", "lora_te_text", "convert_slider.py"]),
     "another size": (["--slider", "wide.safetensors"], ["wide.safetensors", "another size", "trained on"]),
-    "no slider at all": (["--slider", "text.safetensors"], ["text.safetensors", "no readable .safetensors"]),
+    "no slider at all": (["--slider", "text.safetensors"], ["text.safetensors", "not a readable .safetensors"]),
     "a slider that is not there": (["--slider", "no.safetensors"], ["no.safetensors", "no such file", "check the path"]),
     "a model that is not there": (["--model", "no body/x:y"], ["no body/x:y", "check it"]),
     "wildcards in another encoding": (["--wildcard_dir", "wild"], ["--wildcard_dir", "colour.txt", "save it as UTF-8"]),
     "an unknown sampler": (["--sampler", "plms"], ["--sampler", "'plms'", "euler"]),
-    "a slider that never joins": (["--from_step", "2"], ["--from_step", "none of 2 steps"]),
+    "a slider that never joins": (["--from_step", "2"], ["--from_step", "not below --steps (2)"]),
     "a size no VAE can make": (["--width", "100"], ["--width", "100", "multiple of 8"]),
     "a mistyped flag": (["--seed", "1"], ["--seed", "did you mean --seeds"]),
-    "too many pictures": (["--seeds", ", ".join(map(str, range(3000)))], ["pictures are more than 4096", "--seeds"]),
+    "too many pictures": (["--seeds", ", ".join(map(str, range(3000)))], ["pictures exceed the limit 4096", "--seeds"]),
     "a text for a number": (["--steps", "many"], ["--steps", "'many'"]),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(("words", "said"), CASES.values(), ids=CASES)
-def test_bad_input_ends_with_a_sentence_before_anything_is_loaded_or_written(
+def test_bad_input_is_reported_before_anything_is_loaded_or_written(
     sample_main, slider, tmp_path, monkeypatch, capsys, words, said
 ):
     monkeypatch.chdir(tmp_path)

@@ -1,8 +1,8 @@
-"""Dynamic Prompts' syntax: what a template stands for, and what is refused."""
+"""Dynamic Prompts syntax: what a template expands to, and what is refused."""
 
 import pytest
 from sliders.formats.sidecar import multiplier_template
-from sliders.sample.templates import Variant, check_wildcards, expand, group, plain_here
+from sliders.sample.templates import Variant, check_wildcards, expand, group, web_ui_syntax
 from sliders.system.errors import InputError
 
 
@@ -28,30 +28,28 @@ def test_tags_become_multipliers(template, text, multipliers):
     assert {v.text for v in expand(template, "S", 100)} == {text}
 
 
-def test_all_of_the_syntax_that_makes_several_prompts_works():
+def test_choices_variables_and_cyclic_variants_are_expanded():
     assert [v.text for v in expand("{2$$ and $$red|blue|green} robe", "S", 100)][:2] == [
         "red and blue robe", "red and green robe",
     ]  # fmt: skip
     assert [v.text for v in expand("${c={red|blue}} a ${c} robe", "S", 100)] == ["a red robe", "a blue robe"]
-    assert {v.text for v in expand("{@a|b}", "S", 100)} == {"a", "b"}  # cyclic, so without an end in the library
+    assert {v.text for v in expand("{@a|b}", "S", 100)} == {"a", "b"}  # cyclic: the library would repeat it without end
 
 
-def test_wildcards_are_read_from_their_folder(tmp_path):
+def test_wildcards_are_read_from_the_folder(tmp_path):
     (tmp_path / "colour.txt").write_text("red\nblue\n")
     assert {v.text for v in expand("a __colour__ robe", "S", 100, tmp_path)} == {"a red robe", "a blue robe"}
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "cp1252"])
 def test_wildcards_as_windows_programs_save_them_are_refused(tmp_path, encoding):
-    """The library would make prompts with a mark, with zeros, or without some letters."""
+    """The library would make prompts with a BOM, with zero bytes, or without some letters."""
     (tmp_path / "fine.txt").write_text("grün\n", encoding="utf-8")
     check_wildcards(tmp_path)
     path = tmp_path / "more" / "colour.txt"
     path.parent.mkdir()
     path.write_text("röt\nblau\n", encoding=encoding)
-    with pytest.raises(
-        InputError, match=r"^--wildcard_dir: .*colour.txt is no plain UTF-8.* save it as UTF-8 without BOM\.$"
-    ):
+    with pytest.raises(InputError, match=r"^--wildcard_dir: .*colour.txt is not plain UTF-8.* UTF-8 without BOM\.$"):
         check_wildcards(tmp_path)
 
 
@@ -59,34 +57,34 @@ def test_wildcards_as_windows_programs_save_them_are_refused(tmp_path, encoding)
     ("template", "said"),
     [
         ("a {b", "{ at character 3 that is never closed"),
-        ("a b}", "} at character 4 that closes nothing"),
-        ("<slider:x>", "<slider:x> has no number"),
-        ("<slider:nan>", "<slider:nan> has no number"),
-        ("<lora:a:1:2:3>", "<lora:a:1:2:3> has no number"),
-        ("<slider:1", "'<slider:1' in '<slider:1' is no whole tag"),
-        ("50% grey", "not in Dynamic Prompts' syntax from character 3"),
-        ("${c}", "not in Dynamic Prompts' syntax"),
-        ("__colour__", "__colour__ is a wildcard without a file in --wildcard_dir"),
+        ("a b}", "} at character 4 without a matching {: remove it"),
+        ("<slider:x>", "<slider:x> has no valid multiplier"),
+        ("<slider:nan>", "<slider:nan> has no valid multiplier"),
+        ("<lora:a:1:2:3>", "<lora:a:1:2:3> has no valid multiplier"),
+        ("<slider:1", "'<slider:1' in '<slider:1' is not a complete tag"),
+        ("50% grey", "is not valid Dynamic Prompts syntax at character 3"),
+        ("${c}", "is not valid Dynamic Prompts syntax"),
+        ("__colour__", "the wildcard __colour__ has no file in --wildcard_dir"),
         ("{a|b|c|d}{a|b|c|d}{a|b|c|d}{a|b|c|d}", "more than 100 prompts"),
     ],
 )
-def test_what_is_no_template_is_refused(template, said):
+def test_an_invalid_template_is_refused(template, said):
     with pytest.raises(InputError, match=r"^--prompt: ") as error:
         expand(template, "S", 100)
     assert said in str(error.value)
 
 
-def test_what_only_a_web_ui_understands_is_found():
+def test_syntax_that_only_web_uis_understand_is_found():
     prompts = [
         "a (robe:1.3) [a:b:0.5], ((old)) hat",
         "red BREAK blue AND green",
         r"hats and BREAKS \(1920\), (robe:1.3)",
     ]
-    assert plain_here(prompts) == ["(robe:1.3)", "[a:b:0.5]", "(old)", "BREAK", "AND"]
-    assert plain_here(["a robe", ""]) == []
+    assert web_ui_syntax(prompts) == ["(robe:1.3)", "[a:b:0.5]", "(old)", "BREAK", "AND"]
+    assert web_ui_syntax(["a robe", ""]) == []
 
 
-def test_prompts_that_differ_in_one_multiplier_are_a_group():
+def test_prompts_that_differ_in_one_multiplier_form_a_group():
     variants = expand("{red|blue} robe {<slider:1>|<slider:-1>} {<lora:b:0>|<lora:b:2>}", "S", 100)
     groups = group(variants, "S")
     assert [(g.title, g.multipliers) for g in groups] == [

@@ -22,7 +22,7 @@ MODEL = Path(__file__).parents[2] / "trainscripts" / "shapesworld" / "model"
 def short_slider(tmp_path_factory):
     """`small` at −1 and `huge` at 1, 120 steps of the demo's objective."""
     root = tmp_path_factory.mktemp("effect")
-    write_dataset("size", root / "data")
+    write_dataset("size_hard", root / "data")
     flags = ["--folders", "small, huge", "--scales", "-1, 1", "--iterations", "120", "--rank", "8", "--alpha", "8"]
     argv = write_experiment(
         root,
@@ -30,11 +30,11 @@ def short_slider(tmp_path_factory):
         data=root / "data",
         prompts=[{"target": "", "resolution": 128}],
         pretrained_model={"name_or_path": str(MODEL)},
-        train={"loss": "crossing", "lr": 1e-3, "lr_scheduler": "cosine", "max_denoising_steps": 1000},
+        train={"lr": 2e-3, "lr_scheduler": "linear", "max_denoising_steps": 1000, "timestep_bias": 3},
     )
     (report,) = run_all(load_settings(argv)[0])
     model = load_model()
-    return evaluate(model, open_slider(report.path, model.unet, SDXL_FAMILY), "size", multipliers=(-1.0, 0.0, 1.0))
+    return evaluate(model, open_slider(report.path, model.unet, SDXL_FAMILY), "size_hard", multipliers=(-1.0, 0.0, 1.0))
 
 
 def test_a_short_slider_has_an_effect_of_the_right_sign(short_slider):
@@ -56,16 +56,16 @@ def test_the_base_model_is_faithful_to_its_world():
 
 
 def test_columns_of_the_measurement():
-    curve = Curve("size", (0.0, 0.67, 1.0, 1.3, 2.0), (27.0, 14.4, 19.0, 26.0, 38.0), (9.0,) * 5, (0.01,) * 5)
-    assert curve.calibration == pytest.approx((1.0 + 1.0 + 0.0 + 2.0) / 4)
+    curve = Curve("size", (0.0, 0.67, 1.0, 1.3, 2.0), (27.0, 33.0, 34.7, 37.1, 44.7), *[(0.01,) * 5] * 5)
+    assert curve.calibration == pytest.approx((0.94 + 0.0 + 0.0 + 2.0) / 4)
     assert curve.ordered
-    assert curve.order == pytest.approx(3 / 4)
-    assert dense_multipliers(ATTRIBUTES["size"]) == (0.0, 0.67, 0.835, 1.0, 1.15, 1.3, 1.65, 2.0, 2.7)
+    assert curve.order == pytest.approx(1)
+    assert dense_multipliers(ATTRIBUTES["size"]) == (-2.0, -1.0, 0.0, 0.67, 0.835, 1.0, 1.15, 1.3, 1.65, 2.0, 2.7)
 
 
-def test_the_plot_is_a_picture_of_three_panels(tmp_path):
+def test_the_plot_is_a_picture_of_four_panels(tmp_path):
     multipliers = dense_multipliers(ATTRIBUTES["hue"])
     values = tuple(20 * m + math.sin(m) for m in multipliers)
-    curve = Curve("hue", multipliers, values, (1.0,) * len(values), (0.01,) * len(values))
+    curve = Curve("hue", multipliers, values, *[(0.01,) * len(values)] * 5)
     plot_curves({"a": curve, "b": curve}, tmp_path / "plot.png")
-    assert Image.open(tmp_path / "plot.png").size == (3 * 480, 360)
+    assert Image.open(tmp_path / "plot.png").size == (4 * 480, 360)

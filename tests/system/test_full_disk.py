@@ -14,7 +14,7 @@ from diffusers import AutoencoderKL
 from experiments import RUN, VARIED, experiment, settings_of
 from processes import Training
 from safetensors import safe_open
-from sliders.config.schema import PromptSet
+from sliders.config.prompts import PromptSet
 from sliders.config.settings import load_settings
 from sliders.formats.checkpoint import checkpoints_of, read_checkpoint
 from sliders.train.plan import make_plan
@@ -247,7 +247,7 @@ def test_a_preview_gets_the_memory_of_the_cuda_graphs(tmp_path, train_main, monk
     argv = experiment(tmp_path / "run", iterations=1, preview={"prompts": ["a disc"], "steps": 1})
     assert train_main(argv) == 0
     assert attempts[0] == 0 and set(attempts[1:]) == {1}
-    assert "no room for a picture" not in capsys.readouterr().out
+    assert "no memory left for a picture" not in capsys.readouterr().out
     assert (settings_of(argv).run_dir / f"{RUN}_last.preview.png").exists()
 
 
@@ -273,7 +273,7 @@ def test_a_slider_is_saved_even_if_its_checkpoint_does_not_fit(tmp_path, train_m
     assert train_main(argv) == 2
     said = capsys.readouterr()
     assert "step 2: the checkpoint could not be saved (No space left on device): training goes on" in said.out
-    assert f"the checkpoint could not be saved (No space left on device); {RUN}_last.safetensors is whole" in said.err
+    assert f"the checkpoint could not be saved (No space left on device); {RUN}_last.safetensors is complete" in said.err
     assert sorted(p.name for p in settings_of(argv).run_dir.glob("*.safetensors")) == [
         f"{RUN}_2steps.safetensors", f"{RUN}_last.safetensors",
     ]  # fmt: skip

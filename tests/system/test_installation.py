@@ -3,7 +3,7 @@
 import importlib.util
 
 import pytest
-from conftest import ROOT, write_experiment
+from conftest import ROOT, SCRIPTS, write_experiment
 from sliders.compute.attention import check_attention
 from sliders.compute.device import why_no_gpu
 from sliders.compute.fusion import can_fuse
@@ -44,20 +44,24 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(package, p
 
 
 def test_on_windows_the_message_says_how_to_install_a_pytorch_with_cuda(monkeypatch):
-    """It is the installed version, so uv has to be forced to reinstall it. The README gives the same command."""
+    """It is the installed version, so uv has to be forced to reinstall it. README and guide give the same command."""
     monkeypatch.setattr("sys.platform", "win32")
     monkeypatch.setattr("torch.version.cuda", None)
     monkeypatch.setattr("torch.__version__", "2.13.0+cpu")
     message = why_no_gpu("trains", full_size=True)
     command = "`uv pip install --torch-backend=auto --reinstall-package torch torch==2.13.0`"
     assert command in message and "`uv run --no-sync …`" in message
-    assert command in (ROOT / "README.md").read_text(encoding="utf-8")
+    for readme in (ROOT / "README.md", SCRIPTS / "README.md"):
+        assert command in readme.read_text(encoding="utf-8")
     assert '"torch==2.13.0"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
     ("platform", "reason"),
-    [("win32", "this PyTorch cannot use a GPU"), ("linux", "no CUDA GPU was found: see that `nvidia-smi` lists one.")],
+    [
+        ("win32", "this PyTorch cannot use a GPU"),
+        ("linux", "no CUDA GPU was found: check that `nvidia-smi` lists one."),
+    ],
 )
 def test_a_setting_that_needs_a_gpu_is_refused_with_the_reason_why_none_was_found(
     tmp_path, monkeypatch, platform, reason

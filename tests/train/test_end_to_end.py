@@ -1,5 +1,7 @@
 """The command line from photographs and YAML to a slider."""
 
+import re
+
 import numpy as np
 import pytest
 from conftest import ROOT, make_scale_folders, write_experiment
@@ -10,11 +12,12 @@ from sliders.train.plan import make_plan
 from sliders.train.runs import run_all
 from sliders.train.trainer import Trainer
 
+GUIDES = ("trainscripts/imagesliders/README.md", "trainscripts/sliders/README.md")
 EXPOSURES = {"dark": 0.5, "base": 1.0, "bright": 1.4, "glaring": 2.0}
 
 
 def write_photographs(root):
-    """Sample photos of scikit-image at four exposures; each folder stands for its exposure."""
+    """Writes scikit-image's sample photographs at four exposures, one folder for each."""
     from skimage import data
 
     photos = {"astronaut": data.astronaut(), "cat": data.chelsea(), "coffee": data.coffee(), "rocket": data.rocket()}
@@ -27,12 +30,12 @@ def write_photographs(root):
 
 
 def mean_loss(trainer, steps=20):
-    """Mean of the loss over fixed draws, without training."""
+    """Mean loss over fixed draws, without training."""
     return sum(trainer.forward(trainer.make_batch(trainer.draw(s))).item() for s in range(steps)) / steps
 
 
 def test_photographs_train_a_slider(tmp_path, train_main, capsys):
-    """Through the command line; the loss on 20 fixed draws is lower at the end than at the start."""
+    """Through the command line. The loss on 20 fixed draws is lower at the end than at the start."""
     flags = [
         "--folders", ", ".join(EXPOSURES), "--scales", *(f"{e}," for e in EXPOSURES.values()),
         "--iterations", "60", "--lr", "0.003", "--resolution", "96", "--rank", "8", "--alpha", "8",
@@ -60,7 +63,7 @@ def test_photographs_train_a_slider(tmp_path, train_main, capsys):
 
 @pytest.fixture
 def experiment(tmp_path, monkeypatch):
-    """Train the generated data set into a folder of its own; `SOURCE_DATE_EPOCH` stops the clock in the metadata."""
+    """Trains on the generated data set in a separate folder. `SOURCE_DATE_EPOCH` fixes the times in the metadata."""
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
     data = make_scale_folders(tmp_path / "data", names=("one", "two", "three"))
 
@@ -73,7 +76,7 @@ def experiment(tmp_path, monkeypatch):
     return train
 
 
-def test_the_same_seed_gives_the_same_file_bit_for_bit(experiment):
+def test_the_same_seed_gives_a_bit_identical_file(experiment):
     (first,), (second,), (other,) = experiment("a"), experiment("b"), experiment("c", "--seed", "1")
     assert first.path.read_bytes() == second.path.read_bytes()
     assert first.losses == second.losses
@@ -134,9 +137,12 @@ def test_losses_are_logged_for_tensorboard(experiment):
     assert [e.step for e in events.Scalars("lr")] == [1, 2, 3]
 
 
-def test_the_readme_names_files_that_are_there():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("readme", ["README.md", *GUIDES])
+def test_the_files_named_in_the_readmes_exist(readme):
+    text = (ROOT / readme).read_text(encoding="utf-8")
+    for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):
+        assert (ROOT / readme).parent.joinpath(link).exists(), link
     for line in text.splitlines():
-        for word in line.split():
+        for word in (w.lstrip("`(") for w in line.split()):
             if word.startswith(("trainscripts/", "datasets/shapes", "tests/")) and "{" not in word and "…" not in word:
                 assert (ROOT / word.strip("`,.;:)'\"")).exists(), word

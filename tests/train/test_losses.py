@@ -1,16 +1,13 @@
 """The objectives: what they aim at, in ε and in v alike."""
 
-import dataclasses
-
 import pytest
 import torch
-from conftest import write_experiment
 from experiments import make_trainer
 from networks import SDXL_BETAS, randomize
-from sliders.config.settings import load_settings
+from sliders.data.latents import View
+from sliders.data.noise_levels import LEVELS, NOISES, measure_noise_levels
 from sliders.models.schedule import EPSILON, V_PREDICTION, NoiseSchedule
-from sliders.train.losses import LOSSES, crossing, difference, reference
-from sliders.train.plan import make_plan
+from sliders.train.losses import LOSSES, reference
 
 TIMESTEPS = torch.tensor([20, 300, 700, 990])
 
@@ -24,81 +21,79 @@ def draw(*names, seed=0):
     return [torch.randn(4, 4, 8, 8, generator=generator) for _ in names]
 
 
-def image_of(schedule, noisy, prediction):
-    """The x₀ that a prediction stands for, by the textbook."""
-    alpha, sigma = schedule.coefficients(TIMESTEPS)
-    if schedule.prediction_type == EPSILON:
-        return (noisy - sigma * prediction) / alpha
-    return alpha * noisy - sigma * prediction
+@pytest.mark.parametrize("prediction", [EPSILON, V_PREDICTION])
+def test_the_target_leads_to_the_image(prediction):
+    """By the textbook: x0 = (x_t - sigma * eps) / alpha, or alpha * x_t - sigma * v."""
+    s = schedule(prediction)
+    latents, noise = draw("latents", "noise")
+    noisy, target = s.add_noise(latents, noise, TIMESTEPS), s.target(latents, noise, TIMESTEPS)
+    alpha, sigma = s.coefficients(TIMESTEPS)
+    image = (noisy - sigma * target) / alpha if prediction == EPSILON else alpha * noisy - sigma * target
+    assert torch.allclose(image, latents, atol=1e-3)
 
 
 @pytest.mark.parametrize("prediction", [EPSILON, V_PREDICTION])
-def test_the_target_leads_to_the_image_of_the_rows_own_scale(prediction):
+@pytest.mark.parametrize("gamma", [0.2, 5.0, 1e9])
+def test_min_snr_weighs_the_error_of_the_image(prediction, gamma):
+    """The same wrong image costs min(SNR, gamma) times its squared error, whichever the model predicts."""
     s = schedule(prediction)
-    source, latents, noise = draw("source", "latents", "noise")
-    noisy = s.add_noise(source, noise, TIMESTEPS)
-    assert torch.allclose(image_of(s, noisy, s.target(noisy, latents, TIMESTEPS)), latents, atol=1e-3)
-    assert torch.allclose(
-        s.target(noisy, source, TIMESTEPS) + s.shift(source, latents, TIMESTEPS),
-        s.target(noisy, latents, TIMESTEPS),
-        atol=1e-3,
-    )
-
-
-def test_errors_weigh_the_same_in_epsilon_and_v():
-    """The same wrong image costs the same, whichever the model predicts."""
-    costs = []
     latents, noise, wrong = draw("latents", "noise", "wrong")
-    for prediction in (EPSILON, V_PREDICTION):
-        s = schedule(prediction)
-        noisy = s.add_noise(latents, noise, TIMESTEPS)
-        error = s.target(noisy, wrong, TIMESTEPS) - s.target(noisy, latents, TIMESTEPS)
-        costs.append(s.crossing_weight(TIMESTEPS) * error.square().flatten(1).mean(1))
-    assert torch.allclose(costs[0], costs[1], rtol=1e-3)
-    image_error = (wrong - latents).square().flatten(1).mean(1)
-    assert costs[0][0] == pytest.approx(image_error[0].item(), rel=1e-3)  # little noise: the error of the image itself
+    noisy = s.add_noise(latents, noise, TIMESTEPS)
+    alpha, sigma = s.coefficients(TIMESTEPS)
+    wrong_noise = (noisy - alpha * wrong) / sigma  # the noise that `wrong` would have been given
+    error = s.target(wrong, wrong_noise, TIMESTEPS) - s.target(latents, noise, TIMESTEPS)
+    cost = s.min_snr_weight(TIMESTEPS, gamma) * error.square().flatten(1).mean(1)
+    snr = (alpha / sigma).square().flatten()
+    wanted = snr.clamp(max=gamma) * (wrong - latents).square().flatten(1).mean(1)
+    assert torch.allclose(cost, wanted, rtol=2e-3)
 
 
-def test_crossing_of_an_image_with_itself_is_the_reference_weighted(tmp_path):
-    trainer = make_trainer(tmp_path)
-    randomize(trainer.network)
-    batch = trainer.make_batch(trainer.draw(0))
-    batch = dataclasses.replace(batch, sources=batch.latents)
-    weight = trainer.model.schedule.crossing_weight(batch.timesteps)
-    assert torch.allclose(crossing(trainer.denoiser, batch), weight * reference(trainer.denoiser, batch), rtol=1e-4)
-
-
-def test_difference_asks_nothing_where_images_do_not_differ(tmp_path):
-    """With adaptors that do nothing yet, the base model is already what is wanted there."""
-    trainer = make_trainer(tmp_path)
-    batch = trainer.make_batch(trainer.draw(0))
-    same = dataclasses.replace(batch, sources=batch.latents)
-    assert difference(trainer.denoiser, same).abs().max() < 1e-10
-    rows = difference(trainer.denoiser, dataclasses.replace(batch, sources=batch.latents.flip(0)))
-    assert (rows > 1e-4).all()
-
-
-def test_a_pairs_source_is_the_image_of_a_scale_of_the_same_name(tmp_path):
-    """Over many draws every scale is the source, and the source of both rows is one."""
-    trainer = make_trainer(tmp_path)
-    seen = set()
-    for step in range(40):
-        drawn = trainer.draw(step)
-        batch = trainer.make_batch(drawn)
-        assert torch.equal(batch.sources[0], batch.sources[1])
-        pair = drawn.pairs[0]
-        seen.add(pair.source)
-        for row, scale in ((0, pair.low), (1, pair.high)):
-            assert torch.equal(batch.sources[row], batch.latents[row]) == (pair.source == scale)
-    assert seen == {0, 1, 2, 3}
+def test_the_weight_of_the_config_multiplies_each_row(tmp_path):
+    weighted = make_trainer(tmp_path / "weighted", train={"min_snr_gamma": 0.2})
+    plain = make_trainer(tmp_path / "plain")
+    for trainer in (weighted, plain):
+        randomize(trainer.network)
+    batch = plain.make_batch(plain.draw(0))
+    rows = reference(plain.denoiser, batch) * plain.model.schedule.min_snr_weight(batch.timesteps, 0.2)
+    assert weighted.forward(weighted.make_batch(weighted.draw(0))).item() == pytest.approx(
+        2 * rows.mean().item(), rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_every_loss_trains_from_the_config(tmp_path, loss):
-    (settings,), _ = load_settings(write_experiment(tmp_path, train={"loss": loss}))
-    from sliders.train.trainer import Trainer
-
-    trainer = Trainer(make_plan(settings))
+    trainer = make_trainer(tmp_path, train={"loss": loss})
     before = [p.detach().clone() for p in trainer.network.parameters()]
     assert trainer.step(0).loss > 0
     assert any(not torch.equal(a, b) for a, b in zip(before, trainer.network.parameters(), strict=True))
+
+
+def test_auto_measures_where_the_scales_differ(tmp_path):
+    """By a loop over single images, from the definition: the variance over the scales of x0' - x0, the same noise for all."""
+    trainer = make_trainer(tmp_path, prompts=[{"target": "", "resolution": 64}], train={"timestep_bias": "auto"})
+    model, cache = trainer.model, trainer.make_batch.cache
+    embeds = [trainer.make_batch.prompt_embeds[""]] * 3
+    found = measure_noise_levels(model, cache, View(64, False), embeds, "cpu")
+    level, level_index = LEVELS[6], 6
+    alpha, sigma = (float(c) for c in model.schedule.coefficients(torch.tensor([level])))
+    variances, errors = [], []
+    for draw_index in range(NOISES):
+        image = cache[draw_index % 3, View(64, False)]
+        generator = torch.Generator().manual_seed(1000 * level + draw_index)
+        noise = torch.randn(image.mean.shape[1:], generator=generator)
+        deviations = []
+        for mean in image.mean * cache.scaling_factor:
+            noisy = alpha * mean + sigma * noise
+            time_ids = torch.tensor([[64.0, 64, 0, 0, 64, 64]])
+            conditioning = {"text_embeds": embeds[0].pooled[None], "time_ids": time_ids}
+            with torch.no_grad():
+                trainer.network.set_multipliers(None)
+                epsilon = model.unet(noisy[None], level, embeds[0].tokens[None], added_cond_kwargs=conditioning).sample[
+                    0
+                ]
+            deviations.append((noisy - sigma * epsilon) / alpha - mean)
+            errors.append((epsilon - noise).square().mean().item())
+        variances.append(torch.stack(deviations).double().var(0).mean().item())
+    assert found.differing[level_index] == pytest.approx(sum(variances) / len(variances), rel=1e-3)
+    assert found.errors[level_index] == pytest.approx(sum(errors) / len(errors), rel=1e-3)
+    assert trainer.weights_of_timesteps.shape == (1000,) and trainer.step(0).loss > 0

@@ -1,4 +1,4 @@
-"""A run that was killed goes on as if it had not been, and only as the run that it was."""
+"""A killed run continues as if it had not been killed, and only with the settings it was started with."""
 
 import random
 import re
@@ -12,7 +12,7 @@ from conftest import disc
 from experiments import RUN, VARIED, Bomb, experiment, settings_of
 from processes import Training
 from safetensors.torch import load_file
-from sliders.formats import checkpoint as states
+from sliders.formats import checkpoint as checkpoints
 from sliders.formats.checkpoint import checkpoints_of, newest_checkpoint, read_checkpoint
 from sliders.train.plan import make_plan
 from sliders.train.trainer import Trainer
@@ -22,7 +22,7 @@ STOPPED_CLOCK = {"SOURCE_DATE_EPOCH": "1700000000"}
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adamw8bit", "prodigy"])
 def test_a_killed_run_ends_in_the_same_file(tmp_path, optimizer):
-    """60 steps are 20 steps, kill -9 anywhere behind their save, and the other 40: dynamic resolution, 2 pairs, cosine."""
+    """60 steps equal 20 steps, kill -9 at a random step after the save, and the other 40; dynamic resolution, 2 pairs, cosine."""
     if optimizer == "prodigy":
         pytest.importorskip("prodigyopt")
     train = {"optimizer": optimizer, "lr_scheduler": "cosine", "lr": 1.0 if optimizer == "prodigy" else 1e-3}
@@ -32,7 +32,7 @@ def test_a_killed_run_ends_in_the_same_file(tmp_path, optimizer):
     run = settings_of(killed)
     training = Training(killed, tmp_path / "killed.log", STOPPED_CLOCK)
     moment = random.Random(optimizer).randint(20, 35)  # the next save is at 40
-    training.until(lambda: checkpoints_of(run) and steps_told(training.output) >= moment)
+    training.until(lambda: checkpoints_of(run) and steps_shown(training.output) >= moment)
     assert training.signal(signal.SIGKILL).status() == -signal.SIGKILL
     resumed = Training([*killed, "--resume"], tmp_path / "resumed.log", STOPPED_CLOCK)
     assert (whole.status(), resumed.status()) == (0, 0), resumed.output
@@ -45,14 +45,14 @@ def test_a_killed_run_ends_in_the_same_file(tmp_path, optimizer):
     )
 
 
-def steps_told(output):
-    """How many steps the progress bar has shown so far."""
+def steps_shown(output):
+    """The number of steps that the progress bar has shown so far."""
     return max((int(done) for done in re.findall(r" (\d+)/60 ", output)), default=0)
 
 
 @pytest.fixture(scope="module")
 def four_steps(tmp_path_factory, train_main):
-    """The folder of a run of four steps with a state after each."""
+    """The folder of a run of four steps with a checkpoint after each."""
     root = tmp_path_factory.mktemp("four")
     assert train_main(experiment(root / "run", iterations=4, per_steps=1)) == 0
     return root / "run" / "models" / RUN
@@ -66,7 +66,7 @@ def finished(tmp_path, four_steps):
     return argv, settings_of(argv)
 
 
-def test_the_newest_states_are_kept_and_every_slider(finished):
+def test_the_newest_checkpoints_and_all_sliders_are_kept(finished):
     _, settings = finished
     assert list(checkpoints_of(settings)) == [4, 3]
     names = sorted(p.name for p in settings.run_dir.iterdir())
@@ -75,7 +75,7 @@ def test_the_newest_states_are_kept_and_every_slider(finished):
     assert names == sorted([*sliders, f"{RUN}_3steps.state", f"{RUN}_4steps.state", "logs"])
 
 
-def test_a_folder_with_a_state_asks_what_to_do(finished, train_main, capsys):
+def test_a_folder_with_a_checkpoint_asks_for_resume_or_overwrite(finished, train_main, capsys):
     argv, settings = finished
     before = {p: p.stat().st_mtime_ns for p in settings.run_dir.iterdir()}
     assert train_main(argv) == 2
@@ -85,7 +85,7 @@ def test_a_folder_with_a_state_asks_what_to_do(finished, train_main, capsys):
     assert {p: p.stat().st_mtime_ns for p in settings.run_dir.iterdir()} == before
 
 
-def test_more_steps_go_on_from_the_end_and_fewer_are_refused(finished, train_main, capsys):
+def test_a_longer_run_continues_from_the_end_and_a_shorter_one_is_refused(finished, train_main, capsys):
     argv, settings = finished
     assert train_main([*argv, "--resume", "--iterations", "3"]) == 2
     assert "saved after 4 steps" in capsys.readouterr().err
@@ -94,7 +94,7 @@ def test_more_steps_go_on_from_the_end_and_fewer_are_refused(finished, train_mai
     assert list(checkpoints_of(settings)) == [6, 5]
 
 
-def test_a_run_that_is_done_makes_its_last_slider_again(finished, train_main, capsys):
+def test_a_finished_run_writes_its_last_slider_again(finished, train_main, capsys):
     argv, settings = finished
     last = settings.run_dir / f"{RUN}_last.safetensors"
     wanted = load_file(last)
@@ -104,8 +104,8 @@ def test_a_run_that_is_done_makes_its_last_slider_again(finished, train_main, ca
     assert all(torch.equal(wanted[key], tensor) for key, tensor in load_file(last).items())
 
 
-def test_a_kill_between_state_and_slider_is_mended(tmp_path, train_main):
-    """The state is there first, so that no slider is ever without one; resuming writes the slider that is missing."""
+def test_a_slider_missing_after_a_kill_is_written_on_resume(tmp_path, train_main):
+    """The checkpoint is written before the slider, so a kill between the two leaves only the checkpoint."""
     argv = experiment(tmp_path / "run", iterations=3, per_steps=2)
     settings = settings_of(argv)
     trainer = Trainer(make_plan(settings))
@@ -118,16 +118,16 @@ def test_a_kill_between_state_and_slider_is_mended(tmp_path, train_main):
     assert names == {f"{RUN}_2steps.safetensors", f"{RUN}_last.safetensors"}
 
 
-def test_overwriting_forgets_the_old_states(finished, train_main):
+def test_overwriting_removes_the_old_checkpoints(finished, train_main):
     argv, settings = finished
     assert train_main([*argv, "--overwrite", "--iterations", "2", "--per_steps", "9"]) == 0
     assert list(checkpoints_of(settings)) == [2]
 
 
-def test_an_old_state_that_cannot_be_removed_ends_overwriting_before_it_begins(
+def test_overwriting_ends_before_it_begins_if_an_old_checkpoint_cannot_be_removed(
     finished, train_main, monkeypatch, capsys
 ):
-    """As on Windows while another program has it open: a stop would else go on from it."""
+    """As on Windows while another program has it open. Otherwise a later --resume would start from it."""
     argv, settings = finished
     before = sorted(settings.run_dir.iterdir())
     unlink = Path.unlink
@@ -146,16 +146,16 @@ def test_an_old_state_that_cannot_be_removed_ends_overwriting_before_it_begins(
     assert sorted(settings.run_dir.iterdir()) == before
 
 
-def test_where_names_match_in_any_case_a_run_finds_its_states_by_any_of_them(finished, monkeypatch):
+def test_where_file_names_ignore_case_a_run_finds_its_checkpoints_in_any_case(finished, monkeypatch):
     _, settings = finished
     renamed = settings.model_copy(update={"save": settings.save.model_copy(update={"name": "PROBE"})})
     settings.run_dir.rename(renamed.run_dir)
     assert not checkpoints_of(renamed)
-    monkeypatch.setattr(states, "SAME_NAME", re.IGNORECASE)
+    monkeypatch.setattr(checkpoints, "SAME_NAME", re.IGNORECASE)
     assert checkpoints_of(renamed)
 
 
-def test_overwriting_replaces_the_old_sliders_at_its_first_save_and_not_before(finished, train_main, monkeypatch):
+def test_overwriting_keeps_the_old_sliders_until_its_first_save(finished, train_main, monkeypatch):
     argv, settings = finished
     first = {p.name for p in settings.run_dir.glob("*.safetensors")}
     seen = []
@@ -173,8 +173,8 @@ def test_overwriting_replaces_the_old_sliders_at_its_first_save_and_not_before(f
     ]  # fmt: skip
 
 
-def test_an_overwriting_run_that_was_stopped_goes_on_as_itself(finished, train_main, monkeypatch):
-    """With --resume beside --overwrite: not from the states that it replaces, though its settings would allow that."""
+def test_an_overwriting_run_that_was_stopped_does_not_resume_the_old_run(finished, train_main, monkeypatch):
+    """With both --resume and --overwrite, although the settings would allow resuming the checkpoints that it replaces."""
     from sliders.system.signals import Stopped
 
     def stop(*_):
@@ -193,13 +193,13 @@ def test_an_overwriting_run_that_was_stopped_goes_on_as_itself(finished, train_m
     assert list(checkpoints_of(settings)) == [3, 2]
 
 
-def test_resuming_another_rank_says_which_run_is_there(finished, train_main, capsys):
+def test_resuming_with_another_rank_names_the_existing_run(finished, train_main, capsys):
     argv, _ = finished
     assert train_main([*argv, "--resume", "--rank", "2", "--dry_run"]) == 0
     assert f"from step 1 ({RUN} has another rank, alpha or training_method)" in capsys.readouterr().out
 
 
-def test_resuming_where_nothing_is_begins(tmp_path, train_main, capsys):
+def test_resuming_without_a_checkpoint_starts_from_the_beginning(tmp_path, train_main, capsys):
     assert train_main(experiment(tmp_path / "run", iterations=1, flags=["--resume"])) == 0
     assert "there is no checkpoint: from step 1" in capsys.readouterr().out
 
@@ -211,7 +211,7 @@ def spoil(path, place):
 
 
 @pytest.mark.parametrize("place", [0, 20, 60, 3000, -1])
-def test_one_wrong_bit_is_noticed(finished, place):
+def test_one_flipped_bit_is_detected(finished, place):
     _, settings = finished
     path = checkpoints_of(settings)[4]
     spoil(path, place)
@@ -219,7 +219,7 @@ def test_one_wrong_bit_is_noticed(finished, place):
     assert newest_checkpoint(settings)[0].step == 3
 
 
-def test_a_damaged_state_is_named_and_the_one_before_it_taken(finished, train_main, capsys):
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_used(finished, train_main, capsys):
     argv, settings = finished
     wanted = load_file(settings.run_dir / f"{RUN}_last.safetensors")
     checkpoints_of(settings)[4].write_bytes(checkpoints_of(settings)[4].read_bytes()[:-7])
@@ -234,8 +234,8 @@ def test_a_damaged_state_is_named_and_the_one_before_it_taken(finished, train_ma
     assert "4steps.state" in error and "3steps.state are damaged" in error and "--overwrite" in error
 
 
-def test_a_state_runs_no_code(tmp_path):
-    """Tensors are read as weights alone, also from a file whose checksum is right."""
+def test_loading_a_checkpoint_runs_no_code(tmp_path):
+    """Tensors are loaded with weights_only, even from a file whose checksum is correct."""
     import pickle
 
     from sliders.formats.checkpoint import write_checkpoint
@@ -258,7 +258,7 @@ CHANGED = {
 
 
 @pytest.mark.parametrize("change", CHANGED)
-def test_another_run_is_refused_by_what_differs(finished, tmp_path, train_main, capsys, change):
+def test_another_run_is_refused_and_the_difference_named(finished, tmp_path, train_main, capsys, change):
     flags, overrides, said = CHANGED[change]
     _, settings = finished
     argv = experiment(tmp_path / "run", 4, 1, flags=[*flags, "--resume"], **overrides)
@@ -268,7 +268,7 @@ def test_another_run_is_refused_by_what_differs(finished, tmp_path, train_main, 
     assert list(checkpoints_of(settings)) == [4, 3]
 
 
-def test_another_image_is_refused_by_its_name(finished, tmp_path, train_main, capsys):
+def test_a_changed_image_is_refused_and_named(finished, tmp_path, train_main, capsys):
     argv, _ = finished
     disc((64, 64), 0.1).save(tmp_path / "data" / "low" / "two.png")
     assert train_main([*argv, "--resume"]) == 2
@@ -289,39 +289,8 @@ def test_other_weights_under_the_same_name_are_refused(finished, tmp_path):
         trainer.resume()
 
 
-def test_data_that_vanish_after_caching_harm_nothing(tmp_path):
+def test_images_are_not_needed_after_caching(tmp_path):
     settings = settings_of(experiment(tmp_path / "run", iterations=3, per_steps=1))
     trainer = Trainer(make_plan(settings))
     shutil.rmtree(tmp_path / "data")
     assert len(trainer.run().losses) == 3
-
-
-SCHEDULES = ("constant", "cosine", "cosine_with_restarts", "step", "linear")
-
-
-@pytest.mark.parametrize("schedule", SCHEDULES)
-def test_a_longer_run_follows_the_longer_schedule(schedule):
-    from sliders.config.schema import Train
-    from sliders.train.optimizers import build_lr_scheduler, build_optimizer, replay_schedule
-
-    def rates(train, steps, optimizer):
-        scheduler = build_lr_scheduler(train, optimizer)
-        found = []
-        for _ in range(steps):
-            found.append(scheduler.get_last_lr()[0])
-            optimizer.step()
-            scheduler.step()
-        return found
-
-    short, longer = (Train(lr=1e-2, lr_scheduler=schedule, iterations=n) for n in (20, 40))
-    weights = [torch.nn.Parameter(torch.zeros(1))]
-    wanted = rates(longer, 40, build_optimizer(longer, weights))
-    optimizer = build_optimizer(short, weights)
-    rates(short, 20, optimizer)
-    scheduler = replay_schedule(longer, optimizer, [1e-2], 20)
-    found = []
-    for _ in range(20):
-        found.append(scheduler.get_last_lr()[0])
-        optimizer.step()
-        scheduler.step()
-    assert found == wanted[20:]

@@ -1,8 +1,8 @@
-"""Time pictures of one prompt at several multipliers: all in one batch, as sample_slider-xl.py makes them, and one by one.
+"""Time pictures of one prompt at several multipliers: in one batch, as sample_slider-xl.py makes them, and one by one.
 
     uv run trainscripts/benchmarks/bench_sampling.py --json bench_sampling.json
 
-A full-size SDXL with random weights at 1024 px; on a machine without a GPU use `--model tiny --resolution 128`.
+By default a full-size SDXL with random weights at 1024 px. Without a GPU, use `--model tiny --resolution 128`.
 """
 
 import argparse
@@ -23,7 +23,7 @@ MULTIPLIERS = (0.0, 0.67, 1.0, 1.3, 2.0, 2.7)
 
 
 class Bench:
-    """A model with a slider of random weights, and the rows of one prompt and seed."""
+    """A model with a random slider, and one row per multiplier for one prompt and seed."""
 
     def __init__(self, args: argparse.Namespace, device: str):
         self.device = device
@@ -41,7 +41,7 @@ class Bench:
 
     @torch.no_grad()
     def pictures(self, batch_size: int) -> tuple[torch.Tensor, float]:
-        """All rows, `batch_size` at once → pictures [rows, 3, H, W] and seconds, decoding included."""
+        """(pictures [rows, 3, H, W], seconds including decoding), sampled in batches of `batch_size`."""
         sampling = Sampling(**self.size, batch_size=batch_size)
         synchronize(self.device)
         began = time.perf_counter()
@@ -52,14 +52,14 @@ class Bench:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="full", help="full (random weights), tiny, or any SDXL")
+    parser.add_argument("--model", default="full", help="full (random weights; default), tiny, or any SDXL")
     parser.add_argument("--resolution", type=int, default=1024)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--rank", type=int, default=96)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--precision", choices=DTYPES, help="default: bfloat16 on a GPU, float32 elsewhere")
     parser.add_argument("--device", default="0")
-    parser.add_argument("--json", type=Path, help="write the results there")
+    parser.add_argument("--json", type=Path, help="also write the results to this file")
     args = parser.parse_args()
     device = torch_device(args.device)
     use_device(device)
@@ -68,7 +68,7 @@ def main() -> int:
     bench, seconds, pictures = Bench(args, device), {}, {}
     sizes = (len(MULTIPLIERS), 1)
     for size in sizes:
-        bench.pictures(size)  # warms up
+        bench.pictures(size)  # warm-up
         runs = [bench.pictures(size) for _ in range(args.repeats)]
         pictures[size], seconds[size] = runs[0][0], statistics.median(s for _, s in runs)
     found = {

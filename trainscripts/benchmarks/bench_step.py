@@ -1,11 +1,15 @@
-"""Time the training step on a full-size SDXL with random weights, beside the work that the ancestors' step does.
+"""Time the training step on a full-size SDXL with random weights, and compare it with the original trainers' step.
 
     uv run trainscripts/benchmarks/bench_step.py --resolutions 512 1024 --modes naive eager graph regional
 
-Per resolution and number of pairs: median seconds of a step, how many times faster than the naive step, the share of
-the arithmetic floor (its floating-point operations at the rate of a large bfloat16 matrix product on this GPU), peak
-memory of the steps and of loading and encoding before them, the most that PyTorch held of the GPU, seconds from the model
-in main memory to the end of the first step and of the second, which captures the graph. Without a GPU: the demo's model.
+Prints for each resolution and number of pairs:
+- the median seconds per step, and the speedup per pair over the naive step;
+- how close the step comes to its floor, the time of its floating-point operations at the rate of a large bfloat16 matrix
+  product on this GPU;
+- peak GPU memory of the steps, peak memory of loading and encoding, and the most memory that PyTorch reserved;
+- the seconds from a model in main memory to the end of the first step, and of the second, which captures the graph.
+
+Without a GPU, it uses the demo's model.
 """
 
 import argparse
@@ -16,12 +20,14 @@ import re
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from bench_world import build_model, make_settings, step_flops, synchronize, write_noise_images
 from naive_step import NaiveStep
 from sliders.compute.device import torch_device, use_device
+from sliders.data.timesteps import allowed_timesteps
 from sliders.models import FAMILIES
 from sliders.models.layers import select_layers
 from sliders.models.sdxl.model import SDXL
@@ -29,14 +35,14 @@ from sliders.train.plan import Plan
 from sliders.train.trainer import Trainer
 
 DEMO = Path(__file__).parent.parent / "shapesworld" / "model"
-MODES = {  # name → other.cuda_graph, other.torch_compile
+MODES = {  # {name: (other.cuda_graph, other.torch_compile)}
     "eager": ("off", "off"),
     "graph": ("auto", "off"),
     "regional": ("auto", "regional"),
     "full": ("auto", "full"),
 }
 WARM_UP, BLOCKS = 3, 5
-KINDS = {  # of kernels, by their names
+KINDS = {  # {kind of kernel: pattern of kernel names}; the first match counts
     "attention": "sdpa|fmha|flash|cudnn::fusion",
     "convolution": "fprop|dgrad|wgrad|conv",
     "matrix products": "nvjet|gemm|splitK",
@@ -48,8 +54,8 @@ KINDS = {  # of kernels, by their names
 }
 
 
-def median_seconds(step, device: str, steps: int) -> float:
-    """Of blocks of steps, since a step that waits for nothing cannot be timed by itself."""
+def median_seconds(step: Callable[[], object], device: str, steps: int) -> float:
+    """Median time per step over blocks of `steps`: steps run asynchronously, so they cannot be timed individually."""
     found = []
     for _ in range(BLOCKS):
         synchronize(device)
@@ -77,7 +83,9 @@ def measure_mode(args: argparse.Namespace, mode: str, resolution: int, pairs: in
         settings = make_settings(args, Path(folder), resolution, pairs, graph, compiled)
         model = build_in_main_memory(args, device)
         began = time.perf_counter()
-        plan = Plan(settings, FAMILIES[settings.family], device, data, (), 0, checkpoint=None, damaged=())
+        plan = Plan(
+            settings, FAMILIES[settings.family], device, data, (), 0, None, (), allowed_timesteps(settings.train)
+        )
         trainer = Trainer(plan, model)
     loading = peak_memory(device)
     start = trainer.weights.master.detach().cpu().clone()
@@ -88,7 +96,7 @@ def measure_mode(args: argparse.Namespace, mode: str, resolution: int, pairs: in
         ready.append(time.perf_counter() - began)
     steps = iter(range(WARM_UP, 10**9))
     seconds = median_seconds(lambda: results.append(trainer.step(next(steps))), device, args.steps)
-    losses = torch.stack([r.values for r in results])[:, 0].tolist()  # not as the trainer reads them: NaN would stop it
+    losses = torch.stack([r.values for r in results])[:, 0].tolist()  # read here, because the trainer stops at NaN
     peak, weights = peak_memory(device), trainer.weights.master.detach().cpu().clone()
     if args.profile:
         print_profile(trainer, next(steps))
@@ -101,7 +109,7 @@ def measure_mode(args: argparse.Namespace, mode: str, resolution: int, pairs: in
 
 
 def build_in_main_memory(args: argparse.Namespace, device: str) -> SDXL:
-    """Where a model lies when a run has loaded it: what moving it costs is measured too."""
+    """The model in main memory, where a run loads it, so that the time to move it is measured too."""
     model = build_model(args.model, args.precision, device)
     model.unet.to("cpu")
     model.pipe.vae.to("cpu")
@@ -111,7 +119,7 @@ def build_in_main_memory(args: argparse.Namespace, device: str) -> SDXL:
 
 
 def peak_memory(device: str) -> tuple[float, float] | None:
-    """The most that was allocated and that was held, GiB, since this was asked last or a trainer made."""
+    """(peak allocated, peak reserved) in GiB since the last call or the last new trainer. None without a GPU."""
     if not device.startswith("cuda"):
         return None
     found = torch.cuda.max_memory_allocated() / 2**30, torch.cuda.max_memory_reserved() / 2**30
@@ -120,7 +128,7 @@ def peak_memory(device: str) -> tuple[float, float] | None:
 
 
 def print_profile(trainer: Trainer, step: int) -> None:
-    """Where one step's time on the GPU goes: by kind of kernel, then the longest kernels."""
+    """Prints the GPU time of one step by kind of kernel, then the kernels that take longest."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
         trainer.step(step)
         torch.cuda.synchronize()
@@ -140,7 +148,7 @@ def print_profile(trainer: Trainer, step: int) -> None:
 
 
 def peak_rate(device: str, size: int = 8192, runs: int = 20) -> float:
-    """FLOP/s of a bfloat16 matrix product of random matrices, when the GPU has had a second to raise its clock."""
+    """FLOP/s of a bfloat16 product of random matrices, measured after one second of warm-up, which raises the clock."""
     a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
     began = time.perf_counter()
     while time.perf_counter() - began < 1:
@@ -151,7 +159,7 @@ def peak_rate(device: str, size: int = 8192, runs: int = 20) -> float:
 
 
 def compare(results: list[dict]) -> list[str]:
-    """Each mode against eager of the same resolution and pairs: losses of all steps, and the weights behind the last."""
+    """Compares each mode with eager at the same resolution and pairs: the losses of all steps and the final weights."""
     lines = []
     eager = {(r["resolution"], r["pairs"]): r for r in results if r["mode"] == "eager"}
     for r in results:
@@ -160,8 +168,8 @@ def compare(results: list[dict]) -> list[str]:
             off = [abs(a / b - 1) for a, b in zip(r["losses"], wanted["losses"], strict=True)]
             r["apart"] = (r["weights"] - wanted["weights"]).norm().item() / wanted["moved"]
             lines.append(
-                f"{r['mode']} at {r['resolution']} px, {r['pairs']} pair(s) against eager over {len(off)} steps: losses differ by "
-                f"{sum(off) / len(off):.1e} on average, {max(off):.1e} at most; the weights by {r['apart']:.1e} of the way moved"
+                f"{r['mode']} against eager at {r['resolution']} px, {r['pairs']} pair(s), {len(off)} steps: losses differ by "
+                f"{sum(off) / len(off):.1e} on average, {max(off):.1e} at most; weights by {r['apart']:.1e} of their total change"
             )
     return lines
 
@@ -173,13 +181,13 @@ def row_text(row: dict) -> str:
     return (
         f"{row['resolution']:5d} px {row['pairs']} pair(s) {row['mode']:9s} {row['seconds']:.4f} s/step  "
         f"{shown('times', '.1f'):>5}× naive  {shown('share', '.0%'):>4} of the floor  peak {shown('peak_gib', '.1f')} GiB, "
-        f"loading {shown('loading_gib', '.1f')}, held {shown('reserved_gib', '.1f')}  first steps done at "
+        f"loading {shown('loading_gib', '.1f')}, reserved {shown('reserved_gib', '.1f')}  first steps done at "
         f"{shown('first_step', '.1f')} and {shown('second_step', '.1f')} s  finite {row['finite']}"
     )
 
 
 def planned(args: argparse.Namespace) -> list[tuple[int, str]]:
-    """(pairs, mode): the naive step knows one pair only, and eager is there to compare with."""
+    """(pairs, mode) of all measurements. The naive step has only one pair; eager, a reference, runs with the first count."""
     counts = {"naive": [1], "eager": args.pairs[:1]}
     return [(pairs, mode) for mode in args.modes for pairs in counts.get(mode, args.pairs)]
 
@@ -216,10 +224,10 @@ def main() -> int:
 
 
 def measure(args: argparse.Namespace, resolution: int, device: str) -> list[dict]:
-    """All modes at one resolution; each is told when it is done."""
+    """Measures all modes at one resolution, and prints each result as it comes."""
     rows, naive = [], None
     for pairs, mode in planned(args):
-        forget_before(device)
+        free_memory(device)
         row = {"resolution": resolution, "pairs": pairs, "mode": mode, "flops": None}
         if mode == "naive":
             row |= measure_naive(args, resolution, device)
@@ -233,8 +241,8 @@ def measure(args: argparse.Namespace, resolution: int, device: str) -> list[dict
     return rows
 
 
-def forget_before(device: str) -> None:
-    """What the mode before held must not count in this one's peak, nor what was compiled for it in this one's limits."""
+def free_memory(device: str) -> None:
+    """Frees the previous mode's memory and compiled code, which would count towards this mode's peak and recompile limit."""
     torch.compiler.reset()
     gc.collect()
     if device.startswith("cuda"):
@@ -243,31 +251,31 @@ def forget_before(device: str) -> None:
 
 
 def fill_in(args: argparse.Namespace, cuda: bool) -> None:
-    """What was not said: the full model on a GPU, elsewhere the demo's, small, and without the graph."""
-    said = {key: value for key, value in vars(args).items() if value is not None}
+    """Sets the flags that were not given: the full model on a GPU, the demo's small one without graphs elsewhere."""
+    given = {key: value for key, value in vars(args).items() if value is not None}
     full = {"model": "full", "modes": ["naive", "eager", "graph"], "resolutions": [512, 1024], "precision": "bfloat16"}
     demo = {"model": str(DEMO), "modes": ["naive", "eager"], "resolutions": [128], "precision": "float32"}
-    vars(args).update({**(full if cuda else demo), **said})
+    vars(args).update({**(full if cuda else demo), **given})
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--model", help="full (random weights), or any SDXL; default: full on a GPU, elsewhere the demo's"
+        "--model", help="full (random weights), tiny, or any SDXL (default: full on a GPU, elsewhere the demo's)"
     )
     parser.add_argument("--modes", nargs="+", choices=("naive", *MODES))
     parser.add_argument("--resolutions", type=int, nargs="+")
-    parser.add_argument("--pairs", type=int, nargs="+", default=[1], help="pairs of images in a step")
+    parser.add_argument("--pairs", type=int, nargs="+", default=[1], help="pairs of images per step (default: 1)")
     parser.add_argument("--rank", type=int, default=96)
-    parser.add_argument("--steps", type=int, default=10, help="in each of the five blocks that are timed")
+    parser.add_argument("--steps", type=int, default=10, help="steps in each of the five timed blocks (default: 10)")
     parser.add_argument("--precision", choices=("bfloat16", "float32"))
     parser.add_argument("--optimizer", default="adamw")
     parser.add_argument("--attention", default="auto")
     parser.add_argument("--quantize", default="none")
     parser.add_argument("--gradient_checkpointing", action="store_true")
-    parser.add_argument("--profile", action="store_true", help="list the kernels of one step")
+    parser.add_argument("--profile", action="store_true", help="print the kernels of one step")
     parser.add_argument("--device", default="0")
-    parser.add_argument("--json", type=Path, help="write the results there")
+    parser.add_argument("--json", type=Path, help="also write the results to this file")
     return parser.parse_args()
 
 

@@ -1,4 +1,4 @@
-"""What the benchmarks run: models, and for bench_step.py its data, its settings, and how much arithmetic that is."""
+"""What the benchmarks share: models, and for bench_step.py data, settings and the operation count of a step."""
 
 import argparse
 from pathlib import Path
@@ -7,18 +7,8 @@ import torch
 from PIL import Image
 from sliders.adaptors.network import AdaptorNetwork
 from sliders.compute.device import DTYPES
-from sliders.config.schema import (
-    Data,
-    Logging,
-    Network,
-    Other,
-    PretrainedModel,
-    Preview,
-    PromptSet,
-    Save,
-    Settings,
-    Train,
-)
+from sliders.config.prompts import PromptSet
+from sliders.config.schema import Data, Logging, Network, Other, PretrainedModel, Preview, Save, Settings, Train
 from sliders.data.dataset import ScaleFolders
 from sliders.models.sdxl.loading import load_sdxl
 from sliders.models.sdxl.model import SDXL
@@ -33,14 +23,12 @@ def _product_flops(total: torch.Size, left: torch.Size, right: torch.Size, **_) 
     return 2 * left.numel() * right[-1]
 
 
-IN_PLACE = {
-    torch.ops.aten.addmm_: _product_flops,
-    torch.ops.aten.baddbmm_: _product_flops,
-}  # torch counts only their twins
+# torch counts only the out-of-place versions of these
+IN_PLACE = {torch.ops.aten.addmm_: _product_flops, torch.ops.aten.baddbmm_: _product_flops}
 
 
 def build_model(name: str, precision: str, device: str) -> SDXL:
-    """name: full (random weights, made on the device), tiny, or any SDXL."""
+    """name: full (random weights, created on the device), tiny, or any SDXL (loaded on the CPU)."""
     if name == "full":
         return RandomSDXL(device, DTYPES[precision])
     return load_sdxl(PretrainedModel(name_or_path=name), DTYPES[precision])
@@ -52,7 +40,7 @@ def synchronize(device: str) -> None:
 
 
 def write_noise_images(root: Path, size: int) -> ScaleFolders:
-    """Two names in three folders, pictures of `size` px full of noise."""
+    """A data set in `root`: three folders of two noise images each, `size` × `size` px."""
     generator = torch.Generator().manual_seed(0)
     for folder in SCALES:
         (root / folder).mkdir(parents=True)
@@ -91,7 +79,7 @@ def make_network(args: argparse.Namespace) -> Network:
 
 
 def step_flops(args: argparse.Namespace, resolution: int, pairs: int) -> int:
-    """Floating-point operations of one step's forward and backward: no gradients of frozen weights, LoRA included."""
+    """Floating-point operations of one step's forward and backward pass, with LoRA, without gradients of frozen weights."""
     unet = weightless_unet(args.model).requires_grad_(False)
     network = AdaptorNetwork(unet, make_network(args))
     rows, side, shape = 2 * pairs, resolution // SDXL.facts.latent_factor, unet.config

@@ -1,8 +1,8 @@
-"""The work that the ancestors' trainers do in a step, for bench_step.py to compare with.
+"""A training step that does the same work as the original trainers' step, as a baseline for bench_step.py.
 
-Both images through the VAE in float32, four UNet passes of which two are never used, each with both halves of
-classifier-free guidance, a backward pass for each of the two losses, LoRA as modules beside each layer, AdamW over each
-tensor by itself, and the GPU's memory given back after every step.
+It encodes both images with the VAE in float32, runs four UNet passes with classifier-free guidance and ignores two of
+them, runs one backward pass per image, adds LoRA as a module beside each layer, updates each tensor separately with
+AdamW, and frees the GPU's cached memory after every step.
 """
 
 import gc
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 
 class PlainLora(nn.Module):
-    """out + multiplier · gain · up(down(x)) beside one layer."""
+    """Adds multiplier · gain · up(down(x)) to the output of `layer`. gain = alpha / rank."""
 
     def __init__(self, layer: nn.Linear | nn.Conv2d, rank: int, alpha: float):
         super().__init__()
@@ -34,7 +34,7 @@ class PlainLora(nn.Module):
 
 
 class NaiveStep:
-    """`step()` trains once on random pictures of `resolution` px and returns the loss."""
+    """`step()` trains once on two random images of `resolution` px and returns the sum of their losses."""
 
     def __init__(self, model: SDXL, layers: dict[str, nn.Module], rank: int, resolution: int, device: str):
         self.model, self.device, self.resolution = model, device, resolution
@@ -46,7 +46,7 @@ class NaiveStep:
         embeds = model.encode_prompts(["", "positive"], device)
         self.tokens = torch.stack([embeds[p].tokens for p in ("", "positive")])
         self.pooled = torch.stack([embeds[p].pooled for p in ("", "positive")])
-        self.pictures = torch.rand(2, 1, 3, resolution, resolution) * 2 - 1
+        self.images = torch.rand(2, 1, 3, resolution, resolution) * 2 - 1
 
     def _predict(self, noisy: Tensor, timestep: Tensor, multiplier: float) -> Tensor:
         for lora in self.loras:
@@ -63,12 +63,12 @@ class NaiveStep:
         timestep = torch.randint(1, 999, (1,), device=self.device)
         with torch.no_grad():
             vae = self.model.pipe.vae
-            encoded = [vae.encode(p.to(self.device)).latent_dist.sample() for p in self.pictures]
+            encoded = [vae.encode(image.to(self.device)).latent_dist.sample() for image in self.images]
             latents = [e * self.model.scaling_factor for e in encoded]
             noise = torch.randn_like(latents[0])
             noisy = [schedule.add_noise(x, noise, timestep) for x in latents]
             for x in noisy:
-                self._predict(x, timestep, 0.0)  # what the ancestors compute and never read
+                self._predict(x, timestep, 0.0)  # the original trainers never use the result
         total = 0.0
         for x, multiplier in zip(noisy, (2.0, 0.67), strict=True):
             loss = (self._predict(x, timestep, multiplier) - noise).square().mean()

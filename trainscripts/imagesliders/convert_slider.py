@@ -1,9 +1,9 @@
-"""Turn a slider of the ancestors into a clean file of ours. `--help` lists the flags.
+"""Convert a slider of the original trainers to a slider file that web UIs load. `--help` lists the flags.
 
     uv run trainscripts/imagesliders/convert_slider.py old_slider.pt --alpha 1 --out models/old_slider.safetensors
 
-Takes `.pt` files (no code in them is run), keys in diffusers' spelling, keys with `_orig_mod` or `lycoris` in them, and
-files without alpha. Merging sliders is not offered.
+Accepts `.pt` files (without running any code in them), keys in diffusers' spelling, keys that contain `_orig_mod` or
+`lycoris`, and files without alpha. Does not merge sliders.
 """
 
 import sys
@@ -14,22 +14,28 @@ from sliders.system.command import command
 from sliders.system.errors import InputError
 from sliders.system.files import check_folder
 
+REVERSE_NOTE = (
+    "--reverse restores the slider's direction. If all scales it was trained with were positive, it does not restore its "
+    "strengths: use sample_slider-xl.py to find the multipliers you want."
+)
+
 
 def build_parser() -> Parser:
     parser = Parser(
         prog="convert_slider.py",
-        description="Turn a slider of the ancestors into a clean file of ours.",
+        description="Convert a slider of the original trainers to a slider file that web UIs load.",
         allow_abbrev=False,
     )
     add = parser.add_argument
     add("slider", type=Path, metavar="SLIDER", help=".safetensors, .pt or .ckpt")
-    add("--out", type=Path, metavar="FILE", help="default: NAME_converted.safetensors beside it")
-    add("--alpha", type=float, help="the alpha it was trained at, where the file does not say")
+    add("--out", type=Path, metavar="FILE", help="default: NAME_converted.safetensors beside the slider")
+    add("--alpha", type=float, help="the alpha it was trained with, if the file does not contain it")
     add("--reverse", action="store_true",
-        help="do at X what it did at -X: for sliders of the fork, which come out swapped")  # fmt: skip
+        help="make multiplier X do what -X did, for sliders of the fork, whose direction is swapped; restores only the "
+        "direction, not the old strengths, if all scales were positive")  # fmt: skip
     add("--model", default="stabilityai/stable-diffusion-xl-base-1.0", metavar="NAME_OR_PATH",
-        help="the model it is for, where that is not of SDXL's size; no weights are loaded")  # fmt: skip
-    add("--overwrite", action="store_true", help="replace the file at --out")
+        help="the model it was trained on, if its layers differ in size from SDXL's; no weights are loaded")  # fmt: skip
+    add("--overwrite", action="store_true", help="replace an existing file")
     return parser
 
 
@@ -38,13 +44,13 @@ def main(argv: list[str]) -> None:
     flags = build_parser().parse_args(argv)
     out = flags.out or flags.slider.with_name(f"{flags.slider.stem}_converted.safetensors")
     if flags.alpha is not None and not 0 < flags.alpha < float("inf"):
-        raise InputError(f"--alpha: {flags.alpha:g} is no alpha: give the positive number it was trained at.")
+        raise InputError(f"--alpha: {flags.alpha:g} is not a positive number: give the alpha it was trained with.")
     if out.suffix != ".safetensors":
-        raise InputError(f"--out: {out} must end in .safetensors: correct it.")
+        raise InputError(f"--out: {out} must end in .safetensors: rename it.")
     if out.exists() and not flags.overwrite:
-        raise InputError(f"--out: {out} is there already: choose another name, or add --overwrite.")
+        raise InputError(f"--out: {out} already exists: choose another name, or add --overwrite.")
     check_folder(out.parent, "--out", "choose another --out", out.name)
-    # torch comes in only now: --help and a mistyped flag answer at once
+    # imports torch, which --help and a mistyped flag need not wait for
     from sliders.formats.conversion import convert
     from sliders.models import FAMILIES
 
@@ -52,6 +58,8 @@ def main(argv: list[str]) -> None:
     print(
         f"saved   {out}\nlayers  {network.type} {network.training_method}, rank {network.rank}, alpha {network.alpha:g}"
     )
+    if flags.reverse:
+        print(f"note: {REVERSE_NOTE}")
 
 
 if __name__ == "__main__":

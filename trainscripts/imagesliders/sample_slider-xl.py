@@ -1,4 +1,4 @@
-"""Show what a slider does: fixed seeds, several multipliers, one page to scrub through them. `--help` lists the flags.
+"""Show what a slider does: pictures at several multipliers with fixed seeds, on one page. `--help` lists the flags.
 
     uv run trainscripts/imagesliders/sample_slider-xl.py --model stabilityai/stable-diffusion-xl-base-1.0 \
       --slider models/…/…_last.safetensors --prompt 'a robe on a mannequin {<slider:0>|<slider:0.8>|<slider:2.7>}'
@@ -13,7 +13,7 @@ from sliders.system.command import command
 @command
 def main(argv: list[str]) -> None:
     settings = load_sample_settings(argv)
-    # torch comes in only now: --help and a mistyped flag answer at once
+    # imports torch, which --help and a mistyped flag need not wait for
     from sliders.sample.run import run
 
     print(f"page    {run(settings)}")

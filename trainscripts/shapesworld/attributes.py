@@ -4,10 +4,23 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
-from shapesworld.world import BACKGROUNDS, COLOURS, IMAGE_SIZE, SHAPES, Scenes, caption, captions, rgb_at_hue
+from shapesworld.world import (
+    BACKGROUNDS,
+    COLOURS,
+    IMAGE_SIZE,
+    SHAPES,
+    Measures,
+    Scenes,
+    caption,
+    captions,
+    measure,
+    rgb_at_hue,
+)
 
-TRAINING_RADIUS = 20.0  # pixels: the size attribute's at scale 1
+TRAINING_RADIUS = 20.0  # pixels: size_hard's at scale 1
+MODEL_RADIUS = 26.7  # pixels: the mean of the scenes that the model was trained on, and of its pictures
 CENTRE = IMAGE_SIZE / 2
 
 
@@ -21,7 +34,9 @@ class Attribute:
     unit: str
     measure: str  # the field of world.Measures that tells it
     colours: tuple[str, ...] = tuple(COLOURS)  # the captions for which it means something
-    paint_range: tuple[tuple, tuple] | None = None  # for world.measure
+    paint_range: tuple[tuple, tuple] | None = None  # for world.measure, as are the next two
+    stretched: bool = False
+    filled: bool = False
 
     @property
     def wanted(self) -> tuple[float, ...]:
@@ -29,12 +44,45 @@ class Attribute:
 
 
 ATTRIBUTES = {
+    # 0 is the size that the model itself draws on average.
     "size": Attribute(
+        folders=("small", "base", "large", "huge"),
+        scales=(0.67, 1.0, 1.3, 2.0),
+        at_scale=lambda scale: MODEL_RADIUS + 8.0 * scale,
+        unit="px radius",
+        measure="radius",
+    ),
+    # The model's own size lies between the folders at 1.3 and 2, so the effect must first fall, then rise.
+    "size_hard": Attribute(
         folders=("small", "base", "large", "huge"),
         scales=(0.67, 1.0, 1.3, 2.0),
         at_scale=lambda scale: TRAINING_RADIUS * scale,
         unit="px radius",
         measure="radius",
+    ),
+    # 0 is the middle, where the model's own pictures lie on average.
+    "position": Attribute(
+        folders=("far_left", "left", "right", "far_right"),
+        scales=(-2.0, -1.0, 1.0, 2.0),
+        at_scale=lambda scale: CENTRE + 10.0 * scale,
+        unit="px from the left",
+        measure="x",
+    ),
+    "stretch": Attribute(
+        folders=("wide", "wider", "broad", "broadest"),
+        scales=(0.67, 1.0, 1.3, 2.0),
+        at_scale=lambda scale: 1.0 + 0.25 * scale,
+        unit="width over height",
+        measure="stretch",
+        stretched=True,
+    ),
+    "hole": Attribute(
+        folders=("dot", "hole", "gap", "ring"),
+        scales=(0.67, 1.0, 1.3, 2.0),
+        at_scale=lambda scale: 5.0 * scale,
+        unit="px radius",
+        measure="hole",
+        filled=True,
     ),
     # 0 is the model's own red, 2.5 nearly its yellow; only captions that say "red" are held against it.
     "hue": Attribute(
@@ -45,14 +93,6 @@ ATTRIBUTES = {
         measure="hue",
         colours=("red",),
         paint_range=(rgb_at_hue(0), rgb_at_hue(60)),
-    ),
-    # 0 is the middle, where the model's own pictures lie on average.
-    "position": Attribute(
-        folders=("far_left", "left", "right", "far_right"),
-        scales=(-2.0, -1.0, 1.0, 2.0),
-        at_scale=lambda scale: CENTRE + 10.0 * scale,
-        unit="px from the left",
-        measure="x",
     ),
 }
 
@@ -75,13 +115,18 @@ EVALUATION_SEEDS = tuple(range(1000, 1000 + EVALUATION_COUNT))  # the noise of e
 def training_scenes(name: str, scale: float) -> Scenes:
     """The six scenes with the attribute at a scale; all else is the same at every scale."""
     scenes = _scenes(TRAINING_SCENES)
-    wanted = torch.full((len(scenes),), ATTRIBUTES[name].at_scale(scale))
-    if name == "size":
-        return replace(scenes, radius=wanted)
-    if name == "position":
-        return replace(scenes, x=wanted)
+    attribute = ATTRIBUTES[name]
+    wanted = torch.full((len(scenes),), attribute.at_scale(scale))
+    if attribute.measure != "hue":
+        return replace(scenes, **{attribute.measure: wanted})
     red = torch.full_like(scenes.colour, list(COLOURS).index("red"))
     return replace(scenes, colour=red, paint=torch.tensor(rgb_at_hue(wanted[0].item())).repeat(len(scenes), 1))
+
+
+def measured(name: str, images: Tensor, scenes: Scenes) -> Measures:
+    """What the images [N, 3, 128, 128] show, measured as the attribute wants it."""
+    attribute = ATTRIBUTES[name]
+    return measure(images, scenes, attribute.paint_range, attribute.stretched, attribute.filled)
 
 
 def evaluation_scenes(name: str) -> Scenes:

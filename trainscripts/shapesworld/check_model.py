@@ -1,4 +1,4 @@
-"""Is the model faithful to its world? Samples captions with the stock pipeline and measures the pictures.
+"""Checks that the model draws its captions: samples with the stock pipeline and measures the pictures.
 
 uv run trainscripts/shapesworld/check_model.py --model trainscripts/shapesworld/model --grid grid.png
 """
@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 from diffusers import StableDiffusionXLPipeline
-from PIL import Image
 from sliders.sample.grids import to_picture
 from torch import Tensor
 
@@ -40,14 +39,14 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--guidance", type=float, default=3.0)
     parser.add_argument("--seed", type=int, default=123)
-    parser.add_argument("--grid", type=Path, help="picture of the first images to write")
-    parser.add_argument("--columns", type=int, default=6, help="and rows, of that picture")
+    parser.add_argument("--grid", type=Path, help="file for a grid of the first images")
+    parser.add_argument("--columns", type=int, default=6, help="columns and rows of that grid")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return parser.parse_args()
 
 
 def sample(pipe: StableDiffusionXLPipeline, texts: list[str], seed: int, steps: int, guidance: float) -> Tensor:
-    """[N, 3, 128, 128] in [0, 1] on the CPU; picture i starts from the noise of seed + i, whatever the batch."""
+    """[N, 3, 128, 128] fp32 in [0, 1] on the CPU. Picture i uses seed + i, independent of the batch size."""
     batches = []
     for start in range(0, len(texts), BATCH_SIZE):
         prompts = texts[start : start + BATCH_SIZE]
@@ -72,8 +71,7 @@ def report(name: str, images: Tensor, scenes: Scenes) -> None:
 
 def save_grid(images: Tensor, columns: int, path: Path) -> None:
     rows = [torch.cat(list(row), dim=2) for row in images.split(columns) if len(row) == columns]
-    picture: Image.Image = to_picture(torch.cat(rows, dim=1))
-    picture.save(path)
+    to_picture(torch.cat(rows, dim=1)).save(path)
 
 
 if __name__ == "__main__":

@@ -12,9 +12,10 @@ from sliders.models.sdxl.loading import load_sdxl
 from sliders.models.sdxl.model import SDXL
 from sliders.sample.preview import preview_multipliers, sample_grid
 from sliders.sample.sampling import Sampling
+from torch import Tensor
 
-from shapesworld.attributes import ATTRIBUTES, EVALUATION_SEEDS, Attribute, evaluation_scenes
-from shapesworld.world import IMAGE_SIZE, captions, measure
+from shapesworld.attributes import ATTRIBUTES, EVALUATION_SEEDS, Attribute, evaluation_scenes, measured
+from shapesworld.world import IMAGE_SIZE, Measures, captions
 
 MODEL = Path(__file__).parent / "model"
 SAMPLING = Sampling(IMAGE_SIZE, IMAGE_SIZE, steps=15, guidance=3.0)
@@ -27,13 +28,18 @@ def load_model() -> SDXL:
 
 @dataclass(frozen=True)
 class Curve:
-    """What the pictures show at each multiplier, over all evaluation captions, in the attribute's unit."""
+    """What the pictures show at each multiplier, over all evaluation captions."""
 
     attribute: str
     multipliers: tuple[float, ...]
-    mean: tuple[float, ...]
-    spread: tuple[float, ...]  # standard deviation over the captions
+    mean: tuple[float, ...]  # in the attribute's unit
+    spread: tuple[float, ...]  # standard deviation over the captions, in the same unit
     mess: tuple[float, ...]  # share of pixels of neither the caption's colour nor its background
+    shape: tuple[float, ...]  # intersection over union with the caption's perfect shape
+    drift: tuple[
+        float, ...
+    ]  # px that the shape lies from where it lies at multiplier 0; not along what the slider moves
+    recolour: tuple[float, ...]  # RGB distance of the shape's mean colour from that at multiplier 0
 
     def at(self, column: str, multiplier: float) -> float:
         return getattr(self, column)[self.multipliers.index(multiplier)]
@@ -63,44 +69,70 @@ class Curve:
 
 
 def dense_multipliers(attribute: Attribute) -> tuple[float, ...]:
-    """0, the trained scales, the middles between them, and one step beyond the highest."""
-    middles = [round((a + b) / 2, 6) for a, b in pairwise(attribute.scales)]
-    return tuple(sorted({*preview_multipliers(attribute.scales), *middles}))
+    """0, the trained scales, the middles between them, and as far beyond both ends as is worth looking at.
+
+    Below a ladder of positive scales these are its highest scale and half of it, negated; otherwise one step.
+    """
+    scales = attribute.scales
+    middles = [round((a + b) / 2, 6) for a, b in pairwise(scales)]
+    below = (-scales[-1], -scales[-1] / 2) if scales[0] > 0 else (2 * scales[0] - scales[1],)
+    return tuple(sorted({*preview_multipliers(scales), *middles, *below}))
 
 
 def evaluate(
-    model: SDXL, network: AdaptorNetwork | None, name: str, multipliers: Sequence[float] | None = None
+    model: SDXL,
+    network: AdaptorNetwork | None,
+    name: str,
+    multipliers: Sequence[float] | None = None,
+    sampling: Sampling = SAMPLING,
 ) -> Curve:
     """Sample the evaluation captions at each multiplier and measure. Without a network: the base model, at multiplier 0.
 
-    The model's text encoders must still be loaded.
+    multipliers: 0 among them. The model's text encoders must still be loaded.
     """
     attribute, scenes = ATTRIBUTES[name], evaluation_scenes(name)
     multipliers = tuple(multipliers or dense_multipliers(attribute)) if network is not None else (0.0,)
     texts = captions(scenes)
     embeds = model.encode_prompts([*texts, ""], str(model.unet.device))
     jobs = [(embeds[text], seed) for text, seed in zip(texts, EVALUATION_SEEDS, strict=True)]
-    pictures = sample_grid(model, network, jobs, embeds[""], multipliers, SAMPLING)
-    mean, spread, mess = [], [], []
-    for column in range(len(multipliers)):
-        found = measure(pictures[:, column], scenes, attribute.paint_range)
-        values = getattr(found, attribute.measure)
-        values = values[~values.isnan()]  # a picture without any shape has no position or hue; mess tells of it
-        mean.append(values.mean().item())
-        spread.append(values.std().item() if len(values) > 1 else 0.0)
-        mess.append(found.mess.mean().item())
-    return Curve(name, multipliers, tuple(mean), tuple(spread), tuple(mess))
+    pictures = sample_grid(model, network, jobs, embeds[""], multipliers, sampling)
+    found = [measured(name, pictures[:, column], scenes) for column in range(len(multipliers))]
+    base = found[multipliers.index(0.0)]
+    columns = [_columns(measures, base, attribute) for measures in found]
+    return Curve(name, multipliers, **{key: tuple(c[key] for c in columns) for key in columns[0]})
+
+
+def _columns(found: Measures, base: Measures, attribute: Attribute) -> dict[str, float]:
+    values = getattr(found, attribute.measure)
+    values = values[~values.isnan()]  # a picture without any shape has no position or hue; mess shows it
+    across = torch.zeros_like(found.x) if attribute.measure == "x" else found.x - base.x
+    return {
+        "mean": values.mean().item(),
+        "spread": values.std().item() if len(values) > 1 else 0.0,
+        "mess": found.mess.mean().item(),
+        "shape": _mean(found.shape),
+        "drift": _mean(torch.hypot(across, found.y - base.y)),
+        "recolour": _mean((found.colour - base.colour).norm(dim=1)),
+    }
+
+
+def _mean(values: Tensor) -> float:
+    return values[~values.isnan()].mean().item()
 
 
 def format_curve(title: str, curve: Curve) -> str:
-    """The four columns as text: calibration, spread, order, mess."""
+    """The columns as text, a line for each multiplier."""
     attribute = ATTRIBUTES[curve.attribute]
-    lines = [f"{title}", f"  multiplier  {curve.attribute}, {attribute.unit} (spread)   wanted   mess"]
-    for m, mean, spread, mess in zip(curve.multipliers, curve.mean, curve.spread, curve.mess, strict=True):
-        wanted = f"{attribute.at_scale(m):6.1f}" + (" *" if m in attribute.scales else "  ")
-        lines.append(f"  {m:10.4g}  {mean:8.1f} ({spread:4.1f})          {wanted}   {mess:.3f}")
+    head = f"  multiplier  {curve.attribute}, {attribute.unit} (spread)"
+    lines = [f"{title}", f"{head:44s} wanted     mess   shape  drift  recolour"]
+    for i, m in enumerate(curve.multipliers):
+        wanted = f"{attribute.at_scale(m):6.4g}" + (" *" if m in attribute.scales else "  ")
+        lines.append(
+            f"  {m:10.4g}  {curve.mean[i]:8.4g} ({curve.spread[i]:5.2g})              {wanted}   {curve.mess[i]:.3f}   "
+            f"{curve.shape[i]:.3f}  {curve.drift[i]:5.1f}  {curve.recolour[i]:.3f}"
+        )
     if len(curve.multipliers) > 1:
-        lines.append(f"  calibration {curve.calibration:.2f} over the trained scales (*), {_order(curve)}")
+        lines.append(f"  calibration {curve.calibration:.3g} over the trained scales (*), {_order(curve)}")
     return "\n".join(lines)
 
 

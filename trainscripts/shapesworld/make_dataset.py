@@ -1,6 +1,8 @@
 """Writes the scale folders of an attribute: the same six scenes in each, under the same file names, as PNG.
 
 uv run trainscripts/shapesworld/make_dataset.py --attribute size --out datasets/shapes_size
+
+The captions of the scenes are written beside the images of the first folder.
 """
 
 import argparse
@@ -12,14 +14,22 @@ from shapesworld.attributes import ATTRIBUTES, training_scenes
 from shapesworld.world import captions, render
 
 
-def write_dataset(name: str, out: Path) -> None:
+def write_dataset(name: str, out: Path, count: int | None = None) -> None:
+    """count: only so many of the scenes."""
     attribute = ATTRIBUTES[name]
     for folder, scale in zip(attribute.folders, attribute.scales, strict=True):
         (out / folder).mkdir(parents=True, exist_ok=True)
         scenes = training_scenes(name, scale)
-        for text, image in zip(captions(scenes), render(scenes), strict=True):
-            name_words = text.replace(" a ", " ").removeprefix("a ").removesuffix(" background").split()
-            to_picture(image).save(out / folder / f"{'_'.join(name_words)}.png")
+        for text, image in list(zip(captions(scenes), render(scenes), strict=True))[:count]:
+            path = out / folder / f"{_file_name(text)}.png"
+            to_picture(image).save(path)
+            if folder == attribute.folders[0]:
+                path.with_suffix(".txt").write_text(f"{text}\n", encoding="utf-8")
+
+
+def _file_name(caption: str) -> str:
+    """ "a red circle on a white background" -> "red_circle_on_white"."""
+    return "_".join(caption.replace(" a ", " ").removeprefix("a ").removesuffix(" background").split())
 
 
 def main() -> None:

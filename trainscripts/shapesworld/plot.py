@@ -1,4 +1,4 @@
-"""A line chart with Pillow: multipliers across, measured values up."""
+"""Line charts of measured values against multipliers, drawn with Pillow."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ WANTED = "#9ca3af"
 
 
 class Panel:
-    """One chart: axes over the range of all its points, then lines on them."""
+    """One chart, with axes that span the range of `points`."""
 
     def __init__(self, title: str, points: Sequence[tuple[float, float]]):
         self.image = Image.new("RGB", (WIDTH, HEIGHT), "white")
@@ -48,18 +48,23 @@ class Panel:
 def _padded(values: Sequence[float]) -> tuple[float, float]:
     low, high = min(values), max(values)
     room = (high - low) * 0.05 or 1.0
-    return (low - room if low else 0.0), high + room  # an axis that starts at zero starts there
+    return (low - room if low else 0.0), high + room  # no room below zero
 
 
 def plot_curves(curves: dict[str, Curve], path: Path) -> None:
-    """{title: curve} of one attribute → a PNG of three panels: mean beside what is wanted, spread, mess."""
+    """Writes the curves {title: curve} of one attribute as a PNG of four panels: mean and target, spread, mess, shape."""
     first = next(iter(curves.values()))
     attribute = ATTRIBUTES[first.attribute]
     wanted = [(m, attribute.at_scale(m)) for m in first.multipliers]
     panels = []
-    for column, title in (("mean", f"{first.attribute}, {attribute.unit}"), ("spread", "spread"), ("mess", "mess")):
+    for column, title in (
+        ("mean", f"{first.attribute}, {attribute.unit}"),
+        ("spread", "spread"),
+        ("mess", "mess"),
+        ("shape", "shape"),
+    ):
         lines = {name: list(zip(c.multipliers, getattr(c, column), strict=True)) for name, c in curves.items()}
-        extra = wanted if column == "mean" else [(first.multipliers[0], 0.0)]
+        extra = wanted if column == "mean" else [(first.multipliers[0], 1.0 if column == "shape" else 0.0)]
         panel = Panel(title, [*extra, *(point for points in lines.values() for point in points)])
         if column == "mean":
             panel.line(*zip(*wanted, strict=True), WANTED)

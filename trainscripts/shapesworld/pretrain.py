@@ -1,4 +1,4 @@
-"""Trains the shapes world's narrow SDXL from nothing, in minutes on one GPU, and writes it as a diffusers folder in fp16.
+"""Trains a narrow SDXL on the shapes world from scratch, in minutes on one GPU. Writes a diffusers folder in fp16.
 
 uv run trainscripts/shapesworld/pretrain.py --out trainscripts/shapesworld/model
 """
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from shapesworld.world import IMAGE_SIZE, all_captions, caption_index, render, sample_scenes, words
 
-# Chosen for the CPU: the number of layers bounds a slider's step of two rows, so the transformers are one block deep.
+# On a CPU, the number of layers limits the speed of a slider's step, so the transformers are one block deep.
 WIDTHS = NarrowSDXL(
     block_out_channels=(48, 80, 128),
     transformer_layers_per_block=(1, 1, 1),
@@ -35,8 +35,8 @@ WIDTHS = NarrowSDXL(
     text_heads=(2, 4),
     text_projection_dim=64,
 )
-CAPTION_DROPOUT = 0.1  # share of rows that learn the empty prompt, for classifier-free guidance
-AVERAGED_SHARE = 0.1  # of a run's steps: the time constant of the weights' moving average
+CAPTION_DROPOUT = 0.1  # share of rows with an empty prompt, for classifier-free guidance
+AVERAGED_SHARE = 0.1  # time constant of the weights' moving average, as a share of the run's steps
 WARMUP_STEPS = 200
 
 
@@ -46,7 +46,7 @@ def main() -> None:
     diffusers_logging.disable_progress_bar()
     device = torch.device(arguments.device)
     pipe = build_narrow_sdxl(WIDTHS, words(), arguments.seed).to(device)
-    # SDXL's pipeline stands zeros in for a missing negative prompt; this model learns the empty prompt itself.
+    # SDXL's pipeline replaces a missing negative prompt with zeros, but this model learns the empty prompt.
     pipe.register_to_config(force_zeros_for_empty_prompt=False)
     for name in ("unet", "vae", "text_encoder", "text_encoder_2"):
         count = sum(parameter.numel() for parameter in getattr(pipe, name).parameters())
@@ -64,15 +64,15 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--vae_steps", type=int, default=3000)
     parser.add_argument("--unet_steps", type=int, default=8000)
-    parser.add_argument("--scenes", type=int, default=131_072, help="scenes encoded once, from which the UNet learns")
-    parser.add_argument("--batch_size", type=int, default=256, help="of the UNet; the VAE's is at most 64")
+    parser.add_argument("--scenes", type=int, default=131_072, help="number of scenes to encode for training the UNet")
+    parser.add_argument("--batch_size", type=int, default=256, help="for the UNet; the VAE's is at most 64")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return parser.parse_args()
 
 
 def train_vae(pipe: StableDiffusionXLPipeline, steps: int, batch_size: int) -> None:
-    """Reconstruction with a whisper of KL; then sets the scaling factor that gives latents of unit deviation."""
+    """Trains the VAE: L2 and L1 reconstruction, with a small weight on KL."""
     vae = pipe.vae.train()
 
     def loss() -> Tensor:
@@ -89,7 +89,10 @@ def train_vae(pipe: StableDiffusionXLPipeline, steps: int, batch_size: int) -> N
 
 @torch.no_grad()
 def encode_world(pipe: StableDiffusionXLPipeline, count: int, batch_size: int) -> tuple[Tensor, Tensor]:
-    """Moments [count, 8, 16, 16] fp32 of scenes, and their captions' indices [count]; sets the VAE's scaling factor."""
+    """Encodes scenes and sets the VAE's scaling factor, so that latents have unit deviation.
+
+    Returns moments [count, 8, 16, 16] fp32 and caption indices [count] int64, with count rounded down to whole batches.
+    """
     vae = pipe.vae
     moments, prompts = [], []
     for _ in range(count // batch_size):
@@ -106,15 +109,13 @@ def encode_world(pipe: StableDiffusionXLPipeline, count: int, batch_size: int) -
 def train_denoiser(
     pipe: StableDiffusionXLPipeline, moments: Tensor, prompts: Tensor, steps: int, batch_size: int
 ) -> None:
-    """UNet and both text encoders together, to predict the noise."""
+    """Trains the UNet and both text encoders together to predict the noise."""
     unet, device = pipe.unet.train(), pipe.unet.device
     captions = [*all_captions(), ""]
     input_ids = [tokenize(tokenizer, captions).to(device) for tokenizer in (pipe.tokenizer, pipe.tokenizer_2)]
     alphas_cumprod = pipe.scheduler.alphas_cumprod.to(device)
-    time_ids = torch.tensor(
-        [[IMAGE_SIZE, IMAGE_SIZE, 0, 0, IMAGE_SIZE, IMAGE_SIZE]], device=device, dtype=torch.float32
-    )
-    time_ids = time_ids.repeat(batch_size, 1)
+    size = (IMAGE_SIZE, IMAGE_SIZE)
+    time_ids = torch.tensor([[*size, 0, 0, *size]], device=device, dtype=torch.float32).repeat(batch_size, 1)
 
     def loss() -> Tensor:
         rows = torch.randint(len(moments), (batch_size,), device=device)
@@ -126,8 +127,8 @@ def train_denoiser(
         alpha_bar = alphas_cumprod[timesteps].view(-1, 1, 1, 1)
         noisy = alpha_bar.sqrt() * latents + (1 - alpha_bar).sqrt() * noise
         with autocast(device):
-            # The world has 73 prompts in all: each is encoded once a step, and its rows pick it by a product, whose
-            # gradient has a fixed order of summation.
+            # Each of the 73 prompts is encoded once per step. Rows select theirs by a matrix product, whose gradient,
+            # unlike that of indexing, is summed in a fixed order.
             embeddings, pooled = encode_prompts(pipe, input_ids)
             pick = F.one_hot(chosen, len(captions)).to(pooled.dtype)
             prediction = unet(
@@ -145,32 +146,32 @@ def train_denoiser(
 
 
 def tokenize(tokenizer, captions: list[str]) -> Tensor:
-    """[len(captions), 77] int64, padded as the pipeline does."""
+    """[len(captions), 77] int64, padded as by the pipeline."""
     return tokenizer(captions, padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
 
 
 def encode_prompts(pipe: StableDiffusionXLPipeline, input_ids: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """What pipe.encode_prompt gives, with gradients: embeddings [B, 77, 128] and encoder 2's pooled ones [B, 64]."""
+    """Like pipe.encode_prompt, with gradients: embeddings [B, 77, 128] and pooled embeddings of encoder 2 [B, 64]."""
     first = pipe.text_encoder(input_ids[0], output_hidden_states=True)
     second = pipe.text_encoder_2(input_ids[1], output_hidden_states=True)
     return torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1), second.text_embeds
 
 
 def autocast(device: torch.device) -> torch.autocast:
-    """bf16 on a GPU. Cached casts would outlive the step that a CUDA graph captures, so there are none."""
+    """bf16 on a GPU. The cache is off, because cached casts would outlive the step that a CUDA graph captures."""
     return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda", cache_enabled=False)
 
 
 def fit(name: str, parameters: Iterable[Tensor], loss: Callable[[], Tensor], steps: int, peak_lr: float) -> None:
-    """AdamW with warm-up and cosine decay on a loss that draws its own batch; leaves the parameters' moving average."""
+    """Minimizes a loss that draws its own batches, by AdamW with warm-up and cosine decay.
+
+    Leaves the parameters at their moving average. Raises FloatingPointError if the loss is not finite.
+    """
     parameters = list(parameters)
     device = parameters[0].device
     average = [parameter.detach().clone() for parameter in parameters]
-    newest = min(
-        1.0, 1 / (AVERAGED_SHARE * steps)
-    )  # what the newest weights count in it: the first ones must fade away
-    # A tensor, so that a captured step sees it change.
-    lr = torch.tensor(0.0, device=device)
+    newest = min(1.0, 1 / (AVERAGED_SHARE * steps))  # weight of the newest parameters in the average
+    lr = torch.tensor(0.0, device=device)  # a tensor, so that a captured step sees it change
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.01, fused=True, capturable=device.type == "cuda")
 
     def step() -> Tensor:
@@ -193,14 +194,14 @@ def fit(name: str, parameters: Iterable[Tensor], loss: Callable[[], Tensor], ste
             print(f"{name}: step {index + 1}, loss {mean:.5f}, {time.time() - started:.0f} s", flush=True)
             losses.clear()
             if not math.isfinite(mean):
-                raise FloatingPointError(f"{name}: the loss is {mean} at step {index + 1}. Lower peak_lr.")
+                raise FloatingPointError(f"{name}: the loss is {mean} at step {index + 1}: lower peak_lr.")
     with torch.no_grad():
         for parameter, mean in zip(parameters, average, strict=True):
             parameter.copy_(mean)
 
 
 def captured(step: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    """The step as one CUDA graph: launched one by one, a narrow network's kernels take longer to start than to run."""
+    """The step as a CUDA graph: a narrow network's kernels take longer to launch one by one than to run."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -219,15 +220,15 @@ def captured(step: Callable[[], Tensor]) -> Callable[[], Tensor]:
 
 
 def save(pipe: StableDiffusionXLPipeline, out: Path) -> None:
-    """An ordinary diffusers folder: weights in fp16, loaded as fp32 unless the caller says otherwise."""
+    """Writes a diffusers folder: fp16 weights, loaded as fp32 unless the caller specifies another dtype."""
     pipe.to("cpu", torch.float16).save_pretrained(out)
     for name in ("text_encoder", "text_encoder_2"):
-        # transformers loads what its config names, diffusers fp32: left alone, the two would disagree in one pipeline.
+        # transformers loads the dtype in its config, diffusers fp32: one pipeline would get both.
         config_file = out / name / "config.json"
         config = json.loads(config_file.read_text()) | {"dtype": "float32"}
         config_file.write_text(json.dumps(config, indent=2) + "\n")
     for name in ("tokenizer", "tokenizer_2"):
-        # vocab.json and merges.txt, for readers of SDXL folders that do not know tokenizer.json
+        # vocab.json and merges.txt, for programs that do not read tokenizer.json
         getattr(pipe, name).backend_tokenizer.model.save(str(out / name))
 
 

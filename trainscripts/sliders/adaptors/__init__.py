@@ -1,4 +1,4 @@
-"""Adaptors: one algorithm per file. `network.algo` is looked up in `ALGORITHMS`."""
+"""Adaptors, one algorithm per file. `ALGORITHMS` maps `network.algo` to them."""
 
 from sliders.adaptors.lora import LoRA
 

@@ -1,4 +1,4 @@
-"""What every algorithm has in common: float32 weights, and copies of them in the dtype that the model computes in."""
+"""The contract of an adaptor: one algorithm on one frozen layer."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -6,14 +6,15 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-Joint = Callable[[Tensor, Tensor], tuple[Tensor, ...]]  # x [B, ...], strength [B] or [1] -> output of each layer
+Joint = Callable[[Tensor, Tensor], tuple[Tensor, ...]]  # x [B, …], strength [B] or [1] → the output of each layer
 
 
 class Adaptor(nn.Module, ABC):
-    """One algorithm on one frozen layer.
+    """A trainable addition to the output of a frozen layer, linear in its strength, which is multiplier · gain.
 
-    Weights are float32 parameters: in bfloat16 most updates at a slider's learning rates round to nothing. They are
-    cast to the activation's dtype where they are used. `gain` is alpha / rank; *strength* is multiplier x gain.
+    A subclass sets `alpha` and `gain`, which is alpha / rank. All its weights are float32 parameters, because most
+    updates at a slider's learning rate would round to nothing in bfloat16. It reads them with `weight`, in the dtype of
+    the activations. Weights are 2-D, or 4-D for convolutions.
     """
 
     alpha: float
@@ -21,40 +22,46 @@ class Adaptor(nn.Module, ABC):
 
     @abstractmethod
     def __init__(self, base: nn.Module, rank: int, alpha: float, generator: torch.Generator | None = None):
-        """base: a Linear or Conv2d, which stays unchanged. At the start the adaptor adds nothing."""
+        """base: a Linear or Conv2d, which is not changed. Initially the adaptor must add nothing."""
         super().__init__()
-        self._base = (base,)  # a tuple, so that the frozen layer is not registered as ours
+        self._base = (base,)  # in a tuple, because a module would be registered as ours
         self._copies: dict[str, Tensor] = {}
 
     @abstractmethod
     def forward(self, x: Tensor, strength: Tensor) -> Tensor:
-        """What is added to the layer's output, linear in the strength. x [B, ...]; strength [B] or [1] -> x's dtype."""
+        """Returns what is added to the layer's output for x [B, …], in x's dtype. strength: [B] or [1] (all rows)."""
 
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
-        """{part of a file key: tensor}, by the names that web UIs know."""
+        """Returns {part of a file key: tensor}, by the names that web UIs know."""
 
     @abstractmethod
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """Take over what `tensors` returned; strength is kept if the file's alpha differs from this adaptor's."""
+        """Loads what `tensors` returned. If the file's alpha differs from this adaptor's, the effect stays the same."""
 
     @property
     def base(self) -> nn.Module:
         return self._base[0]
 
     def use_copies(self, copies: dict[str, Tensor]) -> None:
-        """{parameter name: tensor} to compute with instead of the parameters; the caller keeps them up to date."""
+        """Computes with {parameter name: copy} instead of the parameters. The caller keeps the copies up to date."""
         self._copies = copies
 
     def weight(self, name: str, like: Tensor) -> Tensor:
-        """A parameter, or its copy, in the dtype of `like`."""
+        """Returns the parameter `name`, or its copy, in the dtype of `like`."""
         return self._copies.get(name, getattr(self, name)).to(like.dtype)
 
     def adapted(self, base_forward: Callable[[Tensor], Tensor], x: Tensor, strength: Tensor) -> Tensor:
-        """The layer's output with this adaptor's share; override it where both can be computed in fewer passes."""
+        """Returns the adapted layer's output. A subclass may override it to need fewer passes over memory.
+
+        base_forward: the layer's `forward` without this adaptor.
+        """
         return base_forward(x) + self(x, strength)
 
     @classmethod
     def join(cls, adaptors: Sequence["Adaptor"]) -> Joint | None:
-        """Computes several layers that read the same x at once, where this algorithm can; None: one by one."""
+        """Returns a function that computes adapted layers with the same x at once, or None if they cannot be joined.
+
+        Joined adaptors have the same gain. By default, none are joined.
+        """
         return None

@@ -1,4 +1,4 @@
-"""All weights of a network as one tensor: one optimizer kernel, one gradient norm, one cast."""
+"""All weights of a network as one tensor, so that optimizer, gradient norm and cast take one kernel each."""
 
 import torch
 from torch import Tensor, nn
@@ -7,10 +7,10 @@ from sliders.adaptors.network import AdaptorNetwork
 
 
 class FlatWeights:
-    """Master weights [n] float32 with their gradient, and a working copy where the model computes in another dtype.
+    """`master` [n] float32 and its gradient, with a copy in `dtype`, the model's, if that is not float32.
 
-    The network's parameters become views of the master, so that saving, loading and reading them goes on as before.
-    Weights of convolutions lie channels last in it, as the UNet's do: no step converts them.
+    The network's parameters become views of `master`; they are saved, loaded and read as before. Convolution weights
+    are stored channels-last, like the UNet's, so that no step converts them.
     """
 
     def __init__(self, network: AdaptorNetwork, dtype: torch.dtype):
@@ -31,26 +31,26 @@ class FlatWeights:
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """After the master has changed."""
+        """Updates the copy. Call it whenever `master` has changed."""
         if self._copy is not None:
             self._copy.copy_(self.master)
 
     @torch.no_grad()
     def gather_gradients(self) -> Tensor:
-        """What backward left on the weights → `master.grad`, and off them. Returns its norm, 0-dim float32."""
+        """Moves the gradients of a backward pass to `master.grad`. Returns their norm, 0-dim float32."""
         grads = [leaf.grad for leaf in self._leaves]
         torch._foreach_copy_(self._gradients, grads)
         self.drop_gradients()
         return torch.linalg.vector_norm(self.master.grad)
 
     def drop_gradients(self) -> None:
-        """What backward left on the weights, perhaps on some of them only, is forgotten."""
+        """Discards the gradients of a backward pass, even of one that was interrupted."""
         for leaf in self._leaves:
             leaf.grad = None
 
 
 def _in_memory_order(network: AdaptorNetwork) -> list[nn.Parameter]:
-    """One kind after the other, all downs before all ups: those of neighbouring layers can be multiplied with as one."""
+    """All weights of one kind before the next, downs before ups, so that `_stacked` need not copy neighbouring ones."""
     adaptors = [dict(a.named_parameters()) for a in network.adaptors]
     kinds = dict.fromkeys(name for found in adaptors for name in found)
     return [found[kind] for kind in kinds for found in adaptors if kind in found]
@@ -61,7 +61,7 @@ def _memory_order(tensor: Tensor) -> Tensor:
 
 
 def _views(flat: Tensor, parameters: list[nn.Parameter]) -> list[Tensor]:
-    """Pieces of `flat` in the parameters' shapes."""
+    """Views of `flat` in the parameters' shapes."""
     pieces = flat.split([p.numel() for p in parameters])
     return [
         piece.view(_memory_order(p).shape).permute(0, 3, 1, 2) if p.ndim == 4 else piece.view(p.shape)

@@ -10,14 +10,14 @@ from torch.nn import functional as F
 from sliders.adaptors.base import Adaptor, Joint
 from sliders.adaptors.low_rank import ConvWithLoRA, JointLinearWithLoRA, LinearWithLoRA
 
-PLAIN = (nn.Linear.forward, nn.Conv2d.forward)  # not a quantised layer's, nor one that another adaptor shadows
+PLAIN = (nn.Linear.forward, nn.Conv2d.forward)  # the forward of layers that are not quantised
 
 
 class LoRA(Adaptor):
-    """ΔW = gain · up · down of one layer, gain = alpha / rank, multiplied per row of the batch.
+    """Adds strength · up · down · x to a layer's output.
 
-    For a convolution, down keeps its kernel, stride and padding, up is 1×1, and the rank is at most the smaller of its
-    channel numbers.
+    down [rank, in], up [out, rank]. For a convolution, down [rank, in, k, k] has its kernel size, stride, padding and
+    dilation, up is [out, rank, 1, 1], and the rank is at most min(in, out).
     """
 
     def __init__(self, base: nn.Linear | nn.Conv2d, rank: int, alpha: float, generator: torch.Generator | None = None):
@@ -37,38 +37,38 @@ class LoRA(Adaptor):
         nn.init.kaiming_uniform_(self.down, a=math.sqrt(5), generator=generator)
 
     def forward(self, x: Tensor, strength: Tensor) -> Tensor:
-        # The narrow hidden state is scaled, not the output: one full-size product less in each direction.
-        down, up, strength = self.weight("down", x), self.weight("up", x), over_rows(strength, x)
+        # multiplying the low-rank hidden state instead of the output saves passes over full-size tensors
+        down, up, strength = self.weight("down", x), self.weight("up", x), _per_row(strength, x)
         if self.geometry:
             return F.conv2d(F.conv2d(x, down, None, *self.geometry) * strength, up)
         return F.linear(F.linear(x, down) * strength, up)
 
     def adapted(self, base_forward: Callable[[Tensor], Tensor], x: Tensor, strength: Tensor) -> Tensor:
-        """Layer and share in one function, where the layer is a plain one without other adaptors."""
-        if not self.plain or must_stay_apart(x):
+        """Computes layer and LoRA in one function, unless the layer is quantised or has another adaptor."""
+        if not self.plain or _needs_plain_operations(x):
             return super().adapted(base_forward, x, strength)
         base = self.base
-        weights = (base.weight, base.bias, self.weight("down", x), self.weight("up", x), over_rows(strength, x))
+        weights = (base.weight, base.bias, self.weight("down", x), self.weight("up", x), _per_row(strength, x))
         return ConvWithLoRA.apply(x, *weights, self.geometry) if self.geometry else LinearWithLoRA.apply(x, *weights)
 
     @classmethod
     def join(cls, adaptors: Sequence["LoRA"]) -> Joint | None:
-        """Linear layers without bias and LoRAs of one shape and gain read their x once."""
+        """Joins LoRAs of the same shape and gain on linear layers without bias."""
         if not all(a.plain and not a.geometry and a.base.bias is None for a in adaptors):
             return None
         if len({(a.gain, a.down.shape) for a in adaptors}) != 1:
             return None
 
         def joint(x: Tensor, strength: Tensor) -> tuple[Tensor, ...]:
-            if must_stay_apart(x):
-                return tuple(a.base(x) for a in adaptors)
+            if _needs_plain_operations(x):
+                return tuple(a.base(x) for a in adaptors)  # their forward is already adapted
             weights = [w for a in adaptors for w in (a.base.weight, a.weight("down", x), a.weight("up", x))]
-            return JointLinearWithLoRA.apply(x, over_rows(strength, x), *weights)
+            return JointLinearWithLoRA.apply(x, _per_row(strength, x), *weights)
 
         return joint
 
     def tensors(self) -> dict[str, Tensor]:
-        """{part of a file key: tensor}, the names that web UIs know. Loaders divide alpha by down's first dimension."""
+        """Web UIs' loaders divide alpha by the first dimension of `lora_down.weight` to get the gain."""
         return {
             "lora_down.weight": self.down.detach(),
             "lora_up.weight": self.up.detach(),
@@ -76,19 +76,18 @@ class LoRA(Adaptor):
         }
 
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """Take over what `tensors` wrote; strength is kept if the file's alpha differs from this adaptor's."""
         with torch.no_grad():
             self.down.copy_(tensors["lora_down.weight"])
             self.up.copy_(tensors["lora_up.weight"] * (float(tensors["alpha"]) / self.alpha))
 
 
-def over_rows(strength: Tensor, x: Tensor) -> Tensor:
-    """[B] -> [B, 1, ...], to multiply x [B, ...] with."""
+def _per_row(strength: Tensor, x: Tensor) -> Tensor:
+    """strength [B] → [B, 1, …], in x's dtype and number of dimensions."""
     return strength.to(x.dtype).view(-1, *(1,) * (x.ndim - 1))
 
 
-def must_stay_apart(x: Tensor) -> bool:
-    """The compiler fuses plain operations better than it sees through ours, and autocast must see each product."""
+def _needs_plain_operations(x: Tensor) -> bool:
+    """The compiler cannot optimise our autograd functions, and autocast cannot cast the products in them."""
     device = x.device.type
     return torch.compiler.is_compiling() or (
         torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)

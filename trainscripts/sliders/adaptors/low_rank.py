@@ -1,7 +1,7 @@
-"""A frozen layer and its low-rank share as one differentiable function, with as few passes over memory as it takes.
+"""A frozen layer and its LoRA as one autograd function, to save passes over memory.
 
-Written as two autograd nodes, layer and share cost an addition of full-size activations forwards and another, of the
-gradients of their common input, backwards. Here matrix products add in place.
+As separate nodes they need two full-size additions: of their outputs in the forward pass, and of the gradients of their
+common input in the backward pass. Here matrix products add in place.
 """
 
 from collections.abc import Sequence
@@ -14,9 +14,10 @@ aten = torch.ops.aten
 
 
 class LinearWithLoRA(torch.autograd.Function):
-    """x·Wᵀ + b + strength · (x·downᵀ)·upᵀ.  x [B, …, in], down [r, in], up [out, r], strength [B, 1, …], all of one dtype.
+    """x·Wᵀ + b + strength · (x·downᵀ)·upᵀ → [B, …, out]. All inputs have one dtype.
 
-    W, b and strength are constants: no gradient is computed for them.
+    x [B, …, in], W [out, in], b [out] or None, down [r, in], up [out, r], strength [B, 1, …]. W, b and strength get no
+    gradient.
     """
 
     @staticmethod
@@ -44,8 +45,11 @@ class LinearWithLoRA(torch.autograd.Function):
 
 
 class JointLinearWithLoRA(torch.autograd.Function):
-    """Several of those without bias over one x, such as a self-attention's query, key and value: (weight, down, up) of
-    each, all downs of one shape. Their narrow products are one, and the gradients of x add up in place."""
+    """Several `LinearWithLoRA` of one x, without bias, such as a self-attention's query, key and value.
+
+    weights: W, down and up of each layer in turn; all downs have the same shape. The products with down are one matrix
+    product, and the gradients of x are added in place.
+    """
 
     @staticmethod
     def forward(ctx, x: Tensor, strength: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
@@ -79,9 +83,10 @@ class JointLinearWithLoRA(torch.autograd.Function):
 
 
 class ConvWithLoRA(torch.autograd.Function):
-    """conv(x, W) + b + strength · up·conv(x, down).  x [B, in, h, w], down [r, in, k, k], up [out, r, 1, 1], strength [B, 1, 1, 1].
+    """conv(x, W) + b + strength · up·conv(x, down) → [B, out, h', w']. All inputs have one dtype.
 
-    `geometry`: (stride, padding, dilation) of both convolutions. W, b and strength are constants.
+    x [B, in, h, w], W [out, in, k, k], b [out] or None, down [r, in, k, k], up [out, r, 1, 1], strength [B, 1, 1, 1].
+    geometry: (stride, padding, dilation) of both convolutions. W, b and strength get no gradient.
     """
 
     @staticmethod
@@ -98,7 +103,7 @@ class ConvWithLoRA(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, down, up, hidden, strength = ctx.saved_tensors
-        pixels = grad.permute(0, 2, 3, 1)  # [B, h, w, out], no copy where the channels lie last
+        pixels = grad.permute(0, 2, 3, 1)  # [B, h, w, out], without a copy if grad is channels-last
         grad_hidden = F.linear(pixels, up.flatten(1).t()).permute(0, 3, 1, 2).mul_(strength)
         grad_up = (_rows(pixels).t() @ _rows(hidden.permute(0, 2, 3, 1))).view_as(up)
         need_x = ctx.needs_input_grad[0]
@@ -109,7 +114,7 @@ class ConvWithLoRA(torch.autograd.Function):
 
 
 def _stacked(parts: Sequence[Tensor]) -> Tensor:
-    """[r, n] each → [parts · r, n]: a view where they lie one behind the other in memory, as `FlatWeights` lays them."""
+    """Parts [r, n] → [parts · r, n]. A view if they are adjacent in memory, as `FlatWeights` arranges them."""
     first, size = parts[0], parts[0].numel() * parts[0].element_size()
     adjacent = all(p.is_contiguous() and p.data_ptr() == first.data_ptr() + i * size for i, p in enumerate(parts))
     if adjacent and first.untyped_storage().data_ptr() == parts[-1].untyped_storage().data_ptr():

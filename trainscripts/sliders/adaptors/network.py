@@ -1,33 +1,33 @@
-"""Adaptors hung on a frozen denoiser: one multiplier per row of the batch, and off again without a trace."""
+"""Adaptors attached to a frozen denoiser, with one multiplier per row of the batch, and removed without a trace."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from sliders.adaptors import ALGORITHMS
 from sliders.adaptors.base import Adaptor, Joint
-from sliders.compute.attention import join_projections, own_projections, part_projections
+from sliders.compute.attention import join_projections, self_attention_projections, separate_projections
 from sliders.config.schema import Network
 from sliders.models.layers import select_layers
 from sliders.system.errors import InputError
 
 
 class AdaptorNetwork(nn.Module):
-    """Adaptors of all layers that `network.type` × `training_method` choose in a UNet.
+    """Adaptors for the layers of a UNet that `network.type` and `network.training_method` select.
 
-    The UNet's modules stay where they are and keep their names; only their `forward` is shadowed until `remove()`.
-    Set the multipliers before a forward pass and leave them until its backward is done: with gradient checkpointing
-    the forward runs again inside backward, and other multipliers then would give wrong gradients without an error.
+    The UNet's modules are not replaced or renamed: until `remove()`, their `forward` is shadowed. Do not change the
+    multipliers between a forward pass and its backward pass: gradient checkpointing repeats the forward pass, and with
+    other multipliers the gradients would silently be wrong.
     """
 
     def __init__(self, unet: nn.Module, settings: Network, seed: int = 0):
+        """Attaches the adaptors, with multiplier 1. seed: of their weights. Raises InputError if no layer is selected."""
         super().__init__()
         layers = select_layers(unet, settings.type, settings.training_method)
         if not layers:
             raise InputError(
-                f"network: type {settings.type} with training_method {settings.training_method} adapts no layer: use c3lier."
+                f"network: type {settings.type} with training_method {settings.training_method} adapts no layers: use c3lier."
             )
         generator = torch.Generator().manual_seed(seed)
         algorithm = ALGORITHMS[settings.algo]
@@ -35,7 +35,7 @@ class AdaptorNetwork(nn.Module):
         self.adaptors = nn.ModuleList(
             algorithm(layer, settings.rank, settings.alpha, generator) for layer in layers.values()
         )
-        self._layers = tuple(layers.values())  # a tuple, so that the base layers are not registered as ours
+        self._layers = tuple(layers.values())  # not a ModuleList, which would register them as ours
         self._shadowed = tuple(layer.__dict__.get("forward") for layer in self._layers)
         self._device = next(unet.parameters()).device
         self._dtype = unet.dtype
@@ -46,10 +46,10 @@ class AdaptorNetwork(nn.Module):
         self._share_inputs(unet)
 
     def _share_inputs(self, unet: nn.Module) -> None:
-        """Self-attention layers whose query, key and value are all adapted compute the three together, where they can."""
+        """Joins query, key and value in self-attention layers where all three are adapted and can be joined."""
         self._joined = []
         adaptor_of = {id(layer): adaptor for layer, adaptor in zip(self._layers, self.adaptors, strict=True)}
-        for attention, layers in own_projections(unet):
+        for attention, layers in self_attention_projections(unet):
             three = [adaptor_of.get(id(layer)) for layer in layers]
             joint = None if None in three else type(three[0]).join(three)
             if joint is not None and join_projections(attention, self._joint(joint, three[0].gain, layers)):
@@ -75,32 +75,22 @@ class AdaptorNetwork(nn.Module):
         return forward
 
     def set_multipliers(self, multipliers: Tensor | None) -> None:
-        """multipliers [B], one per row of the next batch, or [1] for all rows. None: the base model alone."""
+        """multipliers: [B] for the rows of the next batch, [1] for all rows, or None for the base model alone."""
         self._multipliers = multipliers
-        self._strengths: dict[float, Tensor] | None = None  # gain → multipliers × gain, once for all layers
+        self._strengths: dict[float, Tensor] | None = None  # {gain: multipliers · gain}
         if multipliers is not None:
             rows = multipliers.to(self._device, torch.float32)
             self._strengths = {gain: (rows * gain).to(self._dtype) for gain in {a.gain for a in self.adaptors}}
 
-    @contextmanager
-    def off(self) -> Iterator[None]:
-        """The base model alone during the block; afterwards the multipliers are as before."""
-        kept = self._multipliers, self._strengths
-        self.set_multipliers(None)
-        try:
-            yield
-        finally:
-            self._multipliers, self._strengths = kept
-
     @property
     def multipliers(self) -> Tensor | None:
-        """What was set last."""
+        """The argument of the last `set_multipliers`."""
         return self._multipliers
 
     def remove(self) -> None:
-        """Leave the denoiser bit for bit as it was found. Networks hung on top of this one must come off first."""
+        """Restores the denoiser bit for bit. Networks attached after this one must be removed first."""
         for attention in self._joined:
-            part_projections(attention)
+            separate_projections(attention)
         for layer, forward in zip(self._layers, self._shadowed, strict=True):
             if forward is None:
                 layer.__dict__.pop("forward", None)
@@ -111,5 +101,5 @@ class AdaptorNetwork(nn.Module):
         return sum(p.numel() for p in self.parameters())
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """{module path: {part: tensor}} of every adaptor."""
+        """Returns {module path: {part: tensor}} of all adaptors."""
         return {path: a.tensors() for path, a in zip(self.module_paths, self.adaptors, strict=True)}

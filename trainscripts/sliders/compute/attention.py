@@ -1,4 +1,4 @@
-"""How the UNet computes attention: `other.attention` → the function that does it."""
+"""`other.attention`: the kernels with which the UNet computes attention."""
 
 import importlib.util
 from collections.abc import Callable, Iterator, Sequence
@@ -16,25 +16,28 @@ from sliders.system.installation import how_to_install
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # query, key, value [B, n, heads, d] → [B, n, heads, d]
 
-# PyTorch's own kernels for scaled_dot_product_attention; sdpa leaves the choice to PyTorch.
+# kernels of PyTorch's scaled_dot_product_attention; with `sdpa`, PyTorch chooses
 SDPA = {
     "cudnn": SDPBackend.CUDNN_ATTENTION,
     "flash": SDPBackend.FLASH_ATTENTION,
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
     "math": SDPBackend.MATH,
 }
-# auto: compute capability → kernels in the order of their speed, of which the first that can do the job does it.
-# Measured by bench_attention.py; elsewhere PyTorch's own order holds.
+# auto: {compute capability: kernels, fastest first}, as measured by bench_attention.py. PyTorch takes the first that
+# supports the inputs; on other GPUs it uses its own order.
 FASTEST = {(9, 0): ("cudnn", "flash", "efficient", "math")}
-PACKAGES = {"xformers": ("xformers", ""), "flash-attn": ("flash_attn", "flash")}  # name → module, extra that brings it
-ONLY_CUDA = ("cudnn", "efficient", "xformers", "flash-attn")
-ONLY_HALF = ("cudnn", "flash", "flash-attn")  # on a GPU these take no float32,
-OLDEST = (8, 0)  # and none that is older than Ampere;
-NO_OLD_BFLOAT16 = ("efficient", "xformers")  # these take such a one, but not with bfloat16
+PACKAGES = {"xformers": ("xformers", ""), "flash-attn": ("flash_attn", "flash")}  # {name: (module, our extra with it)}
+CUDA_ONLY = ("cudnn", "efficient", "xformers", "flash-attn")
+HALF_ONLY = ("cudnn", "flash", "flash-attn")  # on GPUs: no float32, and Ampere or newer
+BFLOAT16_FROM_AMPERE = ("efficient", "xformers")  # run on older GPUs too, but not in bfloat16
+AMPERE = (8, 0)  # compute capability
 
 
 def check_attention(settings: Other, device: str, precision: str) -> None:
-    """Raises InputError for a backend that this machine, device or precision lacks. `device`: as torch calls it."""
+    """Raises InputError if `other.attention` is not available on this machine, device or precision.
+
+    device: as torch names it. precision: `train.precision`.
+    """
     name = settings.attention_backend
     module, extra = PACKAGES.get(name, (None, ""))
     if module and importlib.util.find_spec(module) is None:
@@ -43,59 +46,63 @@ def check_attention(settings: Other, device: str, precision: str) -> None:
             "which is as fast."
         )
     cuda = device.startswith("cuda")
-    if name in ONLY_CUDA and not cuda:
+    if name in CUDA_ONLY and not cuda:
         raise InputError(f"other.attention: {name} needs a CUDA GPU, and this run is on {device}: use auto.")
-    if name in ONLY_HALF and cuda and precision == "float32":
-        raise InputError(f"other.attention: {name} computes no float32: use auto, or train.precision bfloat16.")
+    if name in HALF_ONLY and cuda and precision == "float32":
+        raise InputError(f"other.attention: {name} does not support float32: use auto, or train.precision bfloat16.")
     if cuda:
         check_capability(name, torch.cuda.get_device_capability(device), precision)
         if name == "flash" and not torch.backends.cuda.is_flash_attention_available():
-            raise InputError("other.attention: flash is not in this build of PyTorch: use auto.")
+            raise InputError("other.attention: flash is missing from this build of PyTorch: use auto.")
 
 
 def check_capability(name: str, capability: tuple[int, int], precision: str) -> None:
-    """Raises InputError for a backend that has no kernels for GPUs so old, or none for this precision there."""
-    lacking = name in ONLY_HALF or (name in NO_OLD_BFLOAT16 and precision == "bfloat16")
-    if lacking and capability < OLDEST:
-        have, want = (".".join(map(str, numbers)) for numbers in (capability, OLDEST))
+    """Raises InputError if a backend has no kernels for GPUs of this compute capability in this precision."""
+    needs_ampere = name in HALF_ONLY or (name in BFLOAT16_FROM_AMPERE and precision == "bfloat16")
+    if needs_ampere and capability < AMPERE:
+        have, want = (".".join(map(str, numbers)) for numbers in (capability, AMPERE))
         raise InputError(
-            f"other.attention: {name} needs a GPU of compute capability {want} or newer for {precision}, and this one has "
+            f"other.attention: {name} needs a GPU of compute capability {want} or newer for {precision}, but this one has "
             f"{have}: set other.attention: auto."
         )
 
 
 def set_attention(unet: UNet2DConditionModel, settings: Other) -> None:
-    """Every attention layer of the UNet from now on computes with `other.attention`."""
+    """Makes all attention layers of the UNet compute with `other.attention`."""
     unet.set_attn_processor(AttentionProcessor(attend_with(settings.attention_backend, unet.device)))
 
 
-JOINED = "fractional_sliders_projections"  # what `join_projections` leaves on a layer
+JOINED = "fractional_sliders_projections"  # attribute of an attention layer, set by `join_projections`
 
 
-def own_projections(unet: nn.Module) -> Iterator[tuple[Attention, tuple[nn.Module, ...]]]:
-    """Each self-attention layer with those of its query, key and value, which all read the same tokens."""
+def self_attention_projections(unet: nn.Module) -> Iterator[tuple[Attention, tuple[nn.Module, ...]]]:
+    """Yields each self-attention layer and its query, key and value layers, which all read the same tokens."""
     for module in unet.modules():
         if isinstance(module, Attention) and not module.is_cross_attention:
             yield module, (module.to_q, module.to_k, module.to_v)
 
 
 def join_projections(attention: Attention, project: Callable[[Tensor], tuple[Tensor, ...]]) -> bool:
-    """From now on `project` makes query, key and value [B, n, heads · d] of a self-attention's tokens [B, n, C] at once.
-    False, and nothing is changed, where another one does already."""
+    """Makes `project` compute a self-attention's query, key and value [B, n, heads · d] from its tokens [B, n, C].
+
+    Returns False, and changes nothing, if they are already joined.
+    """
     if JOINED in attention.__dict__:
         return False
     attention.__dict__[JOINED] = project
     return True
 
 
-def part_projections(attention: Attention) -> None:
-    """Each by its own layer again."""
+def separate_projections(attention: Attention) -> None:
+    """Undoes `join_projections`."""
     del attention.__dict__[JOINED]
 
 
 class AttentionProcessor:
-    """Attention (Vaswani et al. 2017, arXiv:1706.03762) of SDXL's transformer blocks, without the steps that do nothing
-    in them: no mask, no group norm, no residual, no rescaling."""
+    """Attention (Vaswani et al. 2017, arXiv:1706.03762) for diffusers' transformer blocks.
+
+    Leaves out what has no effect in them: mask, group norm, residual and rescaling.
+    """
 
     def __init__(self, attend: Attend):
         self.attend = attend
@@ -113,7 +120,7 @@ class AttentionProcessor:
 
 
 def attend_with(name: str, device: torch.device) -> Attend:
-    """The function behind a name of `other.attention`."""
+    """Returns the function that computes `other.attention`'s backend `name` on `device`."""
     if name == "xformers":
         from xformers.ops import memory_efficient_attention
 
@@ -122,12 +129,10 @@ def attend_with(name: str, device: torch.device) -> Attend:
         from flash_attn import flash_attn_func
 
         return flash_attn_func
-    if name in SDPA:
-        return _sdpa_of((name,))
+    order = (name,) if name in SDPA else ()
     if name == "auto" and device.type == "cuda":
-        order = FASTEST.get(torch.cuda.get_device_capability(device))
-        return _sdpa_of(order) if order else _sdpa
-    return _sdpa
+        order = FASTEST.get(torch.cuda.get_device_capability(device), ())
+    return _sdpa_of(order) if order else _sdpa
 
 
 def _sdpa(query: Tensor, key: Tensor, value: Tensor) -> Tensor:

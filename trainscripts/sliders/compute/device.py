@@ -1,4 +1,4 @@
-"""Names of devices and precisions → what torch calls them."""
+"""Devices and precisions: from the names in flags and settings to torch's."""
 
 import sys
 
@@ -10,7 +10,10 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def torch_device(name: str) -> str:
-    """`--device` → what torch calls it; a machine without any GPU trains on its CPU. Raises InputError for what is not there."""
+    """Returns torch's name for the value of `--device`; for an index on a machine without GPUs, `cpu`.
+
+    Raises InputError if the device does not exist.
+    """
     if name == "mps" and not torch.backends.mps.is_available():
         raise InputError("--device: mps is not available on this machine: use cpu or a CUDA index.")
     if not name.isdigit():
@@ -20,33 +23,33 @@ def torch_device(name: str) -> str:
         return "cpu"
     if int(name) >= count:
         raise InputError(
-            f"--device: {name} is not there, this machine has {count} GPU(s): use 0{f' to {count - 1}' if count > 1 else ''}."
+            f"--device: {name} does not exist, this machine has {count} GPU(s): use 0{f' to {count - 1}' if count > 1 else ''}."
         )
     return f"cuda:{name}"
 
 
-def misses_gpu(name: str) -> bool:
-    """`--device` asks for a CUDA GPU, and there is none."""
+def is_gpu_missing(name: str) -> bool:
+    """Whether `--device` asks for a CUDA GPU on a machine without any."""
     return name.isdigit() and torch.cuda.device_count() == 0
 
 
 def use_device(device: str) -> None:
-    """Make a GPU the current one: Triton's kernels, streams and graphs use no other. `device`: as torch calls it."""
+    """Makes a GPU the current one, the only one that Triton, streams and graphs use. device: as torch names it."""
     if device.startswith("cuda"):
         torch.cuda.set_device(device)
 
 
 def why_no_gpu(work: str, full_size: bool) -> str:
-    """For a machine on which PyTorch finds no CUDA GPU. `work`: what the CPU does instead, as in "trains"."""
-    if _cannot_use_any():
+    """Says that the CPU is used instead of a missing GPU. work: what it does, such as `trains`."""
+    if _is_cpu_build():
         return how_to_get_gpu()
     return f"no CUDA GPU was found, so the CPU {work}" + (": for SDXL that is far too slow." if full_size else ".")
 
 
 def how_to_get_gpu() -> str:
-    """What to do on such a machine, where only a GPU will do."""
-    if not _cannot_use_any():
-        return "no CUDA GPU was found: see that `nvidia-smi` lists one."
+    """The remedy if PyTorch finds no GPU and the work needs one."""
+    if not _is_cpu_build():
+        return "no CUDA GPU was found: check that `nvidia-smi` lists one."
     version = torch.__version__.partition("+")[0]
     return (
         "this PyTorch cannot use a GPU, as Windows' standard build cannot: once, `uv pip install --torch-backend=auto "
@@ -54,5 +57,5 @@ def how_to_get_gpu() -> str:
     )
 
 
-def _cannot_use_any() -> bool:
-    return sys.platform == "win32" and torch.version.cuda is None
+def _is_cpu_build() -> bool:
+    return sys.platform == "win32" and torch.version.cuda is None  # not verified on Windows

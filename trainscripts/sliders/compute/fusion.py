@@ -1,4 +1,4 @@
-"""The UNet's blocks with fused kernels, on CUDA: the same modules under the same names, fewer passes over memory."""
+"""Runs the UNet's blocks with fused kernels on CUDA. Modules and their names stay the same."""
 
 import importlib.util
 import sys
@@ -15,43 +15,44 @@ from torch import Tensor, nn
 from sliders.system.errors import first_line
 from sliders.system.installation import how_to_install
 
-TRITON = {"win32": "triton-windows"}  # who brings it where PyTorch does not
-
 
 @cache
 def can_fuse(device: str) -> bool:
-    """Says so, once, where Triton is missing or does not work."""
+    """Whether the kernels run on `device`, as torch names it. If a GPU cannot run them, prints the reason once."""
     if not device.startswith("cuda"):
         return False
     if importlib.util.find_spec("triton") is None:
-        problem, remedy = "there is no Triton", how_to_install(TRITON.get(sys.platform, "triton"))
+        package = "triton-windows" if sys.platform == "win32" else "triton"  # not verified on Windows
+        problem, remedy = "Triton is not installed", how_to_install(package)
     else:
         problem, remedy = triton_problem(device), "install a C compiler such as gcc, and Python's headers"
     if problem is not None:
         print(
-            f"note: this project's kernels cannot be built here ({problem}): {remedy}; training goes on with plain kernels, "
-            "more slowly and with more memory."
+            f"note: this project's kernels cannot be built here ({problem}): {remedy}; training continues with PyTorch's "
+            "kernels, more slowly and with more memory."
         )
     return problem is None
 
 
 @cache
 def triton_problem(device: str) -> str | None:
-    """Why Triton runs no kernel on a GPU; None where it does. Its first one compiles a part of Triton itself, for which
-    it wants a C compiler and Python.h, so that only trying tells."""
+    """The reason why Triton cannot run kernels on a GPU, or None if it can.
+
+    Runs one to find out: before its first kernel, Triton compiles a part of itself, with a C compiler and Python.h.
+    """
     try:
         from sliders.compute import kernels
 
         with torch.cuda.device(device):
             kernels.GEGLU.apply(torch.zeros(1, 2, device=device))
             torch.cuda.synchronize()
-    except Exception as error:  # of imports, compilers, linkers, drivers: each has its own
+    except Exception as error:  # imports, compilers, linkers and drivers all raise their own
         return first_line(error).rstrip(".")
     return None
 
 
 def fuse_blocks(unet: nn.Module) -> None:
-    """Shadow the `forward` of every ResNet, GEGLU and transformer block; adaptors may be hung on before or after."""
+    """Shadows the `forward` of ResNets, GEGLUs and transformer blocks. Adaptors may be attached before or after."""
     for module in unet.modules():
         if isinstance(module, ResnetBlock2D) and _is_plain(module):
             module.forward = MethodType(_resnet, module)
@@ -67,7 +68,7 @@ def fuse_blocks(unet: nn.Module) -> None:
 
 
 def _is_plain(block: ResnetBlock2D) -> bool:
-    """As all of SDXL's are."""
+    """Whether `_resnet` computes what the block does; it implements only these options."""
     return (
         block.time_embedding_norm == "default"
         and block.time_emb_proj is not None
@@ -91,7 +92,7 @@ def _transformer_block(
     block: BasicTransformerBlock, hidden_states: Tensor, _mask: None = None, encoder_hidden_states: Tensor | None = None,
     *_args: None, **_kwargs: None,
 ) -> Tensor:  # fmt: skip
-    """hidden_states [B, n, C], encoder_hidden_states [B, 77, 2048] → [B, n, C]"""
+    """hidden_states [B, n, C], encoder_hidden_states [B, m, D] → [B, n, C]"""
     own = block.attn1(block.norm1(hidden_states))
     hidden_states, normal = _add_norm(hidden_states, own, block.norm2)
     crossed = block.attn2(normal, encoder_hidden_states=encoder_hidden_states)
@@ -106,7 +107,7 @@ def _geglu(layer: GEGLU, hidden_states: Tensor) -> Tensor:
 
 
 def _transformer_in(block: Transformer2DModel, hidden_states: Tensor) -> tuple[Tensor, int]:
-    """[B, C, h, w] → [B, h · w, C], a view where the channels lie last"""
+    """[B, C, h, w] → [B, h · w, C], without a copy if the image is channels-last."""
     tokens = _norm(block.norm, hidden_states, silu=False).permute(0, 2, 3, 1).flatten(1, 2)
     return block.proj_in(tokens), hidden_states.shape[1]
 

@@ -1,6 +1,6 @@
-"""`pretrained_model.quantize`: the frozen UNet's linear layers in one byte or half a byte a weight, for small cards.
+"""`pretrained_model.quantize`: stores the linear layers of the UNet's transformers in 8 or 4 bits per weight.
 
-They hold nine tenths of SDXL's weights. Only storage shrinks: every product is still computed in the training precision.
+Most of the UNet's weights are there. This saves memory only: products are still computed in the training precision.
 """
 
 import importlib.util
@@ -15,7 +15,10 @@ BYTE = {"fp8": torch.float8_e4m3fn, "int8": torch.int8}
 
 
 def check_quantization(kind: str, device: str) -> None:
-    """Raises InputError where bitsandbytes, or the GPU that it wants, is missing. `device`: as torch calls it."""
+    """Raises InputError if bitsandbytes, or the GPU that it needs, is missing.
+
+    kind: `pretrained_model.quantize`. device: as torch names it.
+    """
     if kind == "nf4" and not device.startswith("cuda"):
         raise InputError(f"pretrained_model.quantize: nf4 needs a CUDA GPU, and this run is on {device}: use int8.")
     if kind == "nf4" and importlib.util.find_spec("bitsandbytes") is None:
@@ -23,13 +26,13 @@ def check_quantization(kind: str, device: str) -> None:
 
 
 def quantize(unet: nn.Module, kind: str, device: str) -> None:
-    """Put quantised layers in the places, and under the names, of the transformers' linear ones.
+    """Replaces the linear layers of the transformers, under their names, by quantised ones on `device`.
 
-    Each moves to `device` by itself, so that the device never holds all of them as they were; the rest stays where it is.
+    They are moved one by one, so that the device never holds all original weights. The rest of the UNet is not moved.
     """
     if kind == "none":
         return
-    # Names alone: a list of the modules would keep each layer's old weight until the last.
+    # a list of modules instead of names would keep all original weights in memory until the end
     names = [n for n, m in unet.named_modules() if type(m) is nn.Linear and ".attentions." in f".{n}"]
     for name in names:
         parent, _, child = name.rpartition(".")
@@ -39,10 +42,11 @@ def quantize(unet: nn.Module, kind: str, device: str) -> None:
 
 
 class ByteLinear(nn.Linear):
-    """Weights as float8 e4m3 (Micikevicius et al. 2022, arXiv:2209.05433) or int8, with one step for each output.
+    """Linear layer with float8 e4m3 (Micikevicius et al. 2022, arXiv:2209.05433) or int8 weights, one step per output.
 
-    bitsandbytes' int8 layers are not used: they round their input as well, and keep it until their backward, which is
-    what gradient checkpointing spares.
+    weight [out, in] in `dtype`, step [out, 1] in the original dtype; they stand for weight · step. bitsandbytes' int8
+    layers are not used: they also round their input, and keep it for the backward pass, which gradient checkpointing
+    avoids.
     """
 
     def __init__(self, linear: nn.Linear, dtype: torch.dtype):
@@ -62,7 +66,7 @@ class ByteLinear(nn.Linear):
 
 
 class _ByteProduct(torch.autograd.Function):
-    """x·Wᵀ + b that keeps the small weight for the way back, not the unpacked one."""
+    """x·Wᵀ + b, x [B, …, in] → [B, …, out]. Keeps the quantised weight for the backward pass, not the unpacked one."""
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, step: Tensor, bias: Tensor | None) -> Tensor:
@@ -73,12 +77,12 @@ class _ByteProduct(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         weight, step = ctx.saved_tensors
-        unpacked = weight.to(grad.dtype) * step.to(grad.dtype)  # under autocast the gradient comes in another dtype
+        unpacked = weight.to(grad.dtype) * step.to(grad.dtype)  # under autocast its dtype is not x's
         return (grad @ unpacked).to(ctx.dtype), None, None, None
 
 
 def _nf4(linear: nn.Linear, device: str) -> nn.Module:
-    """QLoRA's four bits (Dettmers et al. 2023, arXiv:2305.14314). bitsandbytes quantises a weight when it is moved."""
+    """QLoRA's 4-bit layer (Dettmers et al. 2023, arXiv:2305.14314). Moving it quantises its weight."""
     from bitsandbytes.nn import Linear4bit, Params4bit
 
     layer = Linear4bit(1, 1, quant_type="nf4", compute_dtype=linear.weight.dtype)

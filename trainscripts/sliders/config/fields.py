@@ -1,4 +1,4 @@
-"""What the keys of YAML files are made of: numbers that are none in disguise, names in several spellings, sections."""
+"""Field types for the YAML files: numbers, paths, and names that have several spellings."""
 
 import re
 from pathlib import Path
@@ -14,22 +14,22 @@ def _no_bool(value: Any) -> Any:
 
 
 def _no_control_character(value: Any) -> Any:
-    """YAML's double quotes make them of `"D:\new"`, `"D:\\Loras"` and others, which Explorer copies like this."""
+    r"""In double quotes, YAML reads the backslashes of Windows paths, such as `"D:\new"` or `"D:\Loras"`, as escapes."""
     if isinstance(value, str) and re.search(r"[\x00-\x1f\x7f-\xa0\u2028\u2029]", value):
         raise ValueError(
-            f"{value!r} holds a control character, as a Windows path in double quotes does: write it without them, or with / "
-            "in place of \\"
+            f"{value!r} contains a control character, as a Windows path in double quotes does: write it without them, or with / "
+            "instead of \\"
         )
     return value
 
 
 def spelled(aliases: dict[str, str]) -> BeforeValidator:
-    """Accept the short spellings that the ancestors' files use, in any letter case."""
+    """Ignores case and accepts `aliases`, the short spellings in the original trainers' files."""
     return BeforeValidator(lambda v: aliases.get(v.lower(), v.lower()) if isinstance(v, str) else v)
 
 
 def switch(on: str) -> BeforeValidator:
-    """true and false beside names: YAML reads a bare `off` as false, and the ancestors' files say true for `on`."""
+    """Accepts true for `on` and false for "off": YAML reads a bare `off` as false, and the original trainers wrote true."""
     return BeforeValidator(lambda v: (on if v else "off") if isinstance(v, bool) else v)
 
 
@@ -43,6 +43,6 @@ SavePrecision = Annotated[Literal["float32", "float16", "bfloat16"], spelled(_PR
 
 
 class Section(BaseModel):
-    """A YAML mapping whose unknown keys are refused."""
+    """A YAML mapping that rejects unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -1,4 +1,4 @@
-"""The command line: its flags, and every spelling in which shells hand over a list of numbers or names."""
+"""The command line: its flags, and the many ways in which shells pass lists of numbers or names."""
 
 import argparse
 import difflib
@@ -15,16 +15,16 @@ LIST_FLAGS = ("--scales", "--folders", "--attributes")
 DEFAULT_FOLDERS = "verylow, low, high, veryhigh"
 DEFAULT_SCALES = "-2, -1, 1, 2"
 QUOTES = ("'", '"')
+EXAMPLES = {"--scales": "0.67, 1, 1.3, 2.0", "--multipliers": "0, 1, 2", "--seeds": "1, 2, 3"}
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, but its complaints are `InputError`s like all others."""
+    """An argparse parser that raises `InputError` instead of exiting."""
 
     def error(self, message: str):
-        for word in message.partition("unrecognized arguments: ")[2].split():
-            near = difflib.get_close_matches(word.partition("=")[0], self._option_string_actions, n=1)
-            message = f"{word} is not a flag that is known here{f': did you mean {near[0]}' if near else ''}"
-            break
+        if unknown := message.partition("unrecognized arguments: ")[2].split():
+            near = difflib.get_close_matches(unknown[0].partition("=")[0], self._option_string_actions, n=1)
+            message = f"{unknown[0]} is not a known flag{f': did you mean {near[0]}' if near else ''}"
         raise InputError(f"{message[0].upper()}{message[1:]} (see --help).")
 
 
@@ -32,32 +32,24 @@ def build_parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="train_lora-scale-xl.py",
         description="Train a concept slider for SDXL from folders of images, one folder per multiplier.",
-        epilog="A flag that is not given leaves the YAML as it is.",
+        epilog="Values in the YAML apply unless a flag overrides them.",
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add(
-        "--config_file", required=True, type=Path, metavar="YAML", help="the experiment; start from data/config-xl.yaml"
-    )
-    data = parser.add_argument_group("data")
-    add = data.add_argument
-    add(
-        "--folder_main", required=True, type=Path, metavar="DIR", help="the data set: the folder that holds the folders"
-    )
+    add("--config_file", required=True, type=Path, metavar="YAML",
+        help="the experiment; start from data/config-xl.yaml")  # fmt: skip
+    add = parser.add_argument_group("data").add_argument
+    add("--folder_main", required=True, type=Path, metavar="DIR",
+        help="the data set: the folder that contains the --folders")  # fmt: skip
     add("--folders", default=DEFAULT_FOLDERS, metavar="A, B, …",
-        help=f"one sub-folder per scale, images with identical names (default: {DEFAULT_FOLDERS})")  # fmt: skip
+        help=f"one subfolder per scale, with the same file names in each (default: {DEFAULT_FOLDERS})")  # fmt: skip
     add("--scales", default=DEFAULT_SCALES, metavar="X, Y, …",
-        help=f"the multiplier at which each folder's images are to appear (default: {DEFAULT_SCALES})")  # fmt: skip
+        help=f"the multiplier at which the slider should produce each folder's images (default: {DEFAULT_SCALES})")  # fmt: skip
     add("--stylecheck", metavar="A-B",
-        help="train one slider per data set DIR+A … DIR+(B-1), each named after its folder")  # fmt: skip
-    add(
-        "--attributes",
-        default="",
-        metavar="A, B, …",
-        help="repeat each prompt set once per attribute, put before its prompts",
-    )
-    over = parser.add_argument_group("in place of the YAML's value")
-    add = over.add_argument
+        help="train one slider for each of the data sets DIR+A … DIR+(B-1), named after its folder")  # fmt: skip
+    add("--attributes", default="", metavar="A, B, …",
+        help="repeat each prompt set once per attribute, with the attribute in front of its prompts")  # fmt: skip
+    add = parser.add_argument_group("overrides of the YAML").add_argument
     add("--name", help="save.name")
     add("--rank", type=int, help="network.rank")
     add("--alpha", type=float, help="network.alpha")
@@ -72,24 +64,21 @@ def build_parser() -> argparse.ArgumentParser:
     add("--batch_size", type=int, metavar="PAIRS", help="batch_size of every prompt set")
     add("--save_path", metavar="DIR", help="save.path")
     add("--per_steps", type=int, help="save.per_steps")
-    run = parser.add_argument_group("the run")
-    add = run.add_argument
+    add = parser.add_argument_group("the run").add_argument
     add("--device", default="0", metavar="N", help="CUDA index (default: 0), or cpu, or mps")
-    add("--dry_run", action="store_true", help="check everything that needs no weights, print the plan, stop")
-    add("--resume", action="store_true", help="go on where the newest state of this run stopped, if any")
-    add(
-        "--overwrite",
-        action="store_true",
-        help="replace an earlier run of the same name; with --resume only what has no state",
-    )
+    add("--dry_run", action="store_true", help="check everything that needs no weights, print the plan and exit")
+    add("--resume", action="store_true", help="continue from the newest checkpoint of this run, if there is one")
+    add("--overwrite", action="store_true",
+        help="replace an earlier run of the same name; with --resume, only one that has no checkpoint")  # fmt: skip
     return parser
 
 
 def join_list_flags(argv: list[str], list_flags: Sequence[str] = LIST_FLAGS) -> list[str]:
     """`--scales 0.67, 1, 1.3` → `--scales=0.67, 1, 1.3`: all words up to the next `--flag` become one value.
 
-    argparse would take `-2,` for a flag. Where any word holds a comma, commas part the values and a value may hold
-    spaces; where none does (PowerShell splits unquoted lists), each word is a value.
+    argparse itself would take `-2,` for a flag. If any word contains a comma, commas separate the values, which may then
+    contain spaces; otherwise each word is a value, because PowerShell splits unquoted lists. Raises InputError for a list
+    flag without a value.
     """
     joined, rest = [], list(argv)
     while rest:
@@ -108,15 +97,13 @@ def join_list_flags(argv: list[str], list_flags: Sequence[str] = LIST_FLAGS) -> 
 
 
 def _example(flag: str) -> str:
-    return {"--scales": "0.67, 1, 1.3, 2.0", "--multipliers": "0, 1, 2", "--seeds": "1, 2, 3"}.get(
-        flag, "'first, second'"
-    )
+    return EXAMPLES.get(flag, "'first, second'")
 
 
 def parse_names(text: str) -> tuple[str, ...]:
-    """`"a, b"` → `("a", "b")`; a name may hold spaces, but no comma.
+    """`"a, b"` → `("a", "b")`. A name may contain spaces, but not commas.
 
-    Windows' cmd.exe leaves single quotes where they are: a pair around the list or around a name does not belong to it.
+    A pair of quotes around the list or around a name is removed, because cmd.exe passes single quotes on.
     """
     names = [_unquoted(name.strip()) for name in text.split(",")]
     first, last = names[0], names[-1]
@@ -130,36 +117,42 @@ def _unquoted(name: str) -> str:
 
 
 def parse_scales(text: str, flag: str = "--scales") -> tuple[float, ...]:
-    """Numbers parted by commas, spaces or both, `−` and `-` alike → floats, each finite."""
+    """Numbers separated by commas or spaces, with `-` or `−` as the minus sign. Raises InputError unless all are finite."""
     scales = []
     for word in re.split(r"[,\s]+", text.replace("\N{MINUS SIGN}", "-").strip(", \t\n")):
-        number = word.strip("'\"")  # cmd.exe leaves quotes where they are
+        number = word.strip("'\"")  # cmd.exe passes single quotes on
         try:
-            scale = float(number.replace("_", "x"))  # Python would take 1_0 for 10
+            scale = float(number.replace("_", "x"))  # Python would read 1_0 as 10
         except ValueError:
             scale = math.nan
         if not math.isfinite(scale):
-            raise InputError(f"{flag}: {word!r} is no finite number: write for example {flag} {_example(flag)}.")
+            raise InputError(f"{flag}: {word!r} is not a finite number: write for example {flag} {_example(flag)}.")
         scales.append(scale)
     return tuple(scales)
 
 
 def parse_stylecheck(text: str) -> range:
-    """`"A-B"` → `range(A, B)`."""
+    """`"A-B"` → `range(A, B)`. Raises InputError unless A is less than B."""
     match = re.fullmatch(r"\s*(\d{1,6})\s*-\s*(\d{1,6})\s*", text)
     if not match or int(match[1]) >= int(match[2]):
-        raise InputError(f"--stylecheck: {text!r} is no range A-B with A below B: write for example --stylecheck 0-3.")
+        raise InputError(
+            f"--stylecheck: {text!r} is not a range A-B with A less than B: write for example --stylecheck 0-3."
+        )
     return range(int(match[1]), int(match[2]))
 
 
 def parse_device(text: str) -> str:
+    """Returns `text` if it is a CUDA index, `cpu` or `mps`. Raises InputError otherwise."""
     if text in ("cpu", "mps") or re.fullmatch(r"\d{1,3}", text):
         return text
-    raise InputError(f"--device: {text!r} is neither a CUDA index nor cpu or mps: write for example --device 0.")
+    raise InputError(f"--device: {text!r} is not a CUDA index, cpu or mps: write for example --device 0.")
 
 
 def parse_flags(argv: list[str]) -> argparse.Namespace:
-    """Flags as typed → namespace, `folders`, `scales`, `attributes` as tuples and `stylecheck` as a range or None."""
+    """Parses the command line: `folders`, `scales` and `attributes` become tuples, `stylecheck` a range or None.
+
+    Raises InputError.
+    """
     flags = build_parser().parse_args(join_list_flags(argv))
     flags.folders = parse_names(flags.folders)
     flags.scales = parse_scales(flags.scales)

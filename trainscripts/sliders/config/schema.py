@@ -7,10 +7,11 @@ fork's; what this project adds is marked (ours).
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PrivateAttr, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from sliders.config.fields import Folder, Number, Place, SavePrecision, Section, TrainPrecision, Whole, spelled, switch
 from sliders.config.optimizers import OPTIMIZERS
+from sliders.config.prompts import PromptSet
 
 NAME_LIMIT = 120  # bytes; leaves room for `_alpha…_rank…_method_…steps.safetensors.tmp` in a 255-byte file name
 UNSAFE_IN_NAMES = '<>:"/\\|?*'  # A1111 ends a `<lora:…>` at `:` or `>`; Windows refuses the rest
@@ -31,8 +32,6 @@ SAMPLERS = {  # name → class in diffusers, the options that make it what the n
     ),
     "unipc": ("UniPCMultistepScheduler", {"use_karras_sigmas": False}, "UniPC"),
 }
-
-LEAST_RESOLUTION = 64  # px
 
 FP16_ADVICE = "float16 needs loss scaling to train and is not offered: use bfloat16, or float32 where a card lacks it"
 
@@ -66,6 +65,11 @@ class Train(Section):
     )
     max_denoising_steps: Annotated[Whole, Field(ge=2, le=1000)] = 50
     loss: str = "reference"  # (ours) a name in train.losses.LOSSES
+    timestep_bias: Annotated[Number, Field(ge=0, le=20)] | Literal["auto"] = 2.0  # (ours) see data/timesteps.py; 0: uniform
+    min_timestep: Annotated[Whole, Field(ge=0, le=999)] = 0  # (ours) 0: the image, 999: noise
+    max_timestep: Annotated[Whole, Field(ge=0, le=999)] = 999  # (ours)
+    min_snr_gamma: Annotated[Number, Field(ge=0)] = 0.0  # (ours) 0: every timestep's error counts alike
+    caption_dropout: Annotated[Number, Field(ge=0, lt=1)] = 0.0  # (ours) share of rows read with an empty prompt
     max_grad_norm: Annotated[Number, Field(ge=0)] = 0.0  # (ours) 0: gradients are not clipped
     skip_nonfinite: Annotated[Whole, Field(ge=0)] = 0  # (ours) bad steps in a row that are left out, not stopped at
     seed: Annotated[Whole, Field(ge=0, lt=2**63)] = 0  # (ours)
@@ -177,70 +181,6 @@ class Config(Section):
             sections = ("network", "train", "save", "preview", "logging", "other")
             return {k: v for k, v in data.items() if not (k in sections and v is None)}
         return data
-
-
-class PromptSet(Section):
-    """One entry of the prompts file.
-
-    `positive` conditions the image of the higher scale, `neutral` that of the lower one. `target` and `unconditional`
-    are what these two fall back to. Training runs at guidance 1, where the unconditional half cancels exactly;
-    `guidance_scale` is the guidance at which the slider is meant to be sampled.
-    """
-
-    target: str
-    positive: str
-    unconditional: str = ""
-    neutral: str
-    action: Literal["enhance"] = "enhance"
-    guidance_scale: Annotated[Number, Field(gt=0)] = 1.0
-    resolution: Annotated[Whole, Field(ge=LEAST_RESOLUTION, le=4096)] = 512
-    dynamic_resolution: bool = False
-    batch_size: Annotated[Whole, Field(ge=1, le=256)] = 1  # pairs of images in one optimizer step
-    dynamic_crops: bool = False
-    _place: str = PrivateAttr("the prompts: ")  # where the user wrote it, for messages about values checked later
-
-    @model_validator(mode="before")
-    @classmethod
-    def _fill_in(cls, data: Any) -> Any:
-        """A key left out or left empty: positive falls back to target, neutral to unconditional, the rest to ""."""
-        if not isinstance(data, dict):
-            raise ValueError("should be a mapping that starts with `- target: …`")
-        data = {key: value for key, value in data.items() if value is not None or key == "target"}
-        if "target" in data:
-            data["target"] = "" if data["target"] is None else data["target"]
-            data.setdefault("positive", data["target"])
-        data.setdefault("neutral", data.get("unconditional", ""))
-        return data
-
-    @field_validator("target", "positive", "unconditional", "neutral")
-    @classmethod
-    def _no_placeholder(cls, prompt: str) -> str:
-        if "{" in prompt or "}" in prompt:
-            raise ValueError(f"{prompt!r} still holds a {{placeholder}}: replace it, braces too, with your own words")
-        return prompt
-
-    @field_validator("action", mode="before")
-    @classmethod
-    def _only_enhance(cls, action: Any) -> Any:
-        if action == "erase":
-            raise ValueError("'erase' means nothing here, since the images say which way a slider goes: use enhance")
-        return action
-
-    @property
-    def place(self) -> str:
-        """Start of a message about one of its keys: a file and a number, or a flag."""
-        return self._place
-
-    def at(self, place: str) -> "PromptSet":
-        """The same set, known to come from `place`."""
-        found = self.model_copy()
-        found._place = place
-        return found
-
-    def with_attribute(self, attribute: str) -> "PromptSet":
-        """The same set with `attribute` and a space before each of its prompts."""
-        keys = ("target", "positive", "neutral", "unconditional")
-        return self.model_copy(update={k: f"{attribute} {getattr(self, k)}" for k in keys})
 
 
 class Data(Section):

@@ -1,4 +1,4 @@
-"""Flags laid over the YAML → one frozen `Settings` per slider to train. Imports no torch, so that a mistake shows at once."""
+"""Merges flags and YAML into one frozen `Settings` per slider. Does not import torch, so that errors appear at once."""
 
 import argparse
 import difflib
@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from sliders.config import schema
 from sliders.config.flags import parse_flags
+from sliders.config.prompts import PromptSet
 from sliders.system.errors import InputError
 
 FLAG_TO_KEY = {
@@ -30,7 +31,7 @@ MAX_YAML_BYTES = 1_000_000
 
 
 def load_settings(argv: list[str]) -> tuple[list[schema.Settings], argparse.Namespace]:
-    """Command line → the settings of each run (several with `--stylecheck`), and the flags themselves."""
+    """Returns the settings of each run (several with `--stylecheck`) and the flags. Raises InputError."""
     flags = parse_flags(argv)
     config = _load_config(flags)
     prompts = _load_prompts(config, flags)
@@ -50,7 +51,7 @@ def load_settings(argv: list[str]) -> tuple[list[schema.Settings], argparse.Name
 
 
 def _main_folders(flags: argparse.Namespace, config: schema.Config) -> list[tuple[Path, str]]:
-    """(main folder, slider name) of every run."""
+    """(main folder, slider name) of each run."""
     if flags.stylecheck is None:
         return [(flags.folder_main, config.save.name)]
     folders = [flags.folder_main.parent / f"{flags.folder_main.name}{i}" for i in flags.stylecheck]
@@ -58,20 +59,18 @@ def _main_folders(flags: argparse.Namespace, config: schema.Config) -> list[tupl
 
 
 def _match_folders_and_scales(folders: tuple[str, ...], scales: tuple[float, ...]):
-    """Folder *i* belongs to scale *i*; both come back in ascending order of scale."""
+    """Pairs folder *i* with scale *i*. Returns both in ascending order of scale."""
     if len(folders) != len(scales):
         raise InputError(
-            f"--folders names {len(folders)} ({', '.join(folders)}) but --scales {len(scales)} "
-            f"({', '.join(f'{s:g}' for s in scales)}): give one scale per folder, with a point as decimal mark."
+            f"--folders lists {len(folders)} ({', '.join(folders)}) but --scales lists {len(scales)} "
+            f"({', '.join(f'{s:g}' for s in scales)}): give one scale per folder, with decimal points, not commas."
         )
     if len(folders) < 2:
-        raise InputError(
-            f"--folders: {', '.join(folders) or 'nothing'} is one folder too few: give two or more to move between."
-        )
+        raise InputError(f"--folders: {', '.join(folders) or 'nothing'} is not enough: give two or more folders.")
     for what, values in (("--folders", folders), ("--scales", scales)):
         twice = sorted({v for v in values if values.count(v) > 1})
         if twice:
-            raise InputError(f"{what}: {twice[0]} is given twice: each folder needs a scale of its own.")
+            raise InputError(f"{what}: {twice[0]} is given twice: give each folder a scale of its own.")
     pairs = sorted(zip(scales, folders, strict=True))
     return tuple(f for _, f in pairs), tuple(s for s, _ in pairs)
 
@@ -80,7 +79,7 @@ def _load_config(flags: argparse.Namespace) -> schema.Config:
     raw = _read_yaml(flags.config_file, "--config_file")
     if not isinstance(raw, dict):
         raise InputError(
-            f"{flags.config_file}: is no YAML mapping: start from trainscripts/imagesliders/data/config-xl.yaml."
+            f"{flags.config_file}: is not a YAML mapping: start from trainscripts/imagesliders/data/config-xl.yaml."
         )
     places = {}
     for flag, (section, key) in FLAG_TO_KEY.items():
@@ -95,8 +94,8 @@ def _load_config(flags: argparse.Namespace) -> schema.Config:
     return validated(schema.Config, raw, str(flags.config_file), places)
 
 
-def _load_prompts(config: schema.Config, flags: argparse.Namespace) -> tuple[schema.PromptSet, ...]:
-    """Prompt sets with the flags laid over them, repeated once per attribute."""
+def _load_prompts(config: schema.Config, flags: argparse.Namespace) -> tuple[PromptSet, ...]:
+    """The prompt sets, overridden by flags and repeated for each attribute."""
     path = Path(config.prompts_file)
     beside = flags.config_file.parent / path
     if flags.prompts_file is None and not path.exists() and beside.exists():
@@ -104,7 +103,7 @@ def _load_prompts(config: schema.Config, flags: argparse.Namespace) -> tuple[sch
     raw = _read_yaml(path, "prompts_file")
     if not isinstance(raw, list) or not raw:
         raise InputError(
-            f"{path}: is no YAML list of prompt sets: start from trainscripts/imagesliders/data/prompts-xl.yaml."
+            f"{path}: is not a YAML list of prompt sets: start from trainscripts/imagesliders/data/prompts-xl.yaml."
         )
     sizes = {flag: getattr(flags, flag) for flag in ("resolution", "batch_size") if getattr(flags, flag) is not None}
     places = {flag: f"--{flag}" for flag in sizes}
@@ -113,7 +112,7 @@ def _load_prompts(config: schema.Config, flags: argparse.Namespace) -> tuple[sch
         source = f"{path}, prompt set {number}"
         given = {**item, **sizes} if isinstance(item, dict) else item
         place = "--" if "resolution" in sizes else f"{source}: "
-        sets.append(validated(schema.PromptSet, given, source, places).at(place))
+        sets.append(validated(PromptSet, given, source, places).at(place))
     if flags.attributes:
         sets = [s.with_attribute(a) for s in sets for a in flags.attributes]
     return tuple(sets)
@@ -123,13 +122,13 @@ def _read_yaml(path: Path, flag: str) -> Any:
     try:
         if path.stat().st_size > MAX_YAML_BYTES:
             raise InputError(
-                f"{flag}: {path} is larger than {MAX_YAML_BYTES:,} bytes, so no YAML of settings: check the path."
+                f"{flag}: {path} is larger than {MAX_YAML_BYTES:,} bytes, too large for settings: check the path."
             )
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise InputError(f"{flag}: {path} cannot be read ({error.strerror}): check the path.") from error
     except UnicodeDecodeError as error:
-        raise InputError(f"{flag}: {path} is no UTF-8 text: save it as UTF-8.") from error
+        raise InputError(f"{flag}: {path} is not UTF-8 text: save it as UTF-8.") from error
     except ValueError as error:  # such as a zero byte in the path
         raise InputError(f"{flag}: {str(path)!r} cannot be a path: correct it.") from error
     try:
@@ -138,14 +137,13 @@ def _read_yaml(path: Path, flag: str) -> Any:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "cannot be parsed"
-        remedy = (
-            r"leave out the double quotes, or write \\ for each \ in them" if "escape" in problem else "mend that line"
-        )
+        quoted = "escape" in problem
+        remedy = r"remove the double quotes, or write each \ in them as \\" if quoted else "correct that line"
         raise InputError(f"{path}{where}: is not valid YAML ({problem}): {remedy}.") from error
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML lets the last of two equal keys win without a word; here that is an error."""
+    """Rejects duplicate keys, of which PyYAML would silently use the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()
@@ -153,13 +151,13 @@ class _UniqueKeyLoader(yaml.SafeLoader):
             if isinstance(key_node, yaml.ScalarNode):
                 if key_node.value in seen:
                     raise yaml.MarkedYAMLError(
-                        problem=f"{key_node.value} stands there twice", problem_mark=key_node.start_mark
+                        problem=f"{key_node.value} appears twice", problem_mark=key_node.start_mark
                     )
                 seen.add(key_node.value)
         return super().construct_mapping(node, deep)
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """Merge keys (`<<`) of merge keys can make billions of pairs out of a few lines."""
+        """Limits merge keys (`<<`): nested ones can expand a few lines to billions of pairs."""
         super().flatten_mapping(node)
         if len(node.value) > MAX_PAIRS:
             raise yaml.MarkedYAMLError(
@@ -168,7 +166,10 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 
 
 def validated(model: type[BaseModel], raw: Any, source: str, places: dict[str, str] | None = None) -> Any:
-    """`raw` as `model`; otherwise every mistake as one sentence each, with its flag or its place in the file."""
+    """Returns `raw` as a `model`. Raises InputError with one line per mistake, each with its flag or its key.
+
+    source: the file that `raw` comes from. places: {key: flag} of the values that flags have overridden.
+    """
     try:
         return model.model_validate(raw)
     except ValidationError as error:
@@ -181,19 +182,18 @@ def _sentence(model: type[BaseModel], error: dict, source: str, places: dict[str
     key = ".".join(location)
     where = places.get(key, f"{source}: {key}" if key else source)
     if error["type"] == "extra_forbidden":
-        return f"{where} is not a key that is known here: {_remedy_for_unknown(model, location)}."
+        return f"{where} is not a known key: {_remedy_for_unknown(model, location)}."
     if error["type"] == "missing":
         return f"{where} is missing: add it."
     if error["type"] == "value_error":
         return f"{where}: {error['ctx']['error']}."
-    given = (
-        repr(error["input"]) if not isinstance(error["input"], dict | list) else f"a {type(error['input']).__name__}"
-    )
-    return f"{where}: {given} does not fit: {error['msg'][0].lower()}{error['msg'][1:]}."
+    value, reason = error["input"], error["msg"]
+    given = f"a {type(value).__name__}" if isinstance(value, dict | list) else repr(value)
+    return f"{where}: {given} is not valid: {reason[0].lower()}{reason[1:]}."
 
 
 def _remedy_for_unknown(model: type[BaseModel], location: list[str]) -> str:
-    """Point at the nearest known key: in the same section first, then at the same name in another section."""
+    """Suggests the same key in another section, or else the most similar key of this section."""
     sections = {n: f.annotation for n, f in model.model_fields.items() if _is_section(f.annotation)}
     here = sections[location[0]] if len(location) > 1 else model
     *_, key = location
@@ -203,7 +203,7 @@ def _remedy_for_unknown(model: type[BaseModel], location: list[str]) -> str:
     if elsewhere:
         return f"did you mean {elsewhere[0]}"
     near = difflib.get_close_matches(key, here.model_fields, n=1, cutoff=0.5)
-    return f"did you mean {near[0]!r}" if near else f"known are {', '.join(here.model_fields)}"
+    return f"did you mean {near[0]!r}" if near else f"the known keys are {', '.join(here.model_fields)}"
 
 
 def _is_section(annotation: Any) -> bool:

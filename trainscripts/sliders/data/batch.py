@@ -1,4 +1,4 @@
-"""A draw becomes the tensors of one step. Rows come in pairs: the lower scale, then the higher."""
+"""A draw becomes the tensors of one step."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -6,24 +6,21 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from sliders.config.schema import PromptSet
-from sliders.data.draws import PairDraw, StepDraw
+from sliders.config.prompts import PromptSet
+from sliders.data.draws import RowDraw, StepDraw
 from sliders.data.latents import EncodedImage, LatentCache, View
 from sliders.models.base import Conditioning, Geometry, Model, PromptEmbeds
-
-Row = tuple[Tensor, Tensor, Tensor, Geometry]  # latents, source, noise, geometry
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One optimizer step's rows, B = 2 · pairs. Both rows of a pair share noise, timestep and crop."""
+    """The B rows of one optimizer step."""
 
     latents: Tensor  # [B, c, h, w] float32, scaled by the VAE's factor: the image of the row's scale
-    sources: Tensor  # the same shape: the image of a third scale, the same for both rows of a pair
     noise: Tensor  # [B, c, h, w] float32
     timesteps: Tensor  # [B] int64; noises the latents and conditions the denoiser
     scales: Tensor  # [B] float32: the multiplier of each row
-    conditioning: Conditioning  # neutral prompt for the lower scale, positive for the higher
+    conditioning: Conditioning
 
     def tensors(self) -> tuple[Tensor, ...]:
         """All tensors, always in the same order."""
@@ -36,13 +33,20 @@ class Batch:
         return Batch(**own, conditioning={key: function(value) for key, value in self.conditioning.items()})
 
 
+def prompts_to_encode(prompts: tuple[PromptSet, ...], captions: tuple[str, ...]) -> list[str]:
+    """Every text that a row may be read with, each once; the empty one, for caption dropout, among them."""
+    texts = [text for chosen in prompts for caption in captions or ("",) for text in chosen.texts(caption)]
+    return list(dict.fromkeys([*texts, ""]))
+
+
 @dataclass(frozen=True)
 class BatchMaker:
-    """`maker(draw)` returns the `Batch` on `device`. `prompt_embeds` holds every prompt of `prompts`, on that device."""
+    """`maker(draw)` returns the `Batch` on `device`. `prompt_embeds`: of all `prompts_to_encode`, on that device."""
 
     model: Model
     cache: LatentCache
     prompts: tuple[PromptSet, ...]
+    captions: tuple[str, ...]  # of each image name, or none at all
     prompt_embeds: dict[str, PromptEmbeds]
     scales: tuple[float, ...]
     device: str
@@ -50,33 +54,32 @@ class BatchMaker:
     def __call__(self, draw: StepDraw) -> Batch:
         chosen = self.prompts[draw.prompt]
         view = View(draw.resolution, chosen.dynamic_crops)
-        rows = [row for pair in draw.pairs for row in self._rows(pair, self.cache[pair.name, view])]
-        latents, sources, noise, geometry = zip(*rows, strict=True)
-        embeds = [self.prompt_embeds[chosen.neutral], self.prompt_embeds[chosen.positive]] * len(draw.pairs)
+        rows = [self._row(row, self.cache[row.name, view]) for row in draw.rows]
+        latents, noise, geometry = zip(*rows, strict=True)
+        embeds = [self.prompt_embeds[self.text(chosen, row)] for row in draw.rows]
         batch = Batch(
             latents=torch.stack(latents),
-            sources=torch.stack(sources),
             noise=torch.stack(noise),
-            timesteps=torch.tensor([pair.timestep for pair in draw.pairs for _ in range(2)]),
-            scales=torch.tensor([self.scales[i] for pair in draw.pairs for i in (pair.low, pair.high)]),
+            timesteps=torch.tensor([row.timestep for row in draw.rows]),
+            scales=torch.tensor([self.scales[row.scale] for row in draw.rows]),
             conditioning=self.model.conditioning(embeds, geometry),
         )
         return batch.map(self._move)
 
-    def _rows(self, pair: PairDraw, image: EncodedImage) -> list[Row]:
-        """The rows of the lower and of the higher scale.
+    def text(self, chosen: PromptSet, row: RowDraw) -> str:
+        """The prompt that a row is read with."""
+        if not row.captioned:
+            return ""
+        neutral, positive = chosen.texts(self.captions[row.name] if self.captions else "")
+        return positive if row.positive else neutral
 
-        One draw of the posterior serves all of a pair's images: where they are equal, so are their latents.
-        """
-        generator = torch.Generator().manual_seed(pair.noise_seed)
-        window, geometry = image.crop(pair.crop)
-        shape = image.mean[0][window].shape
-        noise, deviation = (torch.randn(shape, generator=generator) for _ in range(2))
-        low, high, source = (
-            (image.mean[scale][window] + image.std[scale][window] * deviation) * self.cache.scaling_factor
-            for scale in (pair.low, pair.high, pair.source)
-        )
-        return [(low, source, noise, geometry), (high, source, noise, geometry)]
+    def _row(self, row: RowDraw, image: EncodedImage) -> tuple[Tensor, Tensor, Geometry]:
+        """(latents, noise, geometry). The latents are a sample of the VAE's posterior."""
+        generator = torch.Generator().manual_seed(row.noise_seed)
+        window, geometry = image.crop(row.crop)
+        mean, std = (moments[row.scale][window] for moments in (image.mean, image.std))
+        noise, deviation = (torch.randn(mean.shape, generator=generator) for _ in range(2))
+        return (mean + std * deviation) * self.cache.scaling_factor, noise, geometry
 
     def _move(self, tensor: Tensor) -> Tensor:
         """To the device without waiting for it: only a copy from pinned memory is asynchronous."""

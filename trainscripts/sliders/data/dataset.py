@@ -9,6 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from sliders.config.schema import Data
+from sliders.data.captions import caption_files, find_captions
 from sliders.data.images import fitted_size, is_image_name, match_key, read_image
 from sliders.system.errors import InputError
 
@@ -27,7 +28,8 @@ class ScaleFolders:
     names: tuple[str, ...]
     files: tuple[tuple[Path, ...], ...]
     sizes: tuple[tuple[int, int], ...]  # (width, height) of each name, px
-    ignored: tuple[str, ...]  # files that are not images
+    captions: tuple[str, ...]  # of each name; empty where the data set has none
+    ignored: tuple[str, ...]  # files that are neither images nor captions
     size_multiple: int  # px: training sizes are multiples of it
 
     @classmethod
@@ -35,7 +37,8 @@ class ScaleFolders:
         """Match files by name across the folders and decode each once.
 
         Raises one InputError with a line for everything that is wrong: folders that are missing, empty or the same,
-        names without a partner, two files of one name, files that cannot be read, sizes that differ within a name.
+        names without a partner, two files of one name, files that cannot be read, sizes that differ within a name, captions
+        that are missing or disagree.
         """
         paths, missing = _folder_paths(data)
         found = {folder: _images_by_name(path) for folder, path in paths.items()}
@@ -43,14 +46,17 @@ class ScaleFolders:
         files = tuple(tuple(p for images, _ in found.values() for p in images.get(key, ())) for key in keys)
         sizes, unfit = _checked_sizes(files)
         _raise_if(missing + _unmatched(data.folder_main, found) + unfit)
+        names = tuple(row[0].stem for row in files)
+        used = {f"{path.parent.name}/{path.name}" for path in caption_files(data.folder_main, names, files)}
         return cls(
             folder_main=data.folder_main,
             folders=data.folders,
             scales=data.scales,
-            names=tuple(row[0].stem for row in files),
+            names=names,
             files=files,
             sizes=sizes,
-            ignored=tuple(name for _, ignored in found.values() for name in ignored),
+            captions=find_captions(data.folder_main, names, files),
+            ignored=tuple(name for _, ignored in found.values() for name in ignored if name not in used),
             size_multiple=size_multiple,
         )
 
@@ -73,12 +79,15 @@ class ScaleFolders:
         return fitted_size(self.sizes[name], resolution, self.size_multiple)
 
     def table(self) -> str:
-        """Image × scale, as text: which file stands for which multiplier."""
+        """Image × scale, as text: which file stands for which multiplier, and each image's caption."""
         head = ["image", *(f"{f} → {s:g}" for f, s in zip(self.folders, self.scales, strict=True)), "size"]
         body = [
             [name, *(path.name for path in row), f"{w}×{h}"]
             for name, row, (w, h) in zip(self.names, self.files, self.sizes, strict=True)
         ]
+        if self.captions:
+            head.append("caption")
+            body = [[*line, caption] for line, caption in zip(body, self.captions, strict=True)]
         widths = [max(len(line[c]) for line in [head, *body]) for c in range(len(head))]
         lines = [
             "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in [head, *body]

@@ -1,4 +1,4 @@
-"""What is drawn for a step: prompt set, images, scales, timesteps, noise, crops. A pure function of (seed, step, rank).
+"""What a step trains on: prompt set, images, scales, timesteps, noise, crops. A pure function of (seed, step, rank).
 
 Only Python's own Mersenne Twister seeded with a string is used: the same draws on every platform and library version.
 """
@@ -7,35 +7,33 @@ import random
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
-from sliders.config.schema import PromptSet
+from sliders.config.prompts import PromptSet
+from sliders.data.timesteps import TimestepDistribution
 
-NUM_TRAIN_TIMESTEPS = 1000
 RESOLUTION_STEP = 64
+ROWS_PER_PAIR = 2  # `batch_size` counts pairs, as in Concept Sliders
 
 
 @dataclass(frozen=True)
-class PairDraw:
-    """One image name at two scales, noised alike."""
+class RowDraw:
+    """One image at one scale, with its own noise."""
 
     name: int  # index of the image name
-    low: int  # index of the lower scale
-    high: int  # index of the higher scale, > low
+    scale: int  # index of the scale
+    positive: bool  # read with the prompt `positive`; otherwise with `neutral`
+    captioned: bool  # False: caption dropout, so the row is read with an empty prompt
     timestep: int
     noise_seed: int
     crop: tuple[float, float]  # place of a random crop, top and left, each in [0, 1)
-    source: int  # index of the scale whose image the crossing losses add noise to
 
 
 @dataclass(frozen=True)
 class StepDraw:
+    """The rows of one optimizer step, all of one latent shape."""
+
     prompt: int  # index of the prompt set
     resolution: int  # px
-    pairs: tuple[PairDraw, ...]
-
-
-def timestep_of(k: int, max_denoising_steps: int) -> int:
-    """Timestep of denoising step k, 1 ≤ k < max_denoising_steps: from near 999 (noise) down to near 0 (image)."""
-    return NUM_TRAIN_TIMESTEPS - 1 - NUM_TRAIN_TIMESTEPS * k // max_denoising_steps
+    rows: tuple[RowDraw, ...]
 
 
 def resolutions(prompts: PromptSet) -> tuple[int, ...]:
@@ -47,18 +45,21 @@ def resolutions(prompts: PromptSet) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Draws:
-    """`sampler(step)` → `StepDraw`.
+    """`draws(step)` returns the `StepDraw` of a step.
 
-    `shape_of(name, resolution)` tells the shape of an image's latents; images of one step must agree in it to be one
-    batch. All draws are uniform: prompt set, resolution, name, pair of different scales, denoising step.
+    `shape_of(name, resolution)` is the shape of an image's latents; the images of one step must agree in it to form a
+    batch. Prompt set, resolution, name and scale are drawn uniformly, the timestep from `timesteps`. Rows alternate
+    between the lower and the higher of two different scales, which decides the prompt they are read with. Each has its
+    own image, noise and timestep, because rows that shared them would teach less.
     """
 
     seed: int
     prompts: Sequence[PromptSet]
     num_names: int
     num_scales: int
-    max_denoising_steps: int
+    timesteps: TimestepDistribution
     shape_of: Callable[[int, int], Hashable]
+    caption_dropout: float = 0.0
     rank: int = 0
 
     def __call__(self, step: int) -> StepDraw:
@@ -69,11 +70,18 @@ class Draws:
         first = rng.randrange(self.num_names)
         shape = self.shape_of(first, resolution)
         alike = [n for n in range(self.num_names) if self.shape_of(n, resolution) == shape]
-        names = [first] + [rng.choice(alike) for _ in range(chosen.batch_size - 1)]
-        return StepDraw(prompt, resolution, tuple(self._pair(rng, name) for name in names))
+        names = [first] + [rng.choice(alike) for _ in range(ROWS_PER_PAIR * chosen.batch_size - 1)]
+        rows = tuple(self._row(rng, name, positive=bool(i % 2)) for i, name in enumerate(names))
+        return StepDraw(prompt, resolution, rows)
 
-    def _pair(self, rng: random.Random, name: int) -> PairDraw:
+    def _row(self, rng: random.Random, name: int, positive: bool) -> RowDraw:
         low, high = sorted(rng.sample(range(self.num_scales), 2))
-        timestep = timestep_of(rng.randrange(1, self.max_denoising_steps), self.max_denoising_steps)
-        noise_seed, crop = rng.getrandbits(63), (rng.random(), rng.random())
-        return PairDraw(name, low, high, timestep, noise_seed, crop, source=rng.randrange(self.num_scales))
+        return RowDraw(
+            name=name,
+            scale=high if positive else low,
+            positive=positive,
+            captioned=rng.random() >= self.caption_dropout,
+            timestep=self.timesteps.draw(rng.random()),
+            noise_seed=rng.getrandbits(63),
+            crop=(rng.random(), rng.random()),
+        )

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from sliders.config.schema import PromptSet
+from sliders.config.prompts import PromptSet
 from sliders.data.dataset import ScaleFolders
 from sliders.data.draws import resolutions
 from sliders.data.images import read_image, resize_to_cover

@@ -1,7 +1,7 @@
-"""Resumable states of a run: all that its next step depends on, in files that are checked before they are believed.
+"""Checkpoints of a run: everything that its next step depends on, in files with a checksum.
 
-A file is `MAGIC`, the sha256 of all that follows, the header's length in eight bytes, the header as JSON, and tensors
-as torch saves them, which are only ever read back as weights: nothing in them is run.
+A file consists of `MAGIC`, the SHA-256 of all that follows, the header's length (eight bytes, little-endian), the header
+as JSON, and the tensors as `torch.save` writes them. They are loaded with `weights_only`, so no code in them is run.
 """
 
 import hashlib
@@ -22,25 +22,25 @@ from sliders.system.files import SAME_NAME, remove, written_whole
 MAGIC = b"sliders state 1\n"
 DIGEST, LENGTH = hashlib.sha256().digest_size, 8  # bytes
 SUFFIX = ".state"
-# What may differ from the run that a state is of, besides save, preview, logging, other and the device: how far to go,
-# and what the advice after a non-finite loss names.
+# Keys of train that may change when a run is resumed: its length, and what NonFiniteError suggests changing. The sections
+# save, preview, logging and other may change too, and so may the device.
 MAY_CHANGE = {"iterations", "lr", "max_grad_norm", "precision", "skip_nonfinite"}
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A state that is whole."""
+    """A checkpoint file whose checksum is correct."""
 
     path: Path
-    header: dict
+    header: dict  # as passed to `write_checkpoint`, and `version`
 
     @property
     def step(self) -> int:
-        """Optimizer steps done."""
+        """Number of optimizer steps done."""
         return self.header["step"]
 
     def tensors(self) -> dict:
-        """What `write_checkpoint` was given, on the CPU."""
+        """Reads the tensors that were passed to `write_checkpoint`, on the CPU."""
         raw = memoryview(self.path.read_bytes())
         start = len(MAGIC) + DIGEST
         start += LENGTH + int.from_bytes(raw[start : start + LENGTH], "little")
@@ -52,17 +52,17 @@ def checkpoint_path(settings: Settings, step: int) -> Path:
 
 
 def write_checkpoint(path: Path, header: dict, tensors: dict) -> None:
-    """header: JSON values, `step` among them. tensors: nested dicts of tensors and numbers. Raises OSError."""
+    """header: JSON values, including `step`. tensors: nested dicts of tensors and numbers. Raises OSError."""
     content, text = io.BytesIO(), json.dumps({**header, "version": __version__}).encode()
     content.write(len(text).to_bytes(LENGTH, "little") + text)
-    torch.save(tensors, content)  # to memory, for torch tells of a full disk in ways of its own
+    torch.save(tensors, content)  # in memory: on a full disk, torch would not raise OSError
     with written_whole(path) as temporary, temporary.open("wb") as file:
         file.write(MAGIC + hashlib.sha256(content.getbuffer()).digest())
         file.write(content.getbuffer())
 
 
 def read_checkpoint(path: Path) -> Checkpoint | None:
-    """None if any byte is not what was written."""
+    """Returns None if the file is damaged. Raises OSError."""
     with path.open("rb") as file:
         if file.read(len(MAGIC)) != MAGIC:
             return None
@@ -74,7 +74,7 @@ def read_checkpoint(path: Path) -> Checkpoint | None:
 
 
 def checkpoints_of(settings: Settings) -> dict[int, Path]:
-    """{step: path} of the run's states, whole or not, the newest first."""
+    """{step: path} of the run's checkpoints, damaged ones included, newest first."""
     if not settings.run_dir.is_dir():
         return {}
     pattern = re.compile(re.escape(settings.stem) + r"_(\d{1,18})steps" + re.escape(SUFFIX), SAME_NAME)
@@ -83,34 +83,40 @@ def checkpoints_of(settings: Settings) -> dict[int, Path]:
 
 
 def newest_checkpoint(settings: Settings) -> tuple[Checkpoint | None, list[Path]]:
-    """The newest whole state of the run, if there is any state, and damaged ones that are newer.
+    """Returns the run's newest undamaged checkpoint, or None if there are no checkpoints, and the damaged newer ones.
 
-    Raises InputError if there are states and all are damaged.
+    Raises InputError if all checkpoints are damaged.
     """
     damaged = []
     for path in checkpoints_of(settings).values():
-        state = read_checkpoint(path)
-        if state is not None:
-            return state, damaged
+        checkpoint = read_checkpoint(path)
+        if checkpoint is not None:
+            return checkpoint, damaged
         damaged.append(path)
     if damaged:
         raise InputError(
-            f"--resume: {', '.join(str(p) for p in damaged)} {'is' if len(damaged) == 1 else 'are'} damaged and no other "
-            "state is there: start anew with --overwrite in place of --resume."
+            f"--resume: {', '.join(map(str, damaged))} {'is' if len(damaged) == 1 else 'are'} damaged and there is no other "
+            "checkpoint: start again with --overwrite instead of --resume."
         )
     return None, []
 
 
 def prune_checkpoints(settings: Settings, step: int) -> None:
-    """Keep the `save.keep` newest up to `step`. One beyond it was damaged, or this run would have begun there."""
-    states = checkpoints_of(settings)
-    kept = [s for s in states if s <= step][: settings.save.keep]
-    for other in states.keys() - set(kept):
-        remove(states[other])
+    """Removes all but the `save.keep` newest checkpoints up to `step`.
+
+    Later ones go too: they are damaged, or the run would have resumed from them.
+    """
+    checkpoints = checkpoints_of(settings)
+    kept = [s for s in checkpoints if s <= step][: settings.save.keep]
+    for other in checkpoints.keys() - set(kept):
+        remove(checkpoints[other])
 
 
 def identity(settings: Settings, data: ScaleFolders) -> dict:
-    """What makes a run this one, as JSON holds it. Images count by content, so a data set may move."""
+    """Everything that must not change when a run is resumed, as JSON values.
+
+    Images are identified by their content, so a data set may be moved.
+    """
     name = settings.pretrained_model.name_or_path
     found = {
         "pretrained_model": {
@@ -122,16 +128,18 @@ def identity(settings: Settings, data: ScaleFolders) -> dict:
         "prompts": [p.model_dump(mode="json") for p in settings.prompts],
         "scales": data.scales,
         "images": data.digests,
+        **({"captions": data.captions} if data.captions else {}),
     }
     return json.loads(json.dumps(found))
 
 
 def changeable(settings: Settings) -> dict:
+    """The keys of train that may change when a run is resumed, as JSON values."""
     return settings.train.model_dump(mode="json", include=MAY_CHANGE)
 
 
 def first_difference(then, now, place: str = "") -> str | None:
-    """`network.rank was 4 and is now 8`, or None."""
+    """Describes the first difference between JSON values, as `network.rank was 4 and is now 8`. None if they are equal."""
     if isinstance(then, dict) and isinstance(now, dict):
         pairs = [(f"{place}.{k}" if place else k, then.get(k), now.get(k)) for k in sorted(then.keys() | now.keys())]
     elif isinstance(then, list) and isinstance(now, list) and len(then) == len(now):
@@ -146,11 +154,11 @@ def _shown(value) -> str:
     return text if len(text) <= 80 else f"{text[:79]}…"
 
 
-def check_same_run(state: Checkpoint, now: dict) -> None:
-    """Raises InputError with the first thing in which `identity` differs from the state's."""
-    difference = first_difference(state.header["run"], now)
+def check_same_run(checkpoint: Checkpoint, now: dict) -> None:
+    """Raises InputError, naming the first difference, if the run's identity `now` is not the checkpoint's."""
+    difference = first_difference(checkpoint.header["run"], now)
     if difference:
         raise InputError(
-            f"--resume: {difference}, so {state.path.name} cannot be continued: change it back, or start anew with "
-            "--overwrite in place of --resume."
+            f"--resume: {difference}, so {checkpoint.path.name} cannot be resumed: change it back, or start again with "
+            "--overwrite instead of --resume."
         )

@@ -1,4 +1,4 @@
-"""Sliders of other makers → clean files of ours: every name, part and number where web UIs look for it."""
+"""Converts sliders of other trainers to slider files of this one, with the keys and metadata that web UIs expect."""
 
 import json
 import re
@@ -18,7 +18,7 @@ from sliders.models.layers import BLOCKS, METHODS, select_layers
 from sliders.system.errors import InputError
 
 DOWN, UP, ALPHA = "lora_down.weight", "lora_up.weight", "alpha"
-PARTS = {  # a key's end → the part of ours
+PARTS = {  # suffix of a key → our name of the part
     ".lora_down.weight": DOWN, ".lora_up.weight": UP, ".alpha": ALPHA,
     ".lora_A.weight": DOWN, ".lora_B.weight": UP, ".lora_A.default.weight": DOWN, ".lora_B.default.weight": UP,
     ".lora.down.weight": DOWN, ".lora.up.weight": UP,
@@ -30,10 +30,10 @@ Module = dict[str, Tensor]  # {part: tensor} of one layer
 def convert(
     source: Path, target: Path, model: str, family: Family, alpha: float | None = None, reverse: bool = False
 ) -> Network:
-    """Write `source`, a slider of the ancestors or another LoRA of the same layers, as `target`.
+    """Converts `source`, a slider of the original trainers or another LoRA of the same layers, to `target`.
 
-    `model`: the SDXL it is for, of which only the layers are looked at. `alpha` where the file holds none; `reverse`
-    turns its direction round. Returns the network's settings. Raises InputError for what cannot be converted.
+    model: the SDXL that it is for, of which no weights are loaded. alpha: used where the file contains none. reverse:
+    negates the slider. Returns the network's settings. Raises InputError if `source` cannot be converted.
     """
     unet = family.weightless_denoiser(model)
     modules = _by_module(source, _read(source), _module_names(unet, family))
@@ -50,31 +50,32 @@ def convert(
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    """Tensors of a .safetensors file, or of a .pt through torch's weights-only unpickler, which runs no code."""
+    """Reads a .safetensors file, or a pickle through torch's weights-only unpickler, which runs no code."""
     try:
         if path.suffix.lower() == ".safetensors":
-            return load(path.read_bytes())  # not mapped: Windows replaces no file that is
+            return load(path.read_bytes())  # not mapped: Windows could not replace it (not verified on Windows)
         found = torch.load(path, map_location="cpu", weights_only=True)
         found = found.get("state_dict", found)
         tensors = {key: value if isinstance(value, Tensor) else torch.tensor(value) for key, value in found.items()}
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error}): check the path.") from error
     except SafetensorError as error:
-        raise InputError(f"{path}: is no whole .safetensors file: download it again.") from error
-    except Exception as error:  # unpickling foreign bytes can raise nearly anything
+        raise InputError(f"{path}: is not a complete .safetensors file: download it again.") from error
+    except Exception as error:  # unpickling untrusted bytes can raise nearly anything
         raise InputError(
-            f"{path}: cannot be read as weights alone (damaged, or it holds code): it is not opened."
+            f"{path}: is damaged, or contains code, which is never run: get a file that contains weights alone."
         ) from error
     return {key: value.detach().contiguous() for key, value in tensors.items()}
 
 
 def _module_names(unet: nn.Module, family: Family) -> dict[str, str]:
-    """{a layer's name in either spelling, dots as underscores: its path in diffusers' UNet}."""
+    """{name of a layer, in either spelling, with underscores for dots: its path in diffusers' UNet}."""
     layers = select_layers(unet, "c3lier", "full")
     return {spelling.replace(".", "_"): path for path in layers for spelling in family.spellings(path)}
 
 
 def _by_module(path: Path, tensors: dict[str, Tensor], names: dict[str, str]) -> dict[str, Module]:
+    """{path in diffusers' UNet: parts}. Raises InputError if a key is unknown or a part is missing."""
     modules: dict[str, Module] = {}
     unknown = []
     for key, tensor in tensors.items():
@@ -85,19 +86,18 @@ def _by_module(path: Path, tensors: dict[str, Tensor], names: dict[str, str]) ->
             continue
         modules.setdefault(name, {})[PARTS[end]] = tensor
     if unknown or not modules:
-        shown = f"such as {min(unknown)}" if unknown else "none at all"
+        what = f"{len(unknown)} of {len(tensors)} keys, such as {min(unknown)}, are" if unknown else "its content is"
         raise InputError(
-            f"{path}: {len(unknown)} of {len(tensors)} keys, {shown}, are not of a LoRA on SDXL's attention or ResNet layers: "
-            "only such sliders can be converted."
+            f"{path}: {what} not part of a LoRA of SDXL's attention or ResNet layers: only such sliders can be converted."
         )
     lacking = sorted(name for name, parts in modules.items() if not {DOWN, UP} <= set(parts))
     if lacking:
-        raise InputError(f"{path}: {lacking[0]} has only half of its weights: get the whole file.")
+        raise InputError(f"{path}: {lacking[0]} has only half of its weights: get the complete file.")
     return modules
 
 
 def _bare(key: str) -> str:
-    """Without what compilers and libraries put before and into a name."""
+    """Removes what compilers and libraries add to a layer's name."""
     name = re.sub("_+", "_", key.replace(".", "_").replace("_orig_mod_", "_")).removeprefix("_")
     for prefix in PREFIXES:
         name = name.removeprefix(prefix)
@@ -105,33 +105,33 @@ def _bare(key: str) -> str:
 
 
 def _settings(path: Path, unet: nn.Module, modules: dict[str, Module], alpha: float | None) -> Network:
-    """Which network has just these layers, rank and alpha."""
+    """The settings of a network with these layers, rank and alpha. Raises InputError if there are none."""
     rank = max(parts[DOWN].shape[0] for parts in modules.values())
     without = [name for name, parts in modules.items() if ALPHA not in parts]
     if without and alpha is None:
         raise InputError(
-            f"{path}: {len(without)} layers lack their alpha, so that web UIs guess: add --alpha with the one it was trained at."
+            f"{path}: {len(without)} layers lack their alpha, so web UIs would guess it: add --alpha, with the alpha it was trained with."
         )
     alphas = [parts[ALPHA].item() for parts in modules.values() if ALPHA in parts] or [alpha]
-    if not 0 < min(alphas) <= max(alphas) < float("inf"):
-        raise InputError(f"{path}: has an alpha of {min(alphas):g}, at which it does nothing: get the whole file.")
+    if bad := [found for found in alphas if not 0 < found < float("inf")]:
+        raise InputError(f"{path}: has an alpha of {bad[0]:g}, which is not a positive number: get an undamaged file.")
     for network_type in BLOCKS:
         for method in METHODS:
             if set(select_layers(unet, network_type, method)) == set(modules):
                 return Network(type=network_type, training_method=method, rank=rank, alpha=max(alphas))
     raise InputError(
-        f"{path}: its {len(modules)} layers are no set that a training_method stands for: name the model it was trained on "
-        "with --model, or use the file as it is."
+        f"{path}: its {len(modules)} layers are not those of any training_method: give the model it was trained on as --model, "
+        "or use the file as it is."
     )
 
 
 def _shaped(layer: nn.Module, weight: Tensor) -> Tensor:
-    """Some write a linear layer's weights as 1×1 convolutions."""
+    """Some trainers write a linear layer's weights as 1×1 convolutions."""
     return (weight.flatten(1) if isinstance(layer, nn.Linear) else weight).contiguous()
 
 
 def _metadata(source: Path, target: Path, network: Network, family: Family, reverse: bool) -> dict[str, str]:
-    """As little as web UIs need, and what `open_slider` reads; nothing is known of the training."""
+    """Only what web UIs and `open_slider` read, because nothing is known about the training."""
     return {
         **family.metadata(),
         "ss_output_name": target.stem,

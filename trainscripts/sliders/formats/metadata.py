@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def slider_metadata(
         "ss_bucket_info": {
             "buckets": {str(i): {"resolution": s, "count": n} for i, (s, n) in enumerate(buckets.items())}
         },
-        "ss_tag_frequency": {f: _tags(settings, len(data.names)) for f in data.folders},
+        "ss_tag_frequency": {f: _tags(settings, data) for f in data.folders},
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.title": stem,
         "modelspec.date": time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(started)),
@@ -73,6 +74,13 @@ def _model_name(settings: Settings) -> str:
     return Path(name).name if Path(name).exists() else name
 
 
-def _tags(settings: Settings, count: int) -> dict[str, int]:
-    """The prompts as tags, which A1111's card shows as training words; no empty one."""
-    return {p: count for p in dict.fromkeys(s.positive for s in settings.prompts) if p}
+def _tags(settings: Settings, data: ScaleFolders) -> dict[str, int]:
+    """{tag: how many images of a folder have it}, as kohya's scripts count them: what a prompt's commas separate.
+
+    A1111 shows them as training words.
+    """
+    tags: Counter[str] = Counter()
+    for caption in data.captions or ("",) * len(data.names):
+        texts = dict.fromkeys(prompts.texts(caption)[1] for prompts in settings.prompts)
+        tags.update({tag for text in texts for word in text.split(",") if (tag := word.strip())})
+    return dict(sorted(tags.items()))

@@ -1,22 +1,23 @@
-"""What web UIs show beside a slider: `STEM.json`, the card that A1111 and Forge read."""
+"""The sidecar `STEM.json`, which A1111 and Forge show as the slider's card."""
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from sliders.config.prompts import CAPTION
 from sliders.config.schema import Settings
 from sliders.models import FAMILIES
 from sliders.system.files import written_whole
 
 
-def card(settings: Settings, stem: str) -> dict[str, str | float]:
-    """The card's six keys, and no other: A1111 shows and rewrites exactly these."""
+def sidecar(settings: Settings, stem: str) -> dict[str, str | float]:
+    """Exactly six keys: A1111 shows and rewrites these and no others."""
     first, data = settings.prompts[0], settings.data
     scales = ", ".join(f"{folder} = {scale:g}" for folder, scale in zip(data.folders, data.scales, strict=True))
     return {
         "description": f"Concept slider {settings.save.name}, made with fractional-sliders",
         "sd version": FAMILIES[settings.family].facts.webui_version,
-        "activation text": first.positive,
+        "activation text": first.positive.replace(CAPTION, "").strip(" ,"),
         "preferred weight": middle_scale(data.scales),
         "negative text": first.unconditional,
         "notes": (
@@ -28,15 +29,18 @@ def card(settings: Settings, stem: str) -> dict[str, str | float]:
 
 
 def middle_scale(scales: Sequence[float]) -> float:
-    """The middle of the ascending `scales`, of two the higher, and not 0, which A1111 takes for no preference."""
-    middle = len(scales) // 2
-    return scales[middle] or scales[middle + 1 if middle + 1 < len(scales) else middle - 1]
+    """The scale nearest to the middle of the ascending `scales` (of two, the higher) that is above 0 and at most 2, else 1.
+
+    A1111's form holds 0 to 2, and 0 means no preference.
+    """
+    middle = scales[len(scales) // 2]
+    return min((s for s in scales if 0 < s <= 2), key=lambda s: abs(s - middle), default=1.0)
 
 
-def write_card(path: Path, settings: Settings) -> None:
+def write_sidecar(path: Path, settings: Settings) -> None:
     """`STEM.json` beside the slider at `path`."""
     with written_whole(path.with_suffix(".json")) as temporary:
-        temporary.write_text(json.dumps(card(settings, path.stem), indent=4, ensure_ascii=False), encoding="utf-8")
+        temporary.write_text(json.dumps(sidecar(settings, path.stem), indent=4, ensure_ascii=False), encoding="utf-8")
 
 
 def multiplier_template(stem: str, multipliers: Sequence[float]) -> str:

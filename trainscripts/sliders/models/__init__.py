@@ -1,4 +1,4 @@
-"""Model families. What is true of one family only lives in its folder; `FAMILIES` lists them."""
+"""Model families. Everything specific to one is in its folder; `FAMILIES` lists them."""
 
 from sliders.models.base import Family
 from sliders.models.quiet import silence_libraries

@@ -1,17 +1,17 @@
-"""Which layers of a diffusers UNet an adaptor is hung on: `network.type` × `train.training_method`."""
+"""Selects the layers of a diffusers UNet that are adapted: `network.type` and `network.training_method`."""
 
 from collections.abc import Callable
 
 from torch import nn
 
-BLOCKS = {  # network.type → classes of the modules whose Linear and Conv2d layers are adapted
+BLOCKS = {  # {network.type: classes of the modules whose Linear and Conv2d layers are adapted}
     "lierla": ("Attention",),
     "c3lier": ("Attention", "ResnetBlock2D", "Downsample2D", "Upsample2D"),
 }
 
-# training_method → (name of the block, path of the layer) → adapted? The rules look at the *block's* name: a ResNet's
-# time_emb_proj stays in under noxattn, although it takes the time embedding. innoxattn also excludes nothing else than
-# noxattn among these classes; it is kept because ancestors' configs name it.
+# {training_method: rule(path of the block, path of the layer in it)}, as in the original trainers. noxattn adapts a
+# ResNet's time_emb_proj, because only the block's path is searched for "time_embed". For these blocks innoxattn is the
+# same as noxattn; it is kept for the original trainers' configs.
 METHODS: dict[str, Callable[[str, str], bool]] = {
     "full": lambda block, layer: True,
     "noxattn": lambda block, layer: "attn2" not in block and "time_embed" not in block,
@@ -25,7 +25,7 @@ METHODS: dict[str, Callable[[str, str], bool]] = {
 
 
 def select_layers(unet: nn.Module, network_type: str, training_method: str) -> dict[str, nn.Linear | nn.Conv2d]:
-    """{module path: layer} of every layer to adapt, in the UNet's own order."""
+    """Returns {module path: layer} of the layers to adapt, in the UNet's order. May be empty."""
     keep = METHODS[training_method]
     chosen = {}
     for block, module in unet.named_modules():

@@ -1,6 +1,4 @@
-"""Silences what the model libraries print at import and on every cast: it tells a user nothing to act on."""
-
-import logging
+"""Turns off the model libraries' progress bars, which would mix with ours."""
 
 from diffusers.utils import logging as diffusers_logging
 from huggingface_hub.utils import enable_progress_bars
@@ -8,8 +6,6 @@ from transformers.utils import logging as transformers_logging
 
 
 def silence_libraries() -> None:
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # an optional kernel, never used here
-    for library in (diffusers_logging, transformers_logging):
-        library.set_verbosity_error()
-        library.disable_progress_bar()
-    enable_progress_bars()  # the hub's too were turned off, and a download of gigabytes must not look like a hang
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+    enable_progress_bars()  # the calls above also turn off the hub's, but a large download must not look like a hang

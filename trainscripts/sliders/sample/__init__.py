@@ -1,1 +1,1 @@
-"""Prompts and multipliers become pictures, grids, measures of change, and a page."""
+"""Sampling: from prompts and multipliers to pictures, grids, measures of change, and an HTML page."""

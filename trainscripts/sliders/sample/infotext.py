@@ -1,4 +1,4 @@
-"""The text in a PNG by which A1111's PNG Info, Forge and others read a picture's settings back."""
+"""Generation parameters stored in a PNG, in the text format that the PNG Info tab of A1111, Forge and others reads."""
 
 import json
 
@@ -8,27 +8,23 @@ from sliders import __version__
 from sliders.sample.templates import Variant
 
 
-def infotext(
-    variant: Variant, negative: str, fields: dict[str, str | int | float], hashes: dict[str, str] | None = None
-) -> str:
-    """Prompt with its `<lora:…>` tags, negative prompt, and one line of `Key: value` pairs in the order of `fields`.
+def infotext(variant: Variant, negative: str, fields: dict[str, str | int | float], hashes: dict[str, str]) -> str:
+    """The prompt with its `<lora:…>` tags, the negative prompt, and one line of `Key: value` pairs in the order of `fields`.
 
-    `hashes`: {slider: sha256 of what stands behind the header of its file}, of which A1111 keeps twelve digits.
+    hashes: {slider name: SHA-256 of its file after the header}. A1111 stores the first twelve digits.
     """
     tags = [f"<lora:{name}:{m:g}>" for name, m in variant.multipliers]
     lines = [" ".join([variant.text, *tags]).strip()]
     if negative:
         lines.append(f"Negative prompt: {negative}")
-    shown = {**fields}
-    if hashes:
-        shown["Lora hashes"] = ", ".join(f"{name}: {digest[:12]}" for name, digest in hashes.items())
-    shown["Version"] = f"fractional-sliders {__version__}"
+    digests = ", ".join(f"{name}: {digest[:12]}" for name, digest in hashes.items())
+    shown = {**fields, "Lora hashes": digests, "Version": f"fractional-sliders {__version__}"}
     lines.append(", ".join(f"{key}: {_quoted(value)}" for key, value in shown.items()))
     return "\n".join(lines)
 
 
 def _quoted(value: str | int | float) -> str:
-    """As it is, unless it holds what parts fields; then as a JSON string."""
+    """The value as text, in JSON quotes if it contains a character that separates fields."""
     text = f"{value:g}" if isinstance(value, float) else str(value)
     return json.dumps(text, ensure_ascii=False) if any(c in text for c in ',:\n"') else text
 

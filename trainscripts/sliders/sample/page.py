@@ -1,4 +1,4 @@
-"""One HTML file that shows all pictures of a sampling run: nothing beside it, nothing from a network."""
+"""One self-contained HTML file that shows all pictures of a sampling run. It loads nothing, neither files nor URLs."""
 
 import base64
 import io
@@ -11,15 +11,13 @@ from markupsafe import Markup
 from PIL import Image
 
 WEB = Path(__file__).parent / "web"
-LOSSLESS_UP_TO = 256 * 256  # px; larger pictures would make a page of hundreds of megabytes
+LOSSLESS_UP_TO = 256 * 256  # px; larger pictures would make the page hundreds of megabytes large
 WEBP_QUALITY = 90
-CHART = (280, 150)  # width and height in SVG's units
-LEFT, RIGHT, TOP, BOTTOM = 40, 270, 10, 126
 
 
 @dataclass(frozen=True)
 class Shot:
-    """One seed: a picture at each multiplier, as data URIs."""
+    """One seed's pictures, one per multiplier, as data URIs."""
 
     seed: int
     images: Sequence[str]
@@ -27,23 +25,24 @@ class Shot:
 
 @dataclass(frozen=True)
 class Chart:
-    """One measure over the multipliers, placed in an SVG of `width` × `height`."""
+    """One measure plotted against the multiplier. All coordinates are in SVG units."""
 
     title: str
     multipliers: Sequence[float]
-    per_seed: Sequence[Sequence[float]]
-    width, height = CHART
-    left, right, top, bottom = LEFT, RIGHT, TOP, BOTTOM
+    per_seed: Sequence[Sequence[float]]  # [seeds][multipliers]
+    width, height = 280, 150
+    left, right, top, bottom = 40, 270, 10, 126  # the area inside the axes
 
     @property
     def values(self) -> list[float]:
-        """Mean over the seeds at each multiplier."""
+        """Mean over the seeds, per multiplier."""
         return [sum(column) / len(column) for column in zip(*self.per_seed, strict=True)]
 
     @property
     def xs(self) -> list[float]:
         low, high = min(self.multipliers), max(self.multipliers)
-        return [round(LEFT + (RIGHT - LEFT) * (m - low) / ((high - low) or 1), 2) for m in self.multipliers]
+        width = self.right - self.left
+        return [round(self.left + width * (m - low) / ((high - low) or 1), 2) for m in self.multipliers]
 
     def _range(self) -> tuple[float, float]:
         everything = [value for line in self.per_seed for value in line]
@@ -52,7 +51,7 @@ class Chart:
 
     def _y(self, value: float) -> float:
         low, high = self._range()
-        return round(BOTTOM - (BOTTOM - TOP) * (value - low) / (high - low), 2)
+        return round(self.bottom - (self.bottom - self.top) * (value - low) / (high - low), 2)
 
     def _line(self, values: Sequence[float]) -> str:
         return " ".join(f"{x},{self._y(value)}" for x, value in zip(self.xs, values, strict=True))
@@ -76,7 +75,7 @@ class Chart:
 
     @property
     def x_ticks(self) -> list[dict]:
-        """The multipliers, less those whose labels would touch."""
+        """The multipliers, without those whose labels would overlap."""
         ticks: list[dict] = []
         for x, m in zip(self.xs, self.multipliers, strict=True):
             if not ticks or x - ticks[-1]["at"] > 22:
@@ -85,13 +84,14 @@ class Chart:
 
     @property
     def spoken(self) -> str:
+        """The chart as text for screen readers."""
         pairs = zip(self.multipliers, self.values, strict=True)
         return ", ".join(f"{value:.3f} at {multiplier_label(m)}" for m, value in pairs)
 
 
 @dataclass(frozen=True)
 class Section:
-    """One prompt."""
+    """One prompt's pictures and charts."""
 
     title: str
     multipliers: Sequence[float]
@@ -101,17 +101,19 @@ class Section:
     @property
     def base(self) -> int:
         """Index of multiplier 0."""
-        return list(self.multipliers).index(0.0)
+        return self.multipliers.index(0.0)
 
 
 @dataclass(frozen=True)
 class Page:
+    """The content of the page."""
+
     title: str
     width: int  # of the pictures, px
     height: int
     groups: Sequence[Section]
     facts: dict[str, str] = field(default_factory=dict)  # how the pictures were made
-    footer: str = ""
+    footer: str = ""  # added to the explanation of the charts
 
     @property
     def multipliers(self) -> list[float]:
@@ -123,14 +125,14 @@ def multiplier_label(multiplier: float) -> str:
 
 
 def data_uri(picture: Image.Image) -> str:
-    """The picture as WebP, without loss where it is small."""
+    """The picture as a WebP data URI, lossless if it is small."""
     buffer = io.BytesIO()
     picture.save(buffer, "WEBP", lossless=picture.width * picture.height <= LOSSLESS_UP_TO, quality=WEBP_QUALITY)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def render(page: Page) -> str:
-    """The whole page. What users wrote, such as prompts, is escaped."""
+    """The page as HTML. User text such as prompts is escaped."""
     environment = Environment(loader=FileSystemLoader(WEB, encoding="utf-8"), autoescape=True, trim_blocks=True)
     style, script = (Markup((WEB / name).read_text(encoding="utf-8")) for name in ("page.css", "page.js"))
     return environment.get_template("page.html").render(page=page, css=style, js=script, label=multiplier_label)

@@ -1,4 +1,4 @@
-"""Everything about a sampling run that can be checked before weights are loaded."""
+"""Checks everything about a sampling run that can be checked before weights are loaded."""
 
 import hashlib
 import json
@@ -9,14 +9,14 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from sliders.compute.device import misses_gpu, torch_device, why_no_gpu
+from sliders.compute.device import is_gpu_missing, torch_device, why_no_gpu
 from sliders.formats.slider_file import check_slider
 from sliders.models import FAMILIES, Family
 from sliders.sample.learned_measures import check_lpips
 from sliders.sample.preview import preview_multipliers
-from sliders.sample.sampling import Sampling, pixels_at_once, rows_within
+from sliders.sample.sampling import Sampling, pixels_per_batch, rows_within
 from sliders.sample.settings import MAX_PICTURES, Pixels, SampleSettings
-from sliders.sample.templates import Group, Variant, check_wildcards, expand, group, plain_here
+from sliders.sample.templates import Group, Variant, check_wildcards, expand, group, web_ui_syntax
 from sliders.system.errors import InputError, either
 from sliders.system.files import check_folder
 
@@ -25,23 +25,23 @@ SIZE = TypeAdapter(tuple[Pixels, Pixels])
 
 @dataclass(frozen=True)
 class Plan:
-    """What is going to be sampled, checked before any weight is loaded."""
+    """A sampling run that has passed all checks."""
 
     groups: tuple[Group, ...]
-    sliders: dict[str, Path]  # those that the prompts name
-    hashes: dict[str, str]  # of each, for the PNGs' text
+    sliders: dict[str, Path]  # {name in a prompt: file}, only those that the prompts name
+    hashes: dict[str, str]  # {name: SHA-256 of the slider's tensors}, for the PNGs' infotext
     sampling: Sampling
     device: str
-    notes: tuple[str, ...] = ()  # what is allowed, but perhaps not meant
+    notes: tuple[str, ...]  # about input that is valid but perhaps not intended
 
 
 def make_plan(settings: SampleSettings) -> Plan:
-    """Raises InputError for whatever would stop the run later."""
+    """Checks the settings against the files and the device. Raises InputError for anything that would stop the run later."""
     device, family = torch_device(settings.device), FAMILIES[settings.family]
     family.check_source(settings.model)
     check_folder(settings.out, "--out", "choose another --out", f"000_seed{max(settings.seeds)}_x-0.123.png")
     if settings.out.exists() and any(settings.out.iterdir()) and not settings.overwrite:
-        raise InputError(f"--out: {settings.out} holds files already: choose another folder, or add --overwrite.")
+        raise InputError(f"--out: {settings.out} already contains files: choose another folder, or add --overwrite.")
     if settings.lpips:
         check_lpips()
     if settings.wildcard_dir is not None:
@@ -55,45 +55,47 @@ def make_plan(settings: SampleSettings) -> Plan:
     for name in named:
         if name not in known:
             raise InputError(
-                f"--prompt: <lora:{name}:…> names no slider that is known here: use {either(sorted(known)[:8])}, "
+                f"--prompt: <lora:{name}:…> does not name a known slider: use {either(sorted(known)[:8])}, "
                 "or add its file with --slider or its folder with --lora_dir."
             )
         if name not in metadata:
             metadata[name] = check_slider(known[name], unet, family)
     count = sum(len(g.multipliers) for g in groups) * len(settings.seeds)
     if count > MAX_PICTURES:
-        raise InputError(f"--prompt: {count} pictures are more than {MAX_PICTURES}: use fewer prompts or --seeds.")
+        raise InputError(f"--prompt: {count} pictures exceed the limit {MAX_PICTURES}: use fewer prompts or --seeds.")
     hashes = {name: metadata[name].get("sshs_model_hash") or _tensor_hash(known[name]) for name in named}
     sampling = _sampling(settings, metadata[first.stem], device, family)
-    named_files = {name: known[name] for name in named}
-    return Plan(tuple(dict.fromkeys(groups)), named_files, hashes, sampling, device, tuple(_notes(settings, groups)))
+    sliders = {name: known[name] for name in named}
+    return Plan(tuple(dict.fromkeys(groups)), sliders, hashes, sampling, device, tuple(_notes(settings, groups)))
 
 
 def _notes(settings: SampleSettings, groups: list[Group]) -> Iterator[str]:
-    if misses_gpu(settings.device):
+    if is_gpu_missing(settings.device):
         yield why_no_gpu("makes the pictures", FAMILIES[settings.family].is_full_size(settings.model.name_or_path))
-    if plain := plain_here([*(g.text for g in groups), settings.negative]):
+    if plain := web_ui_syntax([*(g.text for g in groups), settings.negative]):
         shown = ", ".join(plain[:4]) + (" …" if len(plain) > 4 else "")
         yield f"prompt weights, schedules, BREAK and AND are read as plain text here, unlike in a web UI: {shown}."
 
 
 def _known_sliders(settings: SampleSettings) -> dict[str, Path]:
-    """{name in a prompt: file}: those of --slider, then the files of --lora_dir."""
+    """{name in a prompt: file}: the files of --slider, then those in --lora_dir whose names are not taken."""
     known: dict[str, Path] = {}
     for path in settings.slider:
         if path.stem in known:
-            raise InputError(f"--slider: two files are named {path.stem}: rename one, for prompts tell them by name.")
+            raise InputError(
+                f"--slider: two files are named {path.stem}: rename one, because prompts refer to sliders by name."
+            )
         known[path.stem] = path
     if settings.lora_dir is not None:
         if not settings.lora_dir.is_dir():
-            raise InputError(f"--lora_dir: {settings.lora_dir} is no folder: check the path.")
+            raise InputError(f"--lora_dir: {settings.lora_dir} is not a folder: check the path.")
         for path in sorted(settings.lora_dir.rglob("*.safetensors")):
             known.setdefault(path.stem, path)
     return known
 
 
 def _groups(prompt: str, settings: SampleSettings, metadata: dict[str, str]) -> list[Group]:
-    """A prompt that does not name the slider shows it at several multipliers; other sliders stay where it puts them."""
+    """The groups of one template. A template that does not name the first slider shows it at several multipliers."""
     name = settings.slider[0].stem
     variants = expand(prompt, name, MAX_PICTURES, settings.wildcard_dir)
     if not any(name in dict(v.multipliers) for v in variants):
@@ -103,24 +105,24 @@ def _groups(prompt: str, settings: SampleSettings, metadata: dict[str, str]) -> 
 
 
 def _trained_multipliers(metadata: dict[str, str]) -> tuple[float, ...]:
-    """Those of the slider's folders, and one step beyond; 0, 1 and 2 where the file does not say."""
+    """The scales of the slider's folders and one step beyond; 0, 1 and 2 if the file does not contain them."""
     scales = sorted(json.loads(metadata.get("sliders.folders", "{}")).values())
     return preview_multipliers(scales) if len(scales) > 1 else (0.0, 1.0, 2.0)
 
 
 def trained_size(metadata: dict[str, str], family: Family) -> tuple[int, int]:
-    """Width and height of most of the slider's images; a square of its resolution, or the family's, where the file says less."""
+    """(width, height) in px of most of the slider's images; otherwise its resolution; otherwise the family's default size."""
     try:
         buckets = json.loads(metadata["ss_bucket_info"])["buckets"].values()
         width, height = SIZE.validate_python(max(buckets, key=lambda bucket: bucket["count"])["resolution"])
-    except (KeyError, TypeError, ValueError, AttributeError):  # another program may have written it
+    except (KeyError, TypeError, ValueError, AttributeError):  # written by another program, or absent
         square = re.fullmatch(r"(\d+)x(\d+)", metadata.get("modelspec.resolution", ""))
         return (int(square[1]), int(square[2])) if square else (family.facts.default_size, family.facts.default_size)
     return width, height
 
 
 def _sampling(settings: SampleSettings, metadata: dict[str, str], device: str, family: Family) -> Sampling:
-    """At the size that the slider was trained at, unless told otherwise."""
+    """Takes the size from the flags, otherwise from the slider."""
     width, height = trained_size(metadata, family)
     multiple = family.facts.latent_factor
     width, height = settings.width or width, settings.height or height
@@ -134,10 +136,11 @@ def _sampling(settings: SampleSettings, metadata: dict[str, str], device: str, f
         guidance=settings.guidance,
         sampler=settings.sampler,
         from_step=settings.from_step,
-        batch_size=settings.batch_size or rows_within(pixels_at_once(device), width, height),
+        batch_size=settings.batch_size or rows_within(pixels_per_batch(device), width, height),
     )
 
 
 def _tensor_hash(path: Path) -> str:
+    """SHA-256 of a .safetensors file without its header, which is how A1111 hashes LoRAs."""
     raw = path.read_bytes()
     return hashlib.sha256(raw[8 + int.from_bytes(raw[:8], "little") :]).hexdigest()

@@ -1,4 +1,4 @@
-"""Pictures of a slider at several multipliers: the same prompts and seeds in rows, multipliers in columns."""
+"""Previews of a slider: a grid of pictures with one prompt and seed per row and one multiplier per column."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +12,10 @@ from sliders.sample.sampling import Row, Sampling, rows_within, sample
 
 
 def preview_multipliers(scales: Sequence[float]) -> tuple[float, ...]:
-    """0, the ascending `scales`, and as far beyond the highest again as it lies above the one before."""
+    """0, the scales, and one multiplier beyond: the highest scale plus its distance to the second highest.
+
+    scales: ascending, at least two.
+    """
     beyond = round(2 * scales[-1] - scales[-2], 6)
     return tuple(sorted({0.0, *scales, beyond}))
 
@@ -25,9 +28,9 @@ def sample_grid(
     multipliers: Sequence[float],
     sampling: Sampling,
 ) -> Tensor:
-    """Pictures [prompts, multipliers, 3, height, width] in [0, 1], float32 on the CPU.
+    """Pictures [prompts, multipliers, 3, H, W] in [0, 1], float32 on the CPU.
 
-    `prompts` are (embeddings, seed) pairs. Without a network the base model is sampled.
+    prompts: (embeddings, seed) pairs. network: None samples the base model. Raises torch.OutOfMemoryError.
     """
     networks = [] if network is None else [network]
     rows = [Row(embeds, seed, (m,)) for embeds, seed in prompts for m in multipliers]
@@ -36,16 +39,16 @@ def sample_grid(
 
 
 def preview_sampling(width: int, height: int, steps: int, guidance: float, decode_on_cpu: bool = True) -> Sampling:
-    """In batches so small that they fit where a training step does: two rows of 1024 px, guidance included."""
+    """Sampling in batches that fit beside training: at 1024 px one picture, which with guidance is two UNet rows."""
     rows = rows_within(1024**2, width, height)
     return Sampling(width, height, steps, guidance, batch_size=rows, decode_on_cpu=decode_on_cpu)
 
 
 @contextmanager
 def sampling_from(model: Model, network: AdaptorNetwork, device: str) -> Iterator[None]:
-    """In the midst of training: VAE on `device`, all in evaluation mode; afterwards everything is as it was found.
+    """Prepares a model in training for sampling: VAE on `device`, modules in evaluation mode. Restores everything on exit.
 
-    Sampling draws from generators of its own only, so torch's random state needs no restoring.
+    Sampling uses its own random generators, so torch's random state is not affected.
     """
     modules = [*model.unet.modules(), *network.modules()]
     scheduler, multipliers = model.scheduler, network.multipliers

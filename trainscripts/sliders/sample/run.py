@@ -1,4 +1,4 @@
-"""Sliders sampled: templates × seeds × multipliers → pictures, a grid per prompt, and one page to scrub through them."""
+"""Runs the sample command: pictures for all prompts, seeds and multipliers, a grid per prompt, and one HTML page."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,11 +25,14 @@ from sliders.system.errors import InputError
 from sliders.system.files import written_whole
 
 PAGE = "index.html"
-Measure = Callable[[Tensor, Tensor, str], float]  # (picture, the same at multiplier 0, prompt) → change
+Measure = Callable[[Tensor, Tensor, str], float]  # (picture, the same picture at multiplier 0, prompt) → change
 
 
 def run(settings: SampleSettings) -> Path:
-    """Sample everything; returns the page's path. Pictures are written as they are made, the page at the end."""
+    """Samples everything and returns the path of the page. Pictures are written as they are made, the page at the end.
+
+    Raises InputError for wrong settings, and if the GPU has no memory for even one picture.
+    """
     plan = make_plan(settings)
     for note in plan.notes:
         print(f"note: {note}", flush=True)
@@ -39,8 +42,8 @@ def run(settings: SampleSettings) -> Path:
     except torch.OutOfMemoryError as error:
         size = f"{plan.sampling.width} × {plan.sampling.height} px"
         raise InputError(
-            f"--device: the GPU has no memory left for even one picture of {size} at a time: lower --width and --height, "
-            "and see that no other program uses the GPU."
+            f"--device: the GPU has too little free memory for even one picture of {size}: lower --width and --height, "
+            "or close other programs that use the GPU."
         ) from error
 
 
@@ -69,7 +72,7 @@ def _run(settings: SampleSettings, plan: Plan) -> Path:
 
 
 def _pictures(settings: SampleSettings, plan: Plan, model: Model) -> Iterator[tuple[Group, Tensor]]:
-    """Each group with its pictures [seeds, multipliers, 3, height, width]. Batches run across groups and seeds."""
+    """Yields each group with its pictures [seeds, multipliers, 3, H, W]. Batches run across groups and seeds."""
     device, sampling = plan.device, plan.sampling
     embeds = model.encode_prompts([settings.negative, *(g.text for g in plan.groups)], device)
     model.free_text_encoders()
@@ -79,8 +82,8 @@ def _pictures(settings: SampleSettings, plan: Plan, model: Model) -> Iterator[tu
     rows = []
     for group in plan.groups:
         variants = [group.at(m) for m in group.multipliers]
-        places = [tuple(v.multiplier(name) for name in plan.sliders) for v in variants]
-        rows += [Row(embeds[group.text], seed, place) for seed in settings.seeds for place in places]
+        columns = [tuple(v.multiplier(name) for name in plan.sliders) for v in variants]
+        rows += [Row(embeds[group.text], seed, multipliers) for seed in settings.seeds for multipliers in columns]
     negative = model.negative(settings.negative, embeds)
     made = iter(tqdm(sample(model, networks, rows, negative, sampling),
                      "sampling", total=len(rows), unit="img"))  # fmt: skip
@@ -90,20 +93,22 @@ def _pictures(settings: SampleSettings, plan: Plan, model: Model) -> Iterator[tu
 
 
 def _measures(settings: SampleSettings, device: str) -> dict[str, Measure]:
-    found: dict[str, Measure] = {
-        name: lambda picture, base, _, measure=measure: measure(picture, base) for name, measure in MEASURES.items()
-    }
+    """{title: measure} of all measures that the settings ask for."""
+
+    def without_prompt(measure: Callable[[Tensor, Tensor], float]) -> Measure:
+        return lambda picture, base, _: measure(picture, base)
+
+    found = {title: without_prompt(measure) for title, measure in MEASURES.items()}
     if settings.clip is not None:
         score, fixed = ClipScore(settings.clip, device), settings.clip_text
 
-        def rise(picture: Tensor, base: Tensor, prompt: str) -> float:
+        def increase(picture: Tensor, base: Tensor, prompt: str) -> float:
             text = prompt if fixed is None else fixed
             return score(to_picture(picture), text) - score(to_picture(base), text)
 
-        found["ΔCLIP"] = rise
+        found["ΔCLIP"] = increase
     if settings.lpips:
-        distance = Lpips(device)
-        found["LPIPS"] = lambda picture, base, _: distance(picture, base)
+        found["LPIPS"] = without_prompt(Lpips(device))
     return found
 
 
@@ -120,7 +125,7 @@ def _section(group: Group, seeds: tuple[int, ...], pictures: Tensor, measures: d
 
 
 def sampler_name(settings: SampleSettings, model: Model) -> str:
-    """A1111's name of it; of the model's own one too, where it has the options that the name promises."""
+    """The sampler as A1111 names it. The model's own scheduler goes by its class name if no sampler has the same options."""
     if settings.sampler is not None:
         return SAMPLERS[settings.sampler][2]
     scheduler = model.scheduler
@@ -132,7 +137,7 @@ def sampler_name(settings: SampleSettings, model: Model) -> str:
 
 
 def _model_name(settings: SampleSettings) -> str:
-    """Hub id as it is; a single file as a web UI names a checkpoint; of a folder's path the end."""
+    """A hub id unchanged; a single file by its stem, as in web UIs; a folder by its last two path components."""
     path = Path(settings.model.name_or_path)
     if not path.exists():
         return settings.model.name_or_path
@@ -142,6 +147,7 @@ def _model_name(settings: SampleSettings) -> str:
 def _parameters(
     settings: SampleSettings, plan: Plan, model: Model, group: Group, multiplier: float, seed: int
 ) -> str:  # fmt: skip
+    """The infotext of one picture."""
     sampling = plan.sampling
     fields: dict[str, str | int | float] = {
         "Steps": sampling.steps,
@@ -152,7 +158,7 @@ def _parameters(
         "Model": _model_name(settings),
     }
     if settings.model.clip_skip is not None:
-        fields["Clip skip"] = settings.model.clip_skip + 2  # A1111 counts the last layer as 1
+        fields["Clip skip"] = settings.model.clip_skip + 2  # A1111 counts the last layer as 1; SDXL's default is 2
     if sampling.from_step:
         fields["Slider from step"] = sampling.from_step
     variant = group.at(multiplier)
@@ -170,5 +176,5 @@ def _page(settings: SampleSettings, plan: Plan, model: Model, sections: list[Sec
         facts["negative prompt"] = settings.negative
     if sampling.from_step:
         facts["slider joins"] = f"after step {sampling.from_step}"
-    clip = f"ΔCLIP is the rise of the CLIP score ({settings.clip})." if settings.clip else ""
+    clip = f"ΔCLIP is the increase in CLIP score ({settings.clip})." if settings.clip else ""
     return Page(f"Slider {first}", sampling.width, sampling.height, sections, facts, clip)

@@ -1,4 +1,4 @@
-"""Pictures by diffusers' own pipeline, each row of a batch with its own prompt, seed and multipliers."""
+"""Samples pictures through diffusers' pipeline. Each row of a batch has its own prompt, seed and multipliers."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,59 +11,64 @@ from sliders.adaptors.network import AdaptorNetwork
 from sliders.config.schema import SAMPLERS
 from sliders.models.base import AfterStep, Model, PromptEmbeds
 
-MAX_ROWS, PIXELS_AT_ONCE = 16, 4 * 1024**2  # what a card of 24 GB holds, guidance included;
-SUCH_A_CARD = 22 * 2**30  # bytes, at least
+MAX_ROWS = 16
+PIXELS_PER_BATCH = 4 * 1024**2  # what a 24 GB card can sample at once, with guidance
+CARD_24_GB = 22 * 2**30  # bytes; such cards report a little less than 24 GiB
 
-OF_THE_MODEL = (
+MODEL_OPTIONS = (  # scheduler options that belong to the model, not to the sampler
     "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr",
     "prediction_type", "timestep_spacing", "steps_offset",
 )  # fmt: skip
 
 
-def pixels_at_once(device: str) -> int:
-    """As many as a GPU's memory promises; asking for too many is slow where a driver takes main memory instead."""
+def pixels_per_batch(device: str) -> int:
+    """How many pixels to sample at once on `device`, in proportion to a GPU's total memory.
+
+    A batch that does not fit is halved, but Windows drivers (not verified on Windows) use main memory instead, which is slow.
+    """
     if not device.startswith("cuda"):
-        return PIXELS_AT_ONCE
+        return PIXELS_PER_BATCH
     _, total = torch.cuda.mem_get_info(device)
-    return int(PIXELS_AT_ONCE * min(1, total / SUCH_A_CARD))
+    return int(PIXELS_PER_BATCH * min(1, total / CARD_24_GB))
 
 
 def rows_within(pixels: int, width: int, height: int) -> int:
-    """How many pictures of width × height px to make at once so that together they have at most `pixels`."""
+    """How many pictures of width × height px make up at most `pixels`: at least 1, at most MAX_ROWS."""
     return min(MAX_ROWS, max(1, pixels // (width * height)))
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How pictures are made. `from_step`: the slider joins after that many steps (Gandikota et al. 2024, section 4.4),
-    so that what the first steps lay out stays. `sampler` None: the model's own scheduler."""
+    """How pictures are made."""
 
     width: int  # px
     height: int
     steps: int
     guidance: float
-    sampler: str | None = None
-    from_step: int = 0
-    batch_size: int = MAX_ROWS  # rows at once
-    decode_on_cpu: bool = True  # where the device has no memory for the VAE; otherwise that raises
+    sampler: str | None = None  # a key of SAMPLERS; None: the model's own scheduler
+    from_step: int = 0  # steps before the slider joins; keeps the layout (Gandikota et al. 2024, section 4.4)
+    batch_size: int = MAX_ROWS  # pictures
+    decode_on_cpu: bool = True  # if the device has no memory left for the VAE; otherwise sampling raises
 
 
 @dataclass(frozen=True)
 class Row:
-    """One picture to make. Its noise depends on the seed alone."""
+    """One picture to make. Its noise depends only on the seed."""
 
     prompt: PromptEmbeds
     seed: int
-    multipliers: tuple[float, ...]  # one for each network
+    multipliers: tuple[float, ...]  # one per network
 
 
 def use_sampler(model: Model, name: str | None) -> None:
-    """Put the scheduler that `name` stands for into the model's pipeline. Only how the model noises, what it predicts and
-    how its timesteps are spread come from its own scheduler, whose other options would make the name a lie."""
+    """Replaces the model's scheduler by the sampler `name`, or keeps it for None.
+
+    Only MODEL_OPTIONS are taken over: any other inherited option could turn the sampler into a different one.
+    """
     if name is None:
         return
     cls, options, _ = SAMPLERS[name]
-    own = {key: value for key, value in model.scheduler.config.items() if key in OF_THE_MODEL}
+    own = {key: value for key, value in model.scheduler.config.items() if key in MODEL_OPTIONS}
     model.scheduler = getattr(diffusers, cls).from_config(own, **options)
 
 
@@ -71,11 +76,11 @@ def use_sampler(model: Model, name: str | None) -> None:
 def sample(
     model: Model, networks: Sequence[AdaptorNetwork], rows: Sequence[Row], negative: PromptEmbeds, sampling: Sampling
 ) -> Iterator[Tensor]:
-    """A picture [3, height, width] in [0, 1], float32 on the CPU, for each row in turn.
+    """Yields one picture per row, in order: [3, H, W] in [0, 1], float32 on the CPU.
 
-    Rows run in batches of `sampling.batch_size`, whatever prompts, seeds and multipliers they have, and of half as many
-    from then on where the device has no memory for them. The multipliers of the last batch stay set; the networks must be
-    hung on `model.unet`. Raises torch.OutOfMemoryError where not even one row fits.
+    Batches have `sampling.batch_size` rows. A batch that does not fit in memory is halved, and so are those after it. The
+    networks must be attached to `model.unet`; they keep the multipliers of the last batch. Raises torch.OutOfMemoryError
+    if a single row does not fit.
     """
     use_sampler(model, sampling.sampler)
     at_once, start = sampling.batch_size, 0
@@ -84,7 +89,7 @@ def sample(
         found = _sample_if_it_fits(model, networks, batch, negative, sampling)
         if found is None:
             at_once = len(batch) // 2
-            torch.cuda.empty_cache()  # its pieces have the sizes that the larger batch needed
+            torch.cuda.empty_cache()  # cached blocks have the sizes of the larger batch
             continue
         start += len(batch)
         for latents in found:
@@ -94,7 +99,7 @@ def sample(
 def _sample_if_it_fits(
     model: Model, networks: Sequence[AdaptorNetwork], rows: Sequence[Row], negative: PromptEmbeds, sampling: Sampling
 ) -> Tensor | None:
-    """None for several rows that do not fit; when it returns, nothing holds their tensors any more."""
+    """None if several rows do not fit. A function of its own: returning from it frees the tensors that the error refers to."""
     try:
         return _sample_latents(model, networks, rows, negative, sampling)
     except torch.OutOfMemoryError:
@@ -103,24 +108,22 @@ def _sample_if_it_fits(
     return None
 
 
-@torch.no_grad()
 def _sample_latents(
     model: Model, networks: Sequence[AdaptorNetwork], rows: Sequence[Row], negative: PromptEmbeds, sampling: Sampling
 ) -> Tensor:
     """Latents [B, c, h, w] of one batch."""
-    facts = model.facts
-    sides = (side // facts.latent_factor for side in (sampling.height, sampling.width))
-    shape = (facts.latent_channels, *sides)
-    generators = [torch.Generator().manual_seed(row.seed) for row in rows]  # of the CPU: the same noise on every device
+    factor = model.facts.latent_factor
+    shape = (model.facts.latent_channels, sampling.height // factor, sampling.width // factor)
+    generators = [torch.Generator().manual_seed(row.seed) for row in rows]  # on the CPU: the same noise on every device
     noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
-    after_step = _joining(networks, rows, sampling)
+    after_step = _apply_multipliers(networks, rows, sampling)
     prompts = [row.prompt for row in rows]
     return model.sample_latents(prompts, negative, noise, generators, sampling.steps, sampling.guidance, after_step)
 
 
-def _joining(networks: Sequence[AdaptorNetwork], rows: Sequence[Row], sampling: Sampling) -> AfterStep:
-    """Sets the networks' multipliers, now or, by the returned callback, after step `from_step`."""
-    halves = 2 if sampling.guidance > 1 else 1  # with guidance each row is there twice, first without its prompt
+def _apply_multipliers(networks: Sequence[AdaptorNetwork], rows: Sequence[Row], sampling: Sampling) -> AfterStep:
+    """Sets the networks' multipliers now, or, through the returned callback, after step `from_step`."""
+    halves = 2 if sampling.guidance > 1 else 1  # guidance doubles the batch, negative prompts first
 
     def join() -> None:
         for i, network in enumerate(networks):
@@ -139,7 +142,7 @@ def _joining(networks: Sequence[AdaptorNetwork], rows: Sequence[Row], sampling: 
 
 
 def _decode(model: Model, latents: Tensor, decode_on_cpu: bool) -> Tensor:
-    """latents [c, h, w] -> picture [3, H, W] in [0, 1] on the CPU, wherever the VAE is."""
+    """Latents [c, h, w] → picture [3, H, W] in [0, 1] on the CPU."""
     try:
         return model.decode(latents).cpu()
     except torch.OutOfMemoryError:

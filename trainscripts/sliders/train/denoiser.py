@@ -1,6 +1,5 @@
 """The frozen model with its adaptors, as a loss calls it."""
 
-import torch
 from torch import Tensor
 
 from sliders.adaptors.network import AdaptorNetwork
@@ -18,12 +17,6 @@ class AdaptedDenoiser:
     @property
     def schedule(self) -> NoiseSchedule:
         return self._model.schedule
-
-    @torch.no_grad()
-    def base(self, noisy: Tensor, batch: Batch) -> Tensor:
-        """The model's prediction without adaptors, float32 [B, c, h, w]. Multipliers are afterwards as before."""
-        with self._network.off():
-            return self._model.denoise(noisy, batch.timesteps, batch.conditioning)
 
     def adapted(self, noisy: Tensor, batch: Batch) -> Tensor:
         """The prediction with each row at its own scale, float32 [B, c, h, w].

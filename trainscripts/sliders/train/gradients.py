@@ -1,4 +1,4 @@
-"""A batch → loss and gradient: as it comes, or on CUDA as a graph captured once for each shape of batch."""
+"""Computes loss and gradient of a batch: kernel by kernel, or on CUDA by replaying a graph captured once per batch shape."""
 
 import gc
 from collections.abc import Callable
@@ -11,13 +11,15 @@ from sliders.adaptors.flat_weights import FlatWeights
 from sliders.data.batch import Batch
 from sliders.system.errors import first_line
 
-WARM_UPS = 3  # libraries choose their algorithms for the stream before anything is captured
-MAX_GRAPHS = 32  # each keeps the arguments of its thousands of kernels on the GPU, and capturing must be earned back
+WARM_UPS = 3  # steps before a capture, in which libraries choose their algorithms
+MAX_GRAPHS = 32  # each takes time to capture, and GPU memory for the arguments of thousands of kernels
 
 
 class Gradients:
-    """`gradients(batch)` leaves the gradient of the step's loss in `weights.master.grad`, clipped, and returns
-    [loss, gradient norm before clipping], float32 on the device."""
+    """`gradients(batch)` writes the clipped gradient of the loss to `weights.master.grad`.
+
+    It returns [loss, gradient norm before clipping], float32, on the device. A max_grad_norm of 0 turns clipping off.
+    """
 
     def __init__(self, forward: Callable[[Batch], Tensor], weights: FlatWeights, max_grad_norm: float):
         self.weights = weights
@@ -32,25 +34,29 @@ class Gradients:
         return torch.stack([loss.detach(), norm])
 
     def forget(self) -> None:
-        """Free the GPU's memory for something else: what is kept from step to step only to be fast."""
+        """Frees the GPU memory that is kept between steps only for speed."""
         gc.collect()
         torch.cuda.empty_cache()
 
 
 class CannotCaptureError(Exception):
-    """Says why a step cannot be a graph."""
+    """A step cannot be captured as a CUDA graph. The message is the reason."""
 
 
 class StepGraph:
-    """The same for batches of one shape as a CUDA graph: some thousand kernels started at once, where starting them one
-    by one takes longer than running them.
+    """`Gradients` for batches of one shape, as a CUDA graph.
 
-    stream: to capture on, one for all graphs, for PyTorch keeps workspaces of each. beside: another graph, whose pool of
-    memory serves both; libraries have then chosen their algorithms, and a step beside that pool might find no room.
+    A graph launches the step's thousands of kernels at once; one by one, launching them takes longer than running them.
     """
 
     def __init__(self, gradients: Gradients, batch: Batch, stream: torch.cuda.Stream, beside: "StepGraph | None"):
-        """Raises CannotCaptureError; what is wrong with the step itself comes out of warming up as it is."""
+        """Captures a step on `stream`: the same for all graphs, because PyTorch keeps workspaces for each stream.
+
+        beside: another graph, whose memory pool is shared. The step is then not warmed up again: libraries have chosen
+        their algorithms, and an uncaptured step might not fit beside that pool.
+
+        Raises CannotCaptureError, and whatever the step itself raises while warming up.
+        """
         self._static = batch.map(torch.clone)
         if beside is None:
             stream.wait_stream(torch.cuda.current_stream())
@@ -60,7 +66,7 @@ class StepGraph:
             torch.cuda.current_stream().wait_stream(stream)
         torch.cuda.synchronize()
         gc.collect()
-        torch.cuda.empty_cache()  # what the steps before used is free again for the graph
+        torch.cuda.empty_cache()  # the graph's own pool cannot use memory cached for earlier steps
         self._graph = torch.cuda.CUDAGraph()
         current = torch.cuda.current_stream()
         try:
@@ -68,17 +74,17 @@ class StepGraph:
                 self._result = gradients(self._static)
             self._check()
         except RuntimeError as error:
-            torch.cuda.set_stream(current)  # torch stays on its own where a capture cannot be ended
+            torch.cuda.set_stream(current)  # a capture that fails leaves torch on its capture stream
             if isinstance(error, torch.OutOfMemoryError):
                 raise
             raise CannotCaptureError(first_line(error)) from error
 
     def _check(self) -> None:
-        """An empty graph would train on the last batch's gradient for ever."""
-        self._result.fill_(-1)  # as neither a loss nor a norm can be
+        """Rejects an empty graph, which would train on the same gradient forever."""
+        self._result.fill_(-1)  # which neither a loss nor a norm can be
         self._graph.replay()
         if (self._result == -1).any():
-            raise CannotCaptureError("the graph came out empty")
+            raise CannotCaptureError("the captured graph is empty")
 
     def __call__(self, batch: Batch) -> Tensor:
         for static, tensor in zip(self._static.tensors(), batch.tensors(), strict=True):
@@ -88,8 +94,11 @@ class StepGraph:
 
 
 class CapturedGradients:
-    """The same through graphs, one for each shape of batch. A shape is captured when it comes the second time: with many
-    sizes of images, most of them do not come back often enough to earn it."""
+    """`Gradients` through CUDA graphs, one per batch shape, captured when the shape occurs for the second time.
+
+    With images of many sizes, most shapes do not occur often enough to make up for the time of a capture. A step that
+    cannot be captured, or finds no memory beside the graphs, runs without one.
+    """
 
     def __init__(self, gradients: Gradients):
         self._gradients = gradients
@@ -101,6 +110,7 @@ class CapturedGradients:
 
     @property
     def captured(self) -> int:
+        """Number of graphs."""
         return len(self._graphs)
 
     def __call__(self, batch: Batch) -> Tensor:
@@ -119,21 +129,21 @@ class CapturedGradients:
                 raise
             if shape in self._made_room_for or not self._graphs:
                 self._give_up("the GPU has no memory left for it")
-            self._made_room_for.add(shape)
+            self._made_room_for.add(shape)  # by freeing all graphs below
         self._gradients.weights.drop_gradients()
-        self.forget()  # only here, where the error no longer holds the tensors of the attempt
+        self.forget()  # outside the except block, because the exception keeps the attempt's tensors alive
         return self._gradients(batch)
 
-    def _any_graph(self) -> StepGraph | None:
+    def _any_graph(self) -> StepGraph | None:  # not a local variable of the caller, which would keep the graph alive
         return next(iter(self._graphs.values()), None)
 
     def _give_up(self, reason: str) -> None:
         self._given_up = True
         tqdm.write(
-            f"note: this step cannot be captured as a CUDA graph ({reason}); training goes on without, more slowly."
+            f"note: this step cannot be captured as a CUDA graph ({reason}); training goes on without graphs, more slowly."
         )
 
     def forget(self) -> None:
-        """Of all graphs; a shape that comes again is captured anew."""
+        """Frees all graphs. A shape that occurs again is captured again."""
         self._graphs.clear()
         self._gradients.forget()

@@ -1,4 +1,4 @@
-"""What a run tells while it trains: TensorBoard, wandb and the progress bar."""
+"""Logs a run while it trains: TensorBoard, wandb and the progress bar."""
 
 import threading
 import time
@@ -18,12 +18,12 @@ from sliders.data.draws import StepDraw
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step leaves behind. Reading `loss` or `grad_norm` waits for the device."""
+    """The outcome of one step. Reading `loss` or `grad_norm` waits for the device."""
 
     step: int
     draw: StepDraw
     lr: float
-    values: Tensor  # [loss, norm of the gradient before clipping], float32 on the device
+    values: Tensor  # [loss, gradient norm before clipping], float32, on the device
 
     @property
     def loss(self) -> float:
@@ -35,7 +35,7 @@ class StepResult:
 
 
 class Log:
-    """TensorBoard, and wandb if asked for. A disk that takes no log ends the log, not the run."""
+    """Writes to TensorBoard, and to wandb if enabled. If that fails, for example on a full disk, only the log ends."""
 
     def __init__(self, accelerator: Accelerator):
         self._accelerator, self._failed = accelerator, False
@@ -61,28 +61,27 @@ class Log:
 
 
 class Journal:
-    """Steps whose values are still on the device, until `write` reads them all at once."""
+    """Collects steps whose values are still on the device, until `write` reads them all at once."""
 
     def __init__(self, read: Callable[[list[StepResult]], list[tuple[float, float]]], scales: tuple[float, ...]):
         self._read, self._scales = read, scales
         self._unread: list[StepResult] = []
         self._since = time.perf_counter()
-        self._seconds: list[float] = []  # of one step, a mean for each reading
+        self._seconds: list[float] = []  # per step: the mean of each reading
         self.losses: list[float] = []
 
     def add(self, result: StepResult) -> None:
         self._unread.append(result)
 
     def write(self, log: Log, bar: tqdm) -> None:
-        """Into the trackers and the progress bar. Raises NonFiniteError."""
+        """Writes the collected steps to the log and the progress bar. Raises NonFiniteError."""
         if not self._unread:
             return
         values = self._read(self._unread)
         for result, (loss, norm) in zip(self._unread, values, strict=True):
             log.log({"loss": loss, "lr": result.lr, "grad_norm": norm}, step=result.step + 1)
             self.losses.append(loss)
-        first = result.draw.pairs[0]
-        scales = f"{self._scales[first.low]:g} {self._scales[first.high]:g}"
+        scales = " ".join(f"{self._scales[row.scale]:g}" for row in result.draw.rows[:2])
         shown = f"loss {loss:.4f} lr {result.lr:.2e} scales {scales}"
         bar.set_postfix_str(shown, refresh=False)
         now = time.perf_counter()
@@ -90,18 +89,18 @@ class Journal:
         self._since, self._unread = now, []
 
     def seconds_per_step(self) -> float:
-        """Median over the readings, so that compiling and warming up do not count; 0 without any."""
+        """The median of the readings, so that compiling and warming up do not count; 0 if there are none."""
         return sorted(self._seconds)[len(self._seconds) // 2] if self._seconds else 0.0
 
 
 @contextmanager
 def trackers(settings: Settings) -> Iterator[Log]:
-    """What logs to TensorBoard in the run's folder, and to wandb if asked for."""
-    kinds = ["tensorboard"] + (["wandb"] if settings.logging.use_wandb else [])
-    accelerator = Accelerator(log_with=kinds, project_dir=settings.run_dir, cpu=not settings.device.isdigit())
-    accelerator.init_trackers(
-        "logs", init_kwargs={"wandb": {"name": settings.stem}} if settings.logging.use_wandb else {}
+    """A log to TensorBoard in the run's folder, and to wandb if enabled."""
+    wandb = {"wandb": {"name": settings.stem}} if settings.logging.use_wandb else {}
+    accelerator = Accelerator(
+        log_with=["tensorboard", *wandb], project_dir=settings.run_dir, cpu=not settings.device.isdigit()
     )
+    accelerator.init_trackers("logs", init_kwargs=wandb)
     with _silent_writers():
         try:
             yield Log(accelerator)
@@ -112,14 +111,14 @@ def trackers(settings: Settings) -> Iterator[Log]:
 
 @contextmanager
 def _silent_writers() -> Iterator[None]:
-    """TensorBoard writes in a thread of its own. What stops it there is raised again by the next `log`, which tells it."""
+    """Silences OSErrors in TensorBoard's writer thread, because the next call of `Log.log` raises and reports them."""
     previous = threading.excepthook
 
-    def told(args: threading.ExceptHookArgs) -> None:
+    def hook(args: threading.ExceptHookArgs) -> None:
         if not issubclass(args.exc_type, OSError):
             previous(args)
 
-    threading.excepthook = told
+    threading.excepthook = hook
     try:
         yield
     finally:

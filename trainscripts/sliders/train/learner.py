@@ -1,4 +1,4 @@
-"""The weights with what makes them learn: optimizer, learning rate, and a guard against bad gradients."""
+"""Updates the weights: optimizer, learning-rate schedule, and a guard against gradients that are not finite."""
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from sliders.train.optimizers import UpdateGuard, build_lr_scheduler, build_opti
 
 
 class Learner:
-    """`learner.update(values)` after each gradient. All that the next update depends on is in `tensors()`."""
+    """Call `learner.update(values)` after each gradient. `tensors()` contains everything the next update depends on."""
 
     def __init__(self, settings: Train, weights: FlatWeights, device: str):
         self._settings, self._weights = settings, weights
@@ -23,7 +23,7 @@ class Learner:
         return self.lr_scheduler.get_last_lr()[0]
 
     def update(self, values: Tensor) -> None:
-        """values: loss and gradient norm on the device; if they are not finite, only the schedule goes on."""
+        """values [2]: loss and gradient norm, on the device. If they are not finite, only the schedule advances."""
         if self._guard.admits(values):
             self.optimizer.step()
             self._weights.refresh()
@@ -37,7 +37,7 @@ class Learner:
         }
 
     def load(self, tensors: dict) -> None:
-        """Become what `tensors()` was taken of; the schedule too, so its settings must be the same."""
+        """Restores what `tensors()` returned, including the schedule, whose settings must be the same."""
         with torch.no_grad():
             self._weights.master.copy_(tensors["master"])
         self._weights.refresh()
@@ -45,5 +45,5 @@ class Learner:
         self.lr_scheduler.load_state_dict(tensors["lr_scheduler"])
 
     def replay_schedule(self, steps: int) -> None:
-        """The learning rate as if all of `steps` had been taken with the present settings."""
+        """Sets the learning rate as if `steps` steps had been taken with the present settings."""
         self.lr_scheduler = replay_schedule(self._settings, self.optimizer, self._base_lrs, steps)

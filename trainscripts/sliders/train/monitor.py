@@ -1,4 +1,4 @@
-"""What is watched while a run trains: numbers that are not finite, and an adaptor that does not move."""
+"""Watches a run while it trains, for values that are not finite and for an adaptor that does not change."""
 
 import math
 
@@ -14,7 +14,7 @@ MOVED_WITHIN = 100  # steps
 
 
 class NonFiniteError(InputError):
-    """Training ran into infinities or NaN. `step`: how many steps the weights have learnt from, up to there."""
+    """Training produced infinities or NaN. `step`: the number of steps that were taken before them."""
 
     def __init__(self, message: str, step: int):
         super().__init__(message)
@@ -22,18 +22,20 @@ class NonFiniteError(InputError):
 
 
 class Watch:
-    """Reads what steps left on the device, in their order."""
+    """Reads the values that steps leave on the device, in the order of the steps."""
 
     def __init__(self, data: ScaleFolders, master: Tensor, tolerated: int):
-        """tolerated: steps in a row that may be not finite. master: the weights, as they are before the first step."""
+        """tolerated: how many steps in a row may have non-finite values. master: the weights, before the first step."""
         self._data, self._master, self._tolerated = data, master, tolerated
-        self._row: list[StepResult] = []  # the latest steps, as far back as none of them was finite
+        self._row: list[StepResult] = []  # the steps since the last finite one
         self._seen, self._pushed = 0, False
         self._start = _sum_of_bits(master)
 
     def read(self, results: list[StepResult]) -> list[tuple[float, float]]:
-        """(loss, gradient norm) of several steps: the only wait for the device. Raises NonFiniteError, with the adaptor
-        as it was before the first of the row that was not finite."""
+        """(loss, gradient norm) of each step. Training waits for the device only here.
+
+        Raises NonFiniteError after too many steps in a row that were not finite. None of these has changed the weights.
+        """
         values = [tuple(pair) for pair in torch.stack([r.values for r in results]).tolist()]
         for result, pair in zip(results, values, strict=True):
             if all(map(math.isfinite, pair)):
@@ -42,13 +44,13 @@ class Watch:
             self._row.append(result)
             if len(self._row) > self._tolerated:
                 raise NonFiniteError(self._sentence(), self._row[0].step)
-            tqdm.write(f"note: loss or gradient is not finite at {self._place(result)}: left out.")
+            tqdm.write(f"note: loss or gradient is not finite at {self._place(result)}: skipped.")
         self._pushed = self._pushed or any(norm > 0 for _, norm in values)
         before, self._seen = self._seen, self._seen + len(results)
         if before < MOVED_WITHIN <= self._seen and not (self._pushed and _sum_of_bits(self._master) != self._start):
             tqdm.write(
-                f"note: {self._seen} steps have not moved the adaptor at all: raise train.lr, check that the folders' images "
-                "differ, or choose another train.loss."
+                f"note: the adaptor has not changed in {self._seen} steps: raise train.lr, check that the folders' images differ, or "
+                "choose another train.loss."
             )
         return values
 
@@ -56,17 +58,16 @@ class Watch:
         many = f", the last of {len(self._row)} in a row," if len(self._row) > 1 else ""
         return (
             f"train: loss or gradient is not finite at {self._place(self._row[-1])}{many}: lower train.lr, set "
-            "train.max_grad_norm: 1.0 or train.skip_nonfinite: 3, or use precision float32, and go on with --resume from the "
-            "state before it."
+            "train.max_grad_norm: 1.0 or train.skip_nonfinite: 3, or use precision float32, and continue with --resume from the "
+            "checkpoint before it."
         )
 
     def _place(self, result: StepResult) -> str:
         data = self._data
-        pairs = "; ".join(
-            f"{data.names[p.name]} at {data.scales[p.low]:g} and {data.scales[p.high]:g}, timestep {p.timestep}"
-            for p in result.draw.pairs
+        rows = "; ".join(
+            f"{data.names[r.name]} at {data.scales[r.scale]:g}, timestep {r.timestep}" for r in result.draw.rows
         )
-        return f"step {result.step + 1} ({pairs})"
+        return f"step {result.step + 1} ({rows})"
 
 
 def _sum_of_bits(master: Tensor) -> int:

@@ -1,4 +1,4 @@
-"""Names → optimizer and learning-rate schedule, each from its own library."""
+"""Builds the optimizers and learning-rate schedules that the config names."""
 
 import ast
 import importlib
@@ -14,11 +14,11 @@ from sliders.config.schema import Train
 from sliders.system.errors import InputError
 from sliders.system.installation import how_to_install
 
-LR_FLOOR = 0.01  # a decaying schedule ends at this share of lr
+LR_FLOOR = 0.01  # decaying schedules end at this fraction of lr
 
 
 def parse_optimizer_args(text: str) -> dict[str, object]:
-    """`"weight_decay=0.1 betas=(0.9,0.99)"` → dict. Values are Python literals; nothing is ever run."""
+    """`"weight_decay=0.1 betas=(0.9,0.99)"` → dict. Values are Python literals: no code is run. Raises InputError."""
     found = {}
     for word in text.split():
         key, equals, value = word.partition("=")
@@ -26,16 +26,16 @@ def parse_optimizer_args(text: str) -> dict[str, object]:
             found[key] = ast.literal_eval(value)
         except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
             raise InputError(
-                f"train.optimizer_args: {word!r} is no key=value with a number, True, False or a tuple without spaces: "
+                f"train.optimizer_args: {word!r} is not key=value with a number, True, False or a tuple without spaces: "
                 "write for example weight_decay=0.01 betas=(0.9,0.99)."
             ) from error
         if not key.isidentifier() or not equals:
-            raise InputError(f"train.optimizer_args: {word!r} is no key=value: write for example weight_decay=0.01.")
+            raise InputError(f"train.optimizer_args: {word!r} is not key=value: write for example weight_decay=0.01.")
     return found
 
 
 def import_optimizer(name: str) -> type[Optimizer]:
-    """Class behind a `train.optimizer` name; InputError if its library is not installed."""
+    """Imports the class that `train.optimizer` names. Raises InputError if its library is not installed."""
     entry = OPTIMIZERS[name]
     try:
         return getattr(importlib.import_module(entry.module), entry.cls)
@@ -46,35 +46,38 @@ def import_optimizer(name: str) -> type[Optimizer]:
 
 
 def build_optimizer(settings: Train, parameters: Iterable[torch.nn.Parameter]) -> Optimizer:
-    """The optimizer of `train.optimizer` over float32 parameters, `train.optimizer_args` passed on."""
+    """The optimizer that `train.optimizer` names, with `train.optimizer_args`, for float32 parameters.
+
+    Raises InputError if it does not accept the arguments, or if its library is not installed.
+    """
     cls, arguments = import_optimizer(settings.optimizer), parse_optimizer_args(settings.optimizer_args)
     if OPTIMIZERS[settings.optimizer].fused and "foreach" not in arguments:
-        arguments.setdefault("fused", True)
+        arguments.setdefault("fused", True)  # PyTorch rejects it beside foreach
     try:
         return cls(list(parameters), lr=arguments.pop("lr", settings.lr), **arguments)
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
         raise InputError(
-            f"train.optimizer_args: {settings.optimizer} does not take them ({error}): correct or remove them."
+            f"train.optimizer_args: {settings.optimizer} does not accept them ({error}): correct or remove them."
         ) from error
 
 
 class UpdateGuard:
-    """Keeps gradients that are not finite from the weights: without waiting for the device, where the optimizer can.
+    """Keeps gradients that are not finite away from the weights, if possible without waiting for the device.
 
-    PyTorch's fused Adam takes a flag on the device, made for loss scaling, at which its kernel writes nothing. After more
-    than `tolerated` bad steps in a row nothing is learnt until somebody has looked.
+    PyTorch's fused Adam has a flag on the device, meant for loss scaling, that makes its kernel write nothing. After more
+    than `tolerated` bad steps in a row, no further step is admitted, and `Watch` ends the run.
     """
 
     def __init__(self, optimizer: Optimizer, device: str, tolerated: int = 0):
         self._tolerated = tolerated
         self._in_row = torch.zeros((), device=device)
-        self._over = torch.zeros((), device=device)  # 1 from the first step beyond what is tolerated
+        self._over = torch.zeros((), device=device)  # 1 from the first bad step that is not tolerated
         self._flag = None
         if optimizer.defaults.get("fused"):
             self._flag = optimizer.found_inf = torch.zeros((), device=device)
 
     def admits(self, values: torch.Tensor) -> bool:
-        """values: loss and gradient norm on the device. True: call the optimizer, which leaves out a bad step itself."""
+        """values [2]: loss and gradient norm, on the device. True: call the optimizer, which may itself skip the step."""
         bad = values.isfinite().all().logical_not()
         self._in_row.add_(1).mul_(bad)
         self._over.logical_or_(self._in_row > self._tolerated)
@@ -86,10 +89,10 @@ class UpdateGuard:
 
 
 def build_lr_scheduler(settings: Train, optimizer: Optimizer) -> schedules.LRScheduler:
-    """The schedule of `train.lr_scheduler` over `train.iterations` steps of the optimizer.
+    """The schedule that `train.lr_scheduler` names, over `train.iterations` steps.
 
-    constant; cosine and linear fall to a hundredth of lr; cosine_with_restarts starts anew after 1/10, 3/10 and 7/10
-    of the run; step takes 0.1 % off after each hundredth of it.
+    cosine and linear decay to 1 % of lr. cosine_with_restarts restarts after 1/10, 3/10 and 7/10 of the run. step
+    reduces lr by 0.1 % after every hundredth of the run.
     """
     n, floor = settings.iterations, optimizer.param_groups[0]["lr"] * LR_FLOOR
     match settings.lr_scheduler:
@@ -106,11 +109,11 @@ def build_lr_scheduler(settings: Train, optimizer: Optimizer) -> schedules.LRSch
 
 
 def replay_schedule(settings: Train, optimizer: Optimizer, base_lrs: list[float], steps: int) -> schedules.LRScheduler:
-    """A new schedule as it stands after `steps`, the optimizer's rates with it: for settings other than it began with."""
+    """A new schedule, after `steps` steps, for settings that have changed. Sets the optimizer's learning rates too."""
     for group, lr in zip(optimizer.param_groups, base_lrs, strict=True):
         group["lr"] = group["initial_lr"] = lr
     schedule = build_lr_scheduler(settings, optimizer)
-    with warnings.catch_warnings(action="ignore"):  # PyTorch misses the optimizer's steps between
+    with warnings.catch_warnings(action="ignore"):  # PyTorch expects an optimizer step before each
         for _ in range(steps):
             schedule.step()
     return schedule

@@ -1,4 +1,4 @@
-"""What a run leaves in its folder: states, sliders with their cards, pictures. And what an earlier run left there."""
+"""The files in a run's folder: checkpoints, sliders with their sidecars, pictures, and what an earlier run left there."""
 
 import os
 import re
@@ -13,7 +13,7 @@ from sliders.adaptors.network import AdaptorNetwork
 from sliders.compute.device import DTYPES
 from sliders.formats.checkpoint import changeable, checkpoint_path, prune_checkpoints, write_checkpoint
 from sliders.formats.metadata import slider_metadata
-from sliders.formats.sidecar import write_card
+from sliders.formats.sidecar import write_sidecar
 from sliders.formats.slider_file import save_slider, slider_tensors
 from sliders.models.base import Model
 from sliders.system.files import SAME_NAME, remove, remove_leftovers, written_whole
@@ -21,28 +21,28 @@ from sliders.train.plan import Plan
 
 
 class Outputs:
-    """The files of one run. Each is whole, or does not exist."""
+    """Writes the files of one run. Under its final name, each is complete or absent."""
 
     def __init__(self, plan: Plan):
         self._plan, self._settings = plan, plan.settings
-        self.identity = dict(plan.identity)  # read now: the images may be gone at a save
+        self.identity = dict(plan.identity)  # reads the images now: they may be gone when the run saves
         self.started = training_time()
         self._prediction = ""
         self._replaced: list[Path] = []
 
     def know_model(self, model: Model) -> None:
-        """The model is part of the run's identity and of the metadata. Call it before the text encoders are freed."""
+        """Adds the model to the run's identity and to the metadata. Call it before the text encoders are freed."""
         self.identity["model"] = model.fingerprint()
         self._prediction = model.schedule.prediction_type
 
     def path(self, suffix: str) -> Path:
-        """Of the slider with that suffix: `last`, or `500steps`."""
+        """Path of the slider with this suffix, such as `500steps` or `last`."""
         return self._settings.run_dir / f"{self._settings.stem}_{suffix}.safetensors"
 
     def begin(self, done: int) -> None:
-        """Remove what killed processes left half-written, and states that step `done` does not come from.
+        """Removes what killed processes left half-written, and checkpoints of steps after `done`.
 
-        What a run that this one replaces has made stays until there is something to replace it.
+        The sliders of a run that this one replaces stay until it saves its first.
         """
         settings = self._settings
         if not settings.run_dir.is_dir():
@@ -55,9 +55,9 @@ class Outputs:
             self._replaced = [path for path in settings.run_dir.iterdir() if ours.fullmatch(path.name)]
 
     def save(self, suffix: str, done: int, tensors: dict, network: AdaptorNetwork) -> dict[str, OSError]:
-        """The state and the slider of the steps done, in this order: `Trainer.resume` mends what a kill between them leaves.
+        """Saves the checkpoint, then the slider and its sidecar. If killed in between, `Trainer.resume` writes the slider.
 
-        Each is tried, whatever becomes of the others. Returns {what could not be saved: why}.
+        Tries each even if another fails. Returns {what could not be saved: the error}.
         """
         failures: dict[str, OSError] = {}
         slider = "the last slider" if suffix == "last" else "the slider"
@@ -66,19 +66,19 @@ class Outputs:
         with _noted(failures, slider):
             self.save_slider(suffix, done, network)
         if self._settings.save.sidecars and slider not in failures:
-            with _noted(failures, "the card"):
-                write_card(self.path(suffix), self._settings)
+            with _noted(failures, "the sidecar"):
+                write_sidecar(self.path(suffix), self._settings)
         return failures
 
     def save_checkpoint(self, done: int, tensors: dict) -> None:
-        """Raises OSError."""
+        """Writes the checkpoint and removes older ones beyond `save.keep`. Raises OSError."""
         header = {"step": done, "started": self.started, "run": self.identity, "also": changeable(self._settings)}
         self._settings.run_dir.mkdir(parents=True, exist_ok=True)
         write_checkpoint(checkpoint_path(self._settings, done), header, tensors)
         prune_checkpoints(self._settings, done)
 
     def save_slider(self, suffix: str, done: int, network: AdaptorNetwork) -> None:
-        """Raises OSError."""
+        """Writes the slider, then removes those of a run that this one replaces. Raises OSError."""
         path = self.path(suffix)
         metadata = slider_metadata(
             self._settings,
@@ -96,7 +96,7 @@ class Outputs:
         self._replaced = []
 
     def save_picture(self, suffix: str, picture: Image.Image) -> None:
-        """Beside the slider of that suffix, as web UIs look for it. Raises OSError."""
+        """Saves the picture beside the slider of that suffix, where web UIs look for it. Raises OSError."""
         with written_whole(self.path(suffix).with_suffix(".preview.png")) as temporary:
             picture.save(temporary, format="PNG")
 
@@ -110,11 +110,11 @@ def _noted(failures: dict[str, OSError], what: str) -> Iterator[None]:
 
 
 def reasons(failures: dict[str, OSError]) -> str:
-    """`the state and the slider could not be saved (No space left on device)`"""
-    told = dict.fromkeys(error.strerror or str(error) for error in failures.values())
-    return f"{' and '.join(failures)} could not be saved ({'; '.join(told)})"
+    """`the checkpoint and the slider could not be saved (No space left on device)`"""
+    errors = dict.fromkeys(error.strerror or str(error) for error in failures.values())
+    return f"{' and '.join(failures)} could not be saved ({'; '.join(errors)})"
 
 
 def training_time() -> float:
-    """Seconds since 1970 that a file says it was trained at; SOURCE_DATE_EPOCH, where set, makes files reproducible."""
+    """The start of training for the metadata, in seconds since 1970. SOURCE_DATE_EPOCH overrides it for reproducible files."""
     return float(os.environ.get("SOURCE_DATE_EPOCH", time.time()))

@@ -12,11 +12,13 @@ from sliders.adaptors import ALGORITHMS
 from sliders.adaptors.network import AdaptorNetwork
 from sliders.compute.attention import check_attention
 from sliders.compute.compilation import check_compilation
-from sliders.compute.device import how_to_get_gpu, misses_gpu, torch_device, why_no_gpu
+from sliders.compute.device import how_to_get_gpu, is_gpu_missing, torch_device, why_no_gpu
 from sliders.compute.quantization import check_quantization
 from sliders.config.optimizers import OPTIMIZERS
-from sliders.config.schema import Network, PromptSet, Settings
+from sliders.config.prompts import CAPTION, PromptSet
+from sliders.config.schema import Network, Settings
 from sliders.data.dataset import ScaleFolders
+from sliders.data.timesteps import allowed_timesteps
 from sliders.formats.checkpoint import Checkpoint, check_same_run, checkpoints_of, identity, newest_checkpoint
 from sliders.models import FAMILIES, Family
 from sliders.system.errors import InputError, either
@@ -40,6 +42,7 @@ class Plan:
     parameters: int  # of all adaptors together
     checkpoint: Checkpoint | None  # to resume from
     damaged: tuple[Path, ...]  # checkpoints newer than that one, which are not whole
+    timesteps: tuple[int, ...]  # that may be drawn
 
     @cached_property
     def identity(self) -> dict:
@@ -68,10 +71,12 @@ def make_plan(settings: Settings) -> Plan:
     optimizer = build_optimizer(settings.train, [torch.nn.Parameter(torch.zeros(1))])
     build_lr_scheduler(settings.train, optimizer)
     data = ScaleFolders.find(settings.data, family.facts.size_multiple)
+    _check_captions(settings, data)
+    timesteps = allowed_timesteps(settings.train)
     _check_output(settings)
     checkpoint, damaged = _checkpoint_to_resume(settings)
     layers, parameters = _weightless_adaptors(family, settings.pretrained_model.name_or_path, settings.network)
-    plan = Plan(settings, family, device, data, layers, parameters, checkpoint, tuple(damaged))
+    plan = Plan(settings, family, device, data, layers, parameters, checkpoint, tuple(damaged), timesteps)
     if checkpoint is not None:
         check_same_run(checkpoint, {**plan.identity, "model": checkpoint.header["run"]["model"]})
     return plan
@@ -88,6 +93,17 @@ def _check_names(settings: Settings) -> None:
             raise InputError(f"{key}: {name!r} is not known: use {either(table)}.")
 
 
+def _check_captions(settings: Settings, data: ScaleFolders) -> None:
+    if data.captions:
+        return
+    for prompts in settings.prompts:
+        if prompts.needs_captions:
+            raise InputError(
+                f"{prompts.place}{CAPTION} stands for the caption of each image, but {data.folder_main} holds no captions: write "
+                "NAME.txt beside each NAME.png, or remove it."
+            )
+
+
 def _check_device(settings: Settings, device: str) -> None:
     """Raises InputError for what the device cannot do, with how to get a GPU where one was asked for."""
     try:
@@ -95,7 +111,7 @@ def _check_device(settings: Settings, device: str) -> None:
         check_attention(settings.other, device, settings.train.precision)
         check_compilation(settings.other.torch_compile, device)
     except InputError as error:
-        if not misses_gpu(settings.device):
+        if not is_gpu_missing(settings.device):
             raise
         raise InputError(f"{error}\n--device: {how_to_get_gpu()}") from error
 
@@ -193,6 +209,10 @@ def _remarks(plan: Plan) -> list[str]:
         remarks.append(
             f"ignored, because they are not images: {', '.join(data.ignored[:8])}{' …' if len(data.ignored) > 8 else ''}."
         )
+    if data.captions and not any(p.uses_captions for p in settings.prompts):
+        remarks.append(
+            f"the {len(data.captions)} captions are not used: write {CAPTION} into the prompts, or leave all four empty."
+        )
     resolution = max(p.resolution for p in settings.prompts)
     small = [n for n, (w, h) in zip(data.names, data.sizes, strict=True) if w * h < 0.8 * resolution**2]
     if small:
@@ -204,7 +224,7 @@ def _remarks(plan: Plan) -> list[str]:
         remarks.append(
             f"{train.optimizer} finds its step size itself and takes lr as a factor: 1.0 is usual, {train.lr:g} is not."
         )
-    if misses_gpu(settings.device):
+    if is_gpu_missing(settings.device):
         full_size = plan.family.is_full_size(settings.pretrained_model.name_or_path)
         remarks.append(why_no_gpu("trains", full_size))
     return ["", *(f"note: {r}" for r in remarks)] if remarks else []

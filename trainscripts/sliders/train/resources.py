@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 
 from sliders.config.optimizers import OPTIMIZERS
-from sliders.config.schema import LEAST_RESOLUTION, Settings
+from sliders.config.prompts import LEAST_RESOLUTION
+from sliders.config.schema import Settings
 from sliders.formats.checkpoint import checkpoints_of
 from sliders.models import FAMILIES
 from sliders.system.errors import InputError

@@ -1,4 +1,4 @@
-"""The loop: batch → loss → step → save, and what surrounds it."""
+"""The training loop: batch -> loss -> step -> save, and its previews and checkpoints."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -17,9 +17,11 @@ from sliders.compute.compilation import compile_unet
 from sliders.compute.device import DTYPES, use_device
 from sliders.compute.fusion import can_fuse, fuse_blocks
 from sliders.compute.quantization import quantize
-from sliders.data.batch import Batch, BatchMaker
+from sliders.data.batch import Batch, BatchMaker, prompts_to_encode
 from sliders.data.draws import Draws
-from sliders.data.latents import LatentCache, views
+from sliders.data.latents import LatentCache, View, views
+from sliders.data.noise_levels import measure_noise_levels
+from sliders.data.timesteps import NUM_TRAIN_TIMESTEPS, TimestepDistribution, biased, measured
 from sliders.formats.checkpoint import changeable, check_same_run, checkpoint_path, first_difference
 from sliders.models.base import Model
 from sliders.sample.grids import labelled_grid
@@ -39,18 +41,18 @@ from sliders.train.resources import ENCODING, PLACING, during
 
 @dataclass(frozen=True)
 class Report:
-    """How a run went, since it was begun or resumed."""
+    """How a run went since it was started or resumed."""
 
     path: Path
     losses: tuple[float, ...]
-    seconds_per_step: float  # median, so that compiling and warming up do not count
+    seconds_per_step: float  # median, which leaves out compiling and warm-up
     peak_memory: int | None  # bytes on the GPU, encoding included
 
 
 class Trainer:
     """One slider in training. `Trainer(plan).run()` trains and saves it.
 
-    model: one on the CPU in place of the one that the settings name.
+    model: one on the CPU, instead of the one that the settings name.
     """
 
     def __init__(self, plan: Plan, model: Model | None = None):
@@ -60,7 +62,7 @@ class Trainer:
         self.outputs = Outputs(plan)
         use_device(self.device)
         if self.device.startswith("cuda"):
-            torch.zeros(0, device=self.device)  # CUDA starts with its first tensor, and knows no statistics before
+            torch.zeros(0, device=self.device)  # CUDA starts with its first tensor; before that it has no statistics to reset
             torch.cuda.reset_peak_memory_stats(self.device)
         self.model = model or plan.family.load(settings.pretrained_model, DTYPES[settings.train.precision])
         self.outputs.know_model(self.model)
@@ -77,20 +79,28 @@ class Trainer:
         self.gradients = Gradients(self.forward, self.weights, train.max_grad_norm)
         if self.device.startswith("cuda") and settings.other.cuda_graph != "off":
             self.gradients = CapturedGradients(self.gradients)
+        timesteps = self._timesteps()
+        self.weights_of_timesteps = None
+        if timesteps.weights is not None:
+            table = dict(zip(timesteps.timesteps, timesteps.weights, strict=True))
+            self.weights_of_timesteps = torch.tensor([table.get(t, 0.0) for t in range(NUM_TRAIN_TIMESTEPS)]).to(
+                self.device
+            )
         self.draw = Draws(
             seed=train.seed, prompts=settings.prompts, num_names=len(data.names), num_scales=len(data.scales),
-            max_denoising_steps=train.max_denoising_steps, shape_of=data.fitted_size,
+            timesteps=timesteps, shape_of=data.fitted_size, caption_dropout=train.caption_dropout,
         )  # fmt: skip
 
     def _encode(self) -> BatchMaker:
-        """Images and prompts are encoded once, then VAE and text encoders leave the device."""
+        """Encode images and prompts once; VAE and text encoders then leave the device."""
         settings, device, model = self.settings, self.device, self.model
         cache = LatentCache(model, self.data, views(settings.prompts), device)
-        prompts = [p for s in settings.prompts for p in (s.neutral, s.positive)]
-        embeds = model.encode_prompts([*prompts, *settings.preview.prompts, ""], device)
+        captions = self.data.captions
+        texts = prompts_to_encode(settings.prompts, captions)
+        embeds = model.encode_prompts([*texts, *settings.preview.prompts], device)
         model.free_text_encoders()
         model.schedule = model.schedule.to(device)
-        return BatchMaker(model, cache, settings.prompts, embeds, self.data.scales, device)
+        return BatchMaker(model, cache, settings.prompts, captions, embeds, self.data.scales, device)
 
     def _adapt(self) -> AdaptorNetwork:
         other, unet = self.settings.other, self.model.unet
@@ -100,27 +110,45 @@ class Trainer:
         if other.torch_compile == "off" and can_fuse(self.device):
             fuse_blocks(unet)
         if other.gradient_checkpointing:
-            # Nothing random runs inside; keeping the generator's state would make the GPU wait.
+            # Nothing random runs inside, and saving the generator's state would make the GPU wait.
             unet.enable_gradient_checkpointing(partial(checkpoint, use_reentrant=False, preserve_rng_state=False))
         network = AdaptorNetwork(unet, self.settings.network, seed=self.settings.train.seed)
         compile_unet(unet, other.torch_compile)
         return network
 
+    def _timesteps(self) -> TimestepDistribution:
+        """By `train.timestep_bias`, or measured on the images, each under the neutral prompt of the first prompt set."""
+        bias, allowed = self.settings.train.timestep_bias, self.plan.timesteps
+        if bias != "auto":
+            return biased(allowed, bias)
+        chosen, make_batch = self.settings.prompts[0], self.make_batch
+        captions = self.data.captions or ("",) * len(self.data.names)
+        embeds = [make_batch.prompt_embeds[chosen.texts(caption)[0]] for caption in captions]
+        self.network.set_multipliers(None)
+        view = View(chosen.resolution, chosen.dynamic_crops)
+        found = measured(allowed, measure_noise_levels(self.model, make_batch.cache, view, embeds, self.device))
+        print(f"note: timesteps measured on the images: half of the draws are above {found.median}", flush=True)
+        return found
+
     def forward(self, batch: Batch) -> Tensor:
-        """batch → loss of the step: a pair's is the sum of its rows', a step's the mean of its pairs'. float32, 0-dim."""
+        """Loss of the step, float32, 0-dim: twice the mean of the rows, so that one pair's is the sum of its two."""
         with torch.autocast(self.device.partition(":")[0], torch.bfloat16, enabled=self.settings.other.torch_amp):
             rows = self.loss(self.denoiser, batch)
-        return rows.view(-1, 2).sum(1).mean()
+        if gamma := self.settings.train.min_snr_gamma:
+            rows = rows * self.model.schedule.min_snr_weight(batch.timesteps, gamma)
+        if self.weights_of_timesteps is not None:
+            rows = rows * self.weights_of_timesteps[batch.timesteps]
+        return 2 * rows.mean()
 
     def step(self, step: int) -> StepResult:
-        """One optimizer step. A gradient that is not finite changes nothing; `read` then says so."""
+        """One optimizer step. A gradient that is not finite changes nothing; `read` then reports it."""
         draw = self.draw(step)
         result = StepResult(step, draw, self.learner.lr, self.gradients(self.make_batch(draw)))
         self.learner.update(result.values)
         return result
 
     def read(self, results: list[StepResult]) -> list[tuple[float, float]]:
-        """(loss, gradient norm) of several steps. Raises NonFiniteError, with the weights as they were before it."""
+        """(loss, gradient norm) of several steps. Raises NonFiniteError; the weights are then those before the bad steps."""
         return self.watch.read(results)
 
     def run(self, interrupts: Interrupts | None = None) -> Report:
@@ -136,7 +164,7 @@ class Trainer:
                 self._train(journal, interrupts)
             except NonFiniteError as error:
                 self.done = error.step
-                self.learner.replay_schedule(error.step)  # the weights are as they were there, the schedule went on
+                self.learner.replay_schedule(error.step)  # the weights are those of that step, but the schedule went on
                 self._save_stopped()
                 raise
             peak = torch.cuda.max_memory_allocated(self.device) if self.device.startswith("cuda") else None
@@ -147,7 +175,7 @@ class Trainer:
         return Report(self.outputs.path("last"), tuple(journal.losses), journal.seconds_per_step(), peak)
 
     def _train(self, journal: Journal, interrupts: Interrupts) -> None:
-        """Step by step, up to the last or to a signal; all saves but the last step's."""
+        """Train until the last step or a signal, with every save except the last step's."""
         total, save, log_every = self.settings.train.iterations, self.settings.save, self.settings.logging.log_every
         with (
             trackers(self.settings) as log,
@@ -166,7 +194,7 @@ class Trainer:
                     picture = self._picture(f"{self.done}steps", interrupts)
                     if picture is not None:
                         log.log_picture(picture, self.done)
-            # A signal may have come anywhere in the loop, and most of the time while the loss is waited for
+            # A signal may arrive anywhere in the loop, most often while it waits for the loss
             journal.write(log, bar)
             if self.done < total:
                 self._save_stopped()
@@ -180,21 +208,21 @@ class Trainer:
             self._warn(f"{reasons(failures)}: training goes on and the next save tries again; make room for it.")
 
     def _save_stopped(self) -> None:
-        """What a run that ends before its last step has not saved yet."""
+        """Save what a run that ends early has not saved yet."""
         if self.done == 0 or checkpoint_path(self.settings, self.done).exists():
             return
         failures = self._save(f"{self.done}steps")
         if failures:
-            self._warn(f"{reasons(failures)}: --resume will go on from the state before it, if there is one.")
+            self._warn(f"{reasons(failures)}: --resume will continue from the checkpoint before it, if there is one.")
 
     def _save_last(self) -> None:
         failures = self._save("last")
         if not failures:
             return
         path = self.outputs.path("last")
-        kept = f"{path.name} is whole" if path.exists() and "the last slider" not in failures else "it is lost so far"
+        kept = f"{path.name} is complete" if path.exists() and "the last slider" not in failures else "it is not saved yet"
         raise InputError(
-            f"{self.settings.run_dir}: {reasons(failures)}; {kept}: make room, then go on with --resume from the newest state."
+            f"{self.settings.run_dir}: {reasons(failures)}; {kept}: make room, then continue with --resume from the newest checkpoint."
         ) from next(iter(failures.values()))
 
     def _warn(self, sentence: str) -> None:
@@ -219,14 +247,14 @@ class Trainer:
             self._save_midway()
 
     def _previews_at(self, done: int) -> bool:
-        """Every `preview.every` steps, and beside each slider; the last one's picture is made when all is done."""
+        """Every `preview.every` steps, and beside each slider; the last picture is drawn after training."""
         settings, every = self.settings, self.settings.preview.every
         if not settings.preview.prompts or done == settings.train.iterations:
             return False
         return (every > 0 and done % every == 0) or (settings.save.sidecars and done % settings.save.per_steps == 0)
 
     def _picture(self, suffix: str, interrupts: Interrupts) -> Image.Image | None:
-        """The preview, unless anything keeps it from being made: for want of a picture no training ends."""
+        """Draw and save the preview. A failure is a warning: it never ends the training."""
         try:
             with interrupts.at_once():
                 picture = self._drawn()
@@ -236,7 +264,7 @@ class Trainer:
             self._warn(f"the picture could not be saved ({error.strerror or error}).")
         except torch.OutOfMemoryError:
             self._warn(
-                "the GPU has no room for a picture beside the training; sample_slider-xl.py makes them afterwards."
+                "the GPU has no memory left for a picture during training; sample_slider-xl.py draws them afterwards."
             )
         return None
 
@@ -244,12 +272,12 @@ class Trainer:
         try:
             return self.preview(decode_on_cpu=False)
         except torch.OutOfMemoryError:
-            pass  # by now nothing holds what was made so far
+            pass  # retry below, when the error no longer holds the tensors of this attempt
         self.gradients.forget()
         return self.preview()
 
     def preview(self, decode_on_cpu: bool = True) -> Image.Image:
-        """The picture of `preview.prompts` × multipliers, at the size and guidance of the first prompt set."""
+        """`preview.prompts` in rows, multipliers in columns, at the size and guidance of the first prompt set."""
         settings, first = self.settings.preview, self.settings.prompts[0]
         width, height = self.data.fitted_size(0, first.resolution)
         multipliers = settings.multipliers or preview_multipliers(self.data.scales)

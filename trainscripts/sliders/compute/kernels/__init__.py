@@ -1,5 +1,7 @@
-"""Triton kernels for what no library fuses, forwards and backwards. Affine parameters are frozen: they get no gradient.
-All arithmetic is float32, whatever the tensors' dtype."""
+"""Triton kernels, forward and backward, for operations that no library fuses.
+
+They compute in float32, whatever the tensors' dtype. Affine parameters are frozen and get no gradient.
+"""
 
 from sliders.compute.kernels.geglu import GEGLU
 from sliders.compute.kernels.group_norm import GroupNormSiLU

@@ -1,4 +1,4 @@
-"""The gated linear unit of SDXL's feed-forward layers."""
+"""GEGLU, the gated linear unit in the feed-forward layers of diffusers' transformer blocks."""
 
 import torch
 import triton
@@ -9,7 +9,7 @@ BLOCK = 1024
 
 
 class GEGLU(torch.autograd.Function):
-    """a · gelu(b) for the two halves a, b of the last dimension.  [… , 2n] → [… , n]. Shazeer 2020, arXiv:2002.05202."""
+    """x [… , 2n] → a · gelu(b) [… , n] for the halves a, b of the last dimension. Shazeer 2020, arXiv:2002.05202."""
 
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
-"""GroupNorm with SiLU on channels-last images.
+"""GroupNorm fused with SiLU on channels-last images.
 
-PyTorch's GroupNorm on CUDA turns channels-last images around and back, and SiLU reads and writes them once more; here
-the image is read twice and written once forwards, and read four times and written once backwards.
+On CUDA, PyTorch's GroupNorm converts channels-last images to contiguous ones and back, and SiLU is another pass over
+memory. Here the forward pass reads the image twice and writes it once; the backward pass reads images four times and
+writes one.
 """
 
 import torch
@@ -9,12 +10,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-ROWS, CHANNELS = 64, 64  # tile of an image in one program: pixels × channels
-GATHERED = 4096  # numbers of its chunks that a group's program holds at once: twice as many do not fit in registers
+ROWS, CHANNELS = 64, 64  # the tile of one program: a chunk of pixels × channels
+GATHERED = 4096  # most values that a group's program reads at once: twice as many do not fit in registers
 
 
 class GroupNormSiLU(torch.autograd.Function):
-    """silu(group_norm(x)), or without SiLU.  x [B, C, h, w]; weight, bias [C], constants. Wu & He 2018, arXiv:1803.08494."""
+    """x [B, C, h, w] → group_norm(x), then SiLU if `silu`; weight, bias [C]. Wu & He 2018, arXiv:1803.08494."""
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool) -> Tensor:
@@ -51,14 +52,14 @@ class GroupNormSiLU(torch.autograd.Function):
 
 
 def _gathered(x: Tensor, groups: int) -> tuple[int, int]:
-    """Chunks × channels of one group that its program reads at once."""
+    """Chunks and channels (padded to a power of two) that a group's program reads at once."""
     group = triton.next_power_of_2(x.shape[1] // groups)
     return min(64, GATHERED // group), group
 
 
 @triton.jit
 def _tile(pixels, channels, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
-    """Offsets and mask [ROWS, CHANNELS] of this program's tile, and its channels."""
+    """Returns offsets and mask [ROWS, CHANNELS] of this program's tile, and its channels [CHANNELS]."""
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     columns = tl.program_id(2) * CHANNELS + tl.arange(0, CHANNELS)
     image = tl.program_id(1).to(tl.int64) * pixels
@@ -68,7 +69,7 @@ def _tile(pixels, channels, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
 
 @triton.jit
 def _channel_stats(x, part_mean, part_m2, pixels, channels, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
-    """Mean and sum of squared deviations of each channel over one chunk of pixels: no cancellation, unlike Σx²."""
+    """Mean and sum of squared deviations of each channel in one chunk of pixels. Unlike Σx², they do not cancel."""
     offsets, mask, columns = _tile(pixels, channels, ROWS, CHANNELS)
     value = tl.load(x + offsets, mask, other=0.0).to(tl.float32)
     count = tl.minimum(ROWS, pixels - tl.program_id(0) * ROWS)
@@ -84,7 +85,7 @@ def _group_stats(
     part_mean, part_m2, mean, rstd, pixels, channels, chunks, eps,
     ROWS: tl.constexpr, CHUNKS: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """Chunks' statistics → mean and 1/standard deviation of a group (Chan et al. 1979)."""
+    """Combines the chunks' statistics into a group's mean and 1 / standard deviation (Chan et al. 1979)."""
     per_group = channels // tl.num_programs(1)
     columns = tl.arange(0, GROUP)
     first = tl.program_id(0) * chunks * channels + tl.program_id(1) * per_group
@@ -113,7 +114,7 @@ def _group_stats(
 
 @triton.jit
 def _affine(x, mean, rstd, weight, bias, offsets, mask, columns, channels, groups):
-    """Normalised x, the affine image of it, and per channel: weight and 1/standard deviation."""
+    """Returns normalised x, normalised x · weight + bias, and per channel: weight and 1 / standard deviation."""
     inside = columns < channels
     group = tl.program_id(1) * groups + columns // (channels // groups)
     scale = tl.load(rstd + group, inside, other=0.0)
@@ -139,7 +140,7 @@ def _normalise(
 
 @triton.jit
 def _grad_normal(grad, value, gain, offsets, mask, SILU: tl.constexpr):
-    """Gradient of the normalised x."""
+    """Gradient with respect to normalised x."""
     upstream = tl.load(grad + offsets, mask, other=0.0).to(tl.float32)
     if SILU:
         gate = tl.sigmoid(value)

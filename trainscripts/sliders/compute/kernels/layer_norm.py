@@ -1,4 +1,4 @@
-"""A residual addition with the layer norm that follows it."""
+"""A residual addition fused with the layer norm that follows it."""
 
 import torch
 import triton
@@ -7,9 +7,9 @@ from torch import Tensor
 
 
 class AddLayerNorm(torch.autograd.Function):
-    """x + y and the layer norm of it.  x, y [… , n]; weight, bias [n], constants. Ba et al. 2016, arXiv:1607.06450.
+    """x, y [… , n] → x + y and its layer norm, each [… , n]. weight, bias [n]. Ba et al. 2016, arXiv:1607.06450.
 
-    Backwards the gradients of both results meet in the same kernel.
+    The backward kernel adds the gradients that arrive through both results.
     """
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""SDXL as a model family: constants, names, and where its models come from."""
+"""SDXL as a model family."""
 
 import torch
 from torch import nn
@@ -43,10 +43,10 @@ class SDXLFamily(Family):
 
     def metadata(self) -> dict[str, str]:
         return {
-            "ss_base_model_version": "sdxl_base_v1-0",  # without it A1111 takes any file with metadata for SD 1
+            "ss_base_model_version": "sdxl_base_v1-0",  # without it, A1111 takes a file with metadata for SD 1
             "ss_v2": "False",
-            "modelspec.architecture": "stable-diffusion-xl-v1-base/lora",  # Forge's test
-            # what kohya's scripts write for keys in this spelling
+            "modelspec.architecture": "stable-diffusion-xl-v1-base/lora",  # by which Forge recognises SDXL
+            # as kohya's scripts write for every LoRA of SDXL (library/sai_model_spec.py)
             "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
         }
 

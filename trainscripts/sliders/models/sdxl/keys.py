@@ -1,6 +1,6 @@
-"""Names of SDXL's UNet modules in slider files: `lora_unet_` + the original checkpoint's (SGM) spelling.
+"""Names of SDXL's UNet modules in slider files: `lora_unet_` and the name in the original checkpoint (SGM).
 
-It is what kohya's scripts write and the one spelling that A1111, Forge, ComfyUI and diffusers all resolve completely.
+kohya's scripts write these names, the only ones that A1111, Forge, ComfyUI and diffusers all resolve completely.
 """
 
 import re
@@ -15,7 +15,7 @@ RESNET_PARTS = {
     "time_emb_proj": "emb_layers.1",
     "conv_shortcut": "skip_connection",
 }
-PLACES = (  # diffusers' place of a module → SGM's
+PLACES = (  # (diffusers' path of a module, SGM's)
     (r"down_blocks\.(\d+)\.resnets\.(\d+)", lambda i, j: f"input_blocks.{1 + 3 * i + j}.0"),
     (r"down_blocks\.(\d+)\.attentions\.(\d+)", lambda i, j: f"input_blocks.{1 + 3 * i + j}.1"),
     (r"down_blocks\.(\d+)\.downsamplers\.0\.conv", lambda i: f"input_blocks.{3 + 3 * i}.0.op"),
@@ -23,13 +23,13 @@ PLACES = (  # diffusers' place of a module → SGM's
     (r"mid_block\.attentions\.(\d+)", lambda j: f"middle_block.{1 + 2 * j}"),
     (r"up_blocks\.(\d+)\.resnets\.(\d+)", lambda i, j: f"output_blocks.{3 * i + j}.0"),
     (r"up_blocks\.(\d+)\.attentions\.(\d+)", lambda i, j: f"output_blocks.{3 * i + j}.1"),
-    # behind a ResNet and an attention: SDXL's two upsampling blocks both have attention
+    # index 2, after ResNet and attention, which precede both of SDXL's upsamplers
     (r"up_blocks\.(\d+)\.upsamplers\.0\.conv", lambda i: f"output_blocks.{2 + 3 * i}.2.conv"),
 )
 
 
 def sgm_name(module: str) -> str:
-    """`"down_blocks.1.attentions.0.proj_in"` → `"input_blocks.4.1.proj_in"`. Raises KeyError for what has no such name."""
+    """`down_blocks.1.attentions.0.proj_in` → `input_blocks.4.1.proj_in`. Raises KeyError for modules of other paths."""
     for pattern, place in PLACES:
         match = re.match(rf"{pattern}(?:\.(.+))?$", module)
         if match:
@@ -41,16 +41,16 @@ def sgm_name(module: str) -> str:
 
 
 def file_key(module: str) -> str:
-    """Module path in diffusers' UNet → the key under which its adaptor stands in a file, without the part."""
+    """Module path in diffusers' UNet → the prefix of its adaptor's keys in a slider file, up to the first dot."""
     return PREFIX + sgm_name(module).replace(".", "_")
 
 
 @cache
 def sdxl_file_keys() -> frozenset[str]:
-    """The key of every Linear and Conv2d of SDXL-base inside ResNets, transformers and samplers.
+    """The prefixes for all Linear and Conv2d layers in SDXL-base's ResNets, transformers, down- and upsamplers.
 
-    Counted up from the original network's own build rule (3 levels, 2 ResNets each, transformer depths 0, 2, 10), not
-    from `sgm_name`, so that a mistake there is caught when a file is checked against this list.
+    They follow the original network's architecture (3 levels of 2 ResNets, transformer depths 0, 2, 10) instead of
+    `sgm_name`, so that a mistake there is found when a file is checked against them.
     """
     depths, last = (0, 2, 10), 2
     names: list[str] = []
@@ -67,7 +67,9 @@ def sdxl_file_keys() -> frozenset[str]:
     index = 0
     for level in (2, 1, 0):
         for block in range(3):
-            names += _resnet(f"output_blocks.{index}.0", widens=True)  # a skip connection is concatenated to its input
+            names += _resnet(
+                f"output_blocks.{index}.0", widens=True
+            )  # its input is concatenated with a skip connection
             names += _transformer(f"output_blocks.{index}.1", depths[level])
             if level and block == 2:
                 names.append(f"output_blocks.{index}.2.conv")

@@ -1,4 +1,4 @@
-"""A loaded SDXL: how it encodes prompts and images, denoises, and samples."""
+"""A loaded SDXL model."""
 
 from collections.abc import Sequence
 
@@ -20,10 +20,10 @@ SDXL_FACTS = Facts(
 
 
 class SDXL(Model):
-    """A diffusers pipeline (`pipe`) behind the contract of `Model`.
+    """Implements `Model` with a diffusers pipeline, `pipe`.
 
-    `name` is the model as the user wrote it; `clip_skip` counts text-encoder layers skipped before the usual one.
-    Prompts are tokens [77, 2048], both encoders' side by side, and pooled [1280].
+    name: the model as the user wrote it. clip_skip: text-encoder layers to skip, counted back from the usual one. A
+    prompt's tokens are [77, 2048], both text encoders' concatenated, and its pooled embedding [1280].
     """
 
     facts = SDXL_FACTS
@@ -74,8 +74,7 @@ class SDXL(Model):
         return found
 
     def negative(self, prompt: str, embeds: dict[str, PromptEmbeds]) -> PromptEmbeds:
-        """What guidance leads away from: `embeds[prompt]`, or zeros for an empty prompt where the model's pipeline says so,
-        as SDXL-base's does. Web UIs do the same."""
+        """`embeds[prompt]`, or, as in web UIs, zeros for an empty prompt if the pipeline says so, as SDXL-base's does."""
         found = embeds[prompt]
         if prompt or not self.pipe.config.force_zeros_for_empty_prompt:
             return found
@@ -86,7 +85,7 @@ class SDXL(Model):
         length = len(self.pipe.tokenizer(prompt, truncation=False).input_ids)
         if length > limit:
             print(
-                f"note: the prompt {prompt[:40]!r}… has {length} tokens, of which the model reads {limit}: shorten it."
+                f"note: the prompt {prompt[:40]!r}… has {length} tokens, but the model reads only the first {limit}: shorten it."
             )
 
     def free_text_encoders(self) -> None:
@@ -125,7 +124,7 @@ class SDXL(Model):
             negative_prompt_embeds=negative.tokens.expand(rows, -1, -1),
             negative_pooled_prompt_embeds=negative.pooled.expand(rows, -1),
             latents=noise.to(self.unet.device, self.unet.dtype),
-            generator=generators,  # samplers that add noise draw each row's from its own
+            generator=generators,  # for samplers that add noise
             height=noise.shape[2] * factor,
             width=noise.shape[3] * factor,
             num_inference_steps=steps,

@@ -1,7 +1,4 @@
-"""A narrow SDXL: the true topology and module names at widths that a CPU builds and runs in seconds, with random weights.
-
-Tests use it in place of the 2.6-billion-parameter model; the shapes world gives it widths of its own and trains it.
-"""
+"""A narrow SDXL with random weights: SDXL's topology and module names, small enough for a CPU."""
 
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -18,20 +15,20 @@ CONTEXT_LENGTH = 77
 
 @dataclass(frozen=True)
 class NarrowSDXL:
-    """The widths and depths in which a narrow SDXL may differ from the real one (real values in brackets)."""
+    """Widths and depths; SDXL-base's are in the comments."""
 
     block_out_channels: tuple[int, int, int] = (32, 32, 64)  # (320, 640, 1280)
-    transformer_layers_per_block: tuple[int, int, int] = (1, 1, 2)  # (1, 2, 10); the first is never used
-    attention_head_dim: tuple[int, int, int] = (1, 2, 4)  # (5, 10, 20): SDXL's name for the number of heads
+    transformer_layers_per_block: tuple[int, int, int] = (1, 1, 2)  # (1, 2, 10); the first is unused
+    attention_head_dim: tuple[int, int, int] = (1, 2, 4)  # (5, 10, 20); in spite of its name, the number of heads
     unet_norm_groups: int = 8  # 32
     addition_time_embed_dim: int = 16  # 256
-    sample_size: int = 16  # 128: latents' side; the image's is eight times that
+    sample_size: int = 16  # 128, the side of the latents; the image's is 8 times as long
     vae_block_out_channels: tuple[int, int, int, int] = (8, 16, 16, 16)  # (128, 256, 512, 512)
     vae_norm_groups: int = 4  # 32
-    text_hidden_sizes: tuple[int, int] = (32, 32)  # (768, 1280); their sum is the UNet's cross_attention_dim
+    text_hidden_sizes: tuple[int, int] = (32, 32)  # (768, 1280)
     text_layers: tuple[int, int] = (2, 2)  # (12, 32)
     text_heads: tuple[int, int] = (2, 2)  # (12, 20)
-    text_projection_dim: int = 32  # 1280: width of the pooled embedding, encoder 2
+    text_projection_dim: int = 32  # 1280, the size of the pooled embedding
 
     @property
     def cross_attention_dim(self) -> int:
@@ -41,9 +38,9 @@ class NarrowSDXL:
 def build_narrow_sdxl(
     widths: NarrowSDXL = NarrowSDXL(), words: Sequence[str] = (), seed: int = 0
 ) -> StableDiffusionXLPipeline:
-    """A pipeline on the CPU in fp32 whose weights are a function of the seed; the global generators stay as they were.
+    """Builds a pipeline on the CPU in float32. Its weights depend on `seed` alone; global generators do not change.
 
-    Each of `words` becomes one token; any other text is spelled out in bytes.
+    Each of `words` is one token, other text one per byte. Raises ValueError for a word with anything but letters.
     """
     vocab, merges = clip_vocabulary(words)
     with torch.random.fork_rng(devices=[]):
@@ -123,7 +120,7 @@ def build_text_encoders(widths: NarrowSDXL, vocab: dict[str, int]) -> tuple[CLIP
 
 
 def build_scheduler() -> DDIMScheduler:
-    """SDXL's noise schedule, which predicts the noise."""
+    """SDXL-base's scheduler config, for a model that predicts the noise."""
     return DDIMScheduler(
         num_train_timesteps=1000,
         beta_start=0.00085,
@@ -150,31 +147,34 @@ def build_tokenizer(vocab: dict[str, int], merges: list[tuple[str, str]], pad_to
 
 
 def clip_vocabulary(words: Iterable[str]) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Vocabulary and merges of a byte-level CLIP tokenizer in which each of `words` is one token.
+    """Returns vocabulary {token: id} and merges of a byte-level CLIP tokenizer in which each of `words` is one token.
 
-    In CLIP's order: the 256 bytes, the same at the end of a word, what the merges make, start and end of text.
+    Ids are in CLIP's order: 256 bytes, 256 bytes that end a word, merged tokens, start and end of text. Raises
+    ValueError for a word with anything but letters.
     """
     symbols = byte_symbols()
     merges: list[tuple[str, str]] = []
     for word in words:
         text = unicodedata.normalize("NFC", word).lower()
         if not text.isalpha():
-            raise ValueError(f"{word!r} cannot be one token: CLIP splits a text at everything but letters.")
+            raise ValueError(
+                f"{word!r} cannot be one token, because CLIP splits words at everything but letters: use letters only."
+            )
         pieces = [symbols[byte] for byte in text.encode("utf-8")]
         pieces[-1] += END_OF_WORD
         pieces = _merged(pieces, merges)
-        # A new merge ranks below all others, so it never comes first in a word that is whole already.
+        # new merges rank last, so they do not change how earlier words are merged
         while len(pieces) > 1:
             merges.append((pieces[0], pieces[1]))
             pieces = _merged(pieces, merges)
     ends = [symbol + END_OF_WORD for symbol in symbols.values()]
     tokens = [*symbols.values(), *ends, *("".join(pair) for pair in merges), START, END]
-    # Two merges can make the same token ("r"+"ed", "re"+"d"): ids must stay without gaps.
+    # two merges can make the same token ("r"+"ed", "re"+"d"), and ids must have no gaps
     return {token: index for index, token in enumerate(dict.fromkeys(tokens))}, merges
 
 
 def _merged(pieces: list[str], merges: list[tuple[str, str]]) -> list[str]:
-    """Byte-pair encoding of one word: always the pair of the lowest rank, wherever it stands, until none is left."""
+    """Byte-pair encoding of one word: merges the pair of the lowest rank, everywhere, until no pair is left."""
     while pairs := set(pairwise(pieces)) & set(merges):
         first = min(pairs, key=merges.index)
         merged: list[str] = []
@@ -188,7 +188,7 @@ def _merged(pieces: list[str], merges: list[tuple[str, str]]) -> list[str]:
 
 
 def byte_symbols() -> dict[int, str]:
-    """Byte → the printable character that stands for it in byte-level BPE; "!" comes first, so that it has id 0."""
+    """{byte: the printable character that represents it in byte-level BPE}, beginning with "!", CLIP's id 0."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printable]
     return {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}

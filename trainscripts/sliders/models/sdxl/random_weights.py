@@ -1,4 +1,4 @@
-"""SDXL-base at full size with random weights: time and memory need no real ones."""
+"""SDXL-base at full size with random weights, to measure time and memory without a download."""
 
 import torch
 from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionModel
@@ -21,7 +21,7 @@ SDXL_VAE = {
 
 
 class RandomSDXL(SDXL):
-    """SDXL-base's UNet and VAE, made on the device; prompts are random embeddings."""
+    """SDXL-base's UNet and VAE, built on `device`, without text encoders: prompts get random embeddings."""
 
     def __init__(self, device: str, dtype: torch.dtype, seed: int = 0):
         torch.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""Where a model may come from, and what can be said of it before its weights are loaded."""
+"""Checks where a model comes from before its weights are loaded."""
 
 import json
 import re
@@ -10,19 +10,16 @@ from safetensors import SafetensorError, safe_open
 
 from sliders.config.schema import PretrainedModel
 from sliders.system.errors import InputError, cannot_be_read
-from sliders.system.files import WINDOWS
 
 TINY = "tiny"
 SINGLE_FILES = (".safetensors", ".ckpt")
-WAY_TO_READ = "pread" if WINDOWS else "mmap"  # Windows counts the whole of a mapped file as memory
 HUB_ID = r"[A-Za-z0-9][\w.-]*/[\w.-]+"
 
 
 def check_source(settings: PretrainedModel) -> tuple[bool, bool] | None:
-    """What can be said about the model without loading weights.
+    """Returns (v-prediction, zero terminal SNR) as a single file's keys announce them, None for other sources.
 
-    Returns (v-prediction, zero terminal SNR) as a single file's keys announce them, None for other sources.
-    Raises InputError for paths that do not exist, unreadable files and models that are not SDXL.
+    Raises InputError if the path does not exist, cannot be read or is not an SDXL model's. Hub ids are not looked up.
     """
     name, path = settings.name_or_path, Path(settings.name_or_path)
     if name == TINY:
@@ -35,13 +32,13 @@ def check_source(settings: PretrainedModel) -> tuple[bool, bool] | None:
             raise InputError(f"pretrained_model.name_or_path: {path} does not exist: check the path.")
         if settings.config is not None and not (Path(settings.config) / "model_index.json").is_file():
             raise InputError(
-                f"pretrained_model.config: {settings.config} holds no model_index.json: name a diffusers folder."
+                f"pretrained_model.config: {settings.config} contains no model_index.json: use a diffusers folder."
             )
         return _check_single_file(path)
     if not re.fullmatch(HUB_ID, name):
         raise InputError(
-            f"pretrained_model.name_or_path: {name} is neither a folder nor a .safetensors or .ckpt file that exists, "
-            "nor a hub id like stabilityai/stable-diffusion-xl-base-1.0: check it."
+            f"pretrained_model.name_or_path: {name} is neither an existing folder, .safetensors or .ckpt file, nor a hub id like "
+            "stabilityai/stable-diffusion-xl-base-1.0: check it."
         )
     return None
 
@@ -51,11 +48,11 @@ def _check_folder(path: Path) -> None:
         name = json.loads((path / "model_index.json").read_text(encoding="utf-8"))["_class_name"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"pretrained_model.name_or_path: {path} holds no readable model_index.json: name a diffusers folder."
+            f"pretrained_model.name_or_path: {path} contains no readable model_index.json: use a diffusers folder."
         ) from error
     if not str(name).startswith("StableDiffusionXL"):
         raise InputError(
-            f"pretrained_model.name_or_path: {path} is a {name}, but only SDXL is trained here: choose an SDXL model."
+            f"pretrained_model.name_or_path: {path} is a {name}, but only SDXL is supported: choose an SDXL model."
         )
 
 
@@ -64,29 +61,29 @@ def _check_single_file(path: Path) -> tuple[bool, bool]:
     encoders = ("conditioner.embedders.0.transformer.", "conditioner.embedders.1.")
     if not all(any(key.startswith(prefix) for key in keys) for prefix in encoders):
         raise InputError(
-            f"pretrained_model.name_or_path: {path} is no SDXL checkpoint (SD 1, a LoRA, a UNet alone?): choose an SDXL one."
+            f"pretrained_model.name_or_path: {path} is not an SDXL checkpoint (SD 1, a LoRA, a UNet alone?): choose an SDXL one."
         )
     return "v_pred" in keys, "ztsnr" in keys
 
 
 def _keys_of_safetensors(path: Path) -> set[str]:
     try:
-        with safe_open(path, framework="pt", backend=WAY_TO_READ) as file:
+        with safe_open(path, framework="pt") as file:
             return set(file.keys())
     except OSError as error:
         raise InputError(f"pretrained_model.name_or_path: {path} {cannot_be_read(error)}.") from error
     except SafetensorError as error:
         raise InputError(
-            f"pretrained_model.name_or_path: {path} is no whole .safetensors file: download it again."
+            f"pretrained_model.name_or_path: {path} is not a complete .safetensors file: download it again."
         ) from error
 
 
 def _keys_of_ckpt(path: Path) -> set[str]:
-    """Through torch's weights-only unpickler, which runs no code; mapped, so that gigabytes are not read for it."""
+    """Reads the keys with torch's weights-only unpickler, which runs no code. Mapping avoids reading the weights."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
         return set(state.get("state_dict", state))
-    except Exception as error:  # unpickling foreign bytes can raise nearly anything
+    except Exception as error:  # unpickling untrusted bytes can raise nearly anything
         raise InputError(
-            f"pretrained_model.name_or_path: {path} cannot be read as weights alone (damaged, or it holds code): use a .safetensors file."
+            f"pretrained_model.name_or_path: {path} is damaged, or contains code, which is never run: use a .safetensors file."
         ) from error

@@ -1,4 +1,4 @@
-"""SDXL-base's UNet as numbers: enough to build it without weights, and so to count layers before anything is downloaded."""
+"""SDXL-base's UNet without weights, so that layers can be counted before a model is downloaded."""
 
 import json
 from pathlib import Path
@@ -29,7 +29,7 @@ SDXL_BASE_UNET = {
 
 
 def weightless_unet(name_or_path: str) -> UNet2DConditionModel:
-    """The UNet of a model on the meta device: a diffusers folder's by its config, `tiny`'s, otherwise SDXL-base's."""
+    """Builds a UNet on the meta device: a diffusers folder's from its config, `tiny`'s, or else SDXL-base's."""
     config = Path(name_or_path) / "unet" / "config.json"
     with torch.device("meta"):
         if name_or_path == TINY:

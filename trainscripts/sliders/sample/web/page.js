@@ -1,10 +1,10 @@
 "use strict";
-// Without this script the page shows all pictures one below the other; with it, one at a time.
+// Without this script the page shows all pictures, one below the other; with it, one picture per seed.
 const numbers = (text) => text.split(" ").map(Number);
 const label = (value) => String(Number(value.toFixed(4)));
 
 class Control {
-  // A range input whose steps are multipliers, with its output and tick labels.
+  // A range input over a list of multipliers, with its output and tick labels.
   constructor(input, output, moved) {
     this.input = input;
     this.output = output;
@@ -25,7 +25,7 @@ class Control {
 }
 
 class Shot {
-  // One seed's pictures, of which one is shown.
+  // One seed's pictures, shown one at a time.
   constructor(figure) {
     this.images = [...figure.querySelectorAll("img")];
     this.base = Number(figure.dataset.base);
@@ -81,7 +81,7 @@ const STEPS = { ArrowLeft: -1, ArrowRight: 1 };
 document.addEventListener("keydown", (event) => {
   if (event.altKey || event.ctrlKey || event.metaKey) return;
   if (event.key === "0") shots.forEach((shot) => shot.compare(true));
-  if (event.target !== document.body || !(event.key in STEPS)) return; // a focused control moves itself
+  if (event.target !== document.body || !(event.key in STEPS)) return; // a focused range input handles the key itself
   event.preventDefault();
   moveAll(Math.min(all.multipliers.length - 1, Math.max(0, all.index + STEPS[event.key])));
 });

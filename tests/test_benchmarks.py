@@ -1,0 +1,64 @@
+"""The benchmarks' default paths, on the tiny model and the CPU."""
+
+import json
+
+import pytest
+from conftest import load_script
+from sliders.models.schedule import EPSILON, NoiseSchedule
+from sliders.models.sdxl.model import SDXL
+from sliders.models.sdxl.narrow import build_narrow_sdxl
+
+TINY = ("--model", "tiny", "--rank", "4", "--device", "cpu")
+
+
+@pytest.fixture
+def results(monkeypatch, tmp_path):
+    """`results(benchmark, words)` runs a benchmark with these flags and returns what it writes to --json."""
+
+    def run(benchmark: str, words: str) -> dict:
+        out = tmp_path / "bench.json"
+        monkeypatch.setattr("sys.argv", [f"{benchmark}.py", *TINY, *words.split(), "--json", str(out)])
+        assert load_script(benchmark).main() == 0
+        return json.loads(out.read_text())
+
+    return run
+
+
+def test_bench_step_measures_naive_and_eager_steps(results, capsys):
+    naive, eager = results("bench_step", "--resolutions 64 --modes naive eager --pairs 1 --steps 1")["results"]
+    assert (naive["mode"], eager["mode"]) == ("naive", "eager")
+    assert naive["finite"] and eager["finite"]
+    assert eager["times"] == pytest.approx(naive["seconds"] / eager["seconds"])
+    assert eager["flops"] > 1e6
+    assert len(eager["losses"]) == 3 + 5 * 1  # warm-up, then five blocks of --steps
+    assert eager["moved"] > 0
+    assert "× naive" in capsys.readouterr().out
+
+
+def test_bench_step_compares_each_mode_with_eager(results, capsys):
+    """Graphs need a GPU, so here `graph` is a second eager run and ends with the same weights."""
+    _, graph = results("bench_step", "--resolutions 64 --modes eager graph --steps 1")["results"]
+    assert graph["apart"] < 1e-2
+    assert "graph against eager at 64 px" in capsys.readouterr().out
+
+
+def test_bench_sampling_makes_the_same_pictures_together_and_one_by_one(results):
+    found = results("bench_sampling", "--resolution 64 --steps 2 --repeats 1")
+    assert found["largest_difference"] < 1e-4
+    assert found["pictures"] == 6
+
+
+def test_an_sdxl_without_text_encoders_has_a_fingerprint():
+    """Like the random SDXL of the benchmarks; its fingerprint depends on the weights it has."""
+
+    def fingerprint(encoders: bool, seed: int) -> str:
+        pipe = build_narrow_sdxl(seed=seed)
+        if not encoders:
+            pipe.text_encoder = pipe.text_encoder_2 = None
+        schedule = NoiseSchedule.from_scheduler_config(dict(pipe.scheduler.config), EPSILON, False)
+        return SDXL(pipe, schedule, "random").fingerprint()
+
+    without = fingerprint(encoders=False, seed=0)
+    assert without == fingerprint(encoders=False, seed=0)
+    assert without != fingerprint(encoders=False, seed=1)
+    assert without != fingerprint(encoders=True, seed=0)

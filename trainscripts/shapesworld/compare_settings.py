@@ -1,0 +1,223 @@
+"""Train sliders with different settings on different attributes and seeds, measure each, and print the table of README.md.
+
+    uv run trainscripts/shapesworld/compare_settings.py --results results.jsonl --attributes size hue --biases 0 2 auto
+
+On a GPU many sliders train at a time: `--devices 0 1 --workers 8`. Results are kept as they come, one line each: the
+same command again makes only the runs that are missing.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import statistics
+import sys
+import tempfile
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from itertools import product
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+from sliders.compute.device import torch_device
+from sliders.config.settings import load_settings
+from sliders.formats.slider_file import open_slider
+from sliders.models.sdxl.family import SDXL_FAMILY
+from sliders.train.runs import run_all
+
+from shapesworld.attributes import ATTRIBUTES
+from shapesworld.evaluate import MODEL, SAMPLING, evaluate, load_model
+from shapesworld.make_dataset import write_dataset
+from shapesworld.world import IMAGE_SIZE
+
+GPU_ROWS = 80  # pictures sampled at once
+OTHER_SAMPLINGS = {
+    "guidance 1": {"guidance": 1.0},
+    "guidance 7": {"guidance": 7.0},
+    "Euler a": {"sampler": "euler_a"},
+    "DPM++ 2M": {"sampler": "dpm++_2m"},
+    "30 steps": {"steps": 30},
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One slider to train and measure."""
+
+    attribute: str
+    bias: str  # train.timestep_bias
+    seed: int
+    scenes: int
+    steps: int
+    pairs: int
+    lr: float
+    method: str
+    caption_dropout: float
+    captions: bool
+
+    @property
+    def key(self) -> list:
+        return list(vars(self).values())
+
+
+def train_and_measure(job: Job, device: str, robustness: bool) -> dict:
+    """From nothing to its curve. device: as `--device` has it."""
+    torch.set_num_threads(1)  # as many processes run as there are cores
+    with contextlib.ExitStack() as stack:
+        root = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        nowhere = stack.enter_context(Path(os.devnull).open("w", encoding="utf-8"))
+        stack.enter_context(contextlib.redirect_stdout(nowhere))
+        stack.enter_context(contextlib.redirect_stderr(nowhere))
+        (report,) = run_all(load_settings([*_write_experiment(root, job), "--device", device])[0])
+        model = load_model()
+        if device != "cpu":
+            model.pipe.to(torch_device(device))
+        network = open_slider(report.path, model.unet, SDXL_FAMILY)
+        sampling = replace(SAMPLING, batch_size=SAMPLING.batch_size if device == "cpu" else GPU_ROWS)
+        curve = evaluate(model, network, job.attribute, sampling=sampling)
+        found = {"job": job.key, **vars(job), **curve.as_json()}
+        if robustness:
+            multipliers = (0.0, *ATTRIBUTES[job.attribute].scales)
+            found["robustness"] = {
+                name: evaluate(model, network, job.attribute, multipliers, replace(sampling, **other)).calibration
+                for name, other in OTHER_SAMPLINGS.items()
+            }
+    return found
+
+
+def _write_experiment(root: Path, job: Job) -> list[str]:
+    """Data, config and prompts under `root`; returns the trainer's command line."""
+    write_dataset(job.attribute, root / "data", job.scenes)
+    if not job.captions:
+        for path in (root / "data").rglob("*.txt"):
+            path.unlink()
+    config = {
+        "prompts_file": str(root / "prompts.yaml"),
+        "pretrained_model": {"name_or_path": str(MODEL)},
+        "network": {"type": "c3lier", "training_method": job.method, "rank": 16, "alpha": 16.0},
+        "train": {
+            "precision": "float32",
+            "iterations": job.steps,
+            "lr": job.lr,
+            "lr_scheduler": "linear",
+            "optimizer_args": "betas=(0.9,0.99)",
+            "max_denoising_steps": 1000,
+            "timestep_bias": job.bias if job.bias == "auto" else float(job.bias),
+            "caption_dropout": job.caption_dropout,
+            "max_grad_norm": 0.2,
+            "seed": job.seed,
+        },
+        "save": {"path": str(root / "models"), "per_steps": 10**6},
+    }
+    prompts = [{"target": "", "resolution": IMAGE_SIZE, "batch_size": job.pairs}]
+    (root / "config.yaml").write_text(json.dumps(config))  # JSON is YAML
+    (root / "prompts.yaml").write_text(json.dumps(prompts))
+    table = ATTRIBUTES[job.attribute]
+    folders, scales = ", ".join(table.folders), ", ".join(map(str, table.scales))
+    paths = ["--config_file", str(root / "config.yaml"), "--folder_main", str(root / "data")]
+    return [*paths, "--folders", folders, "--scales", scales]
+
+
+def format_table(results: list[dict]) -> str:
+    """Markdown, a line for each attribute and bias: means over the seeds, and for calibration each seed's."""
+    lines = [
+        "| attribute | bias | calibration (each seed) | at the trained scales (spread) | mess there | shape there | "
+        "below and beyond: measured | mess | shape |",
+        "|---|---|---:|---|---|---|---|---|---|",
+    ]
+    for attribute, bias in dict.fromkeys((r["attribute"], r["bias"]) for r in results):
+        runs = [r for r in results if (r["attribute"], r["bias"]) == (attribute, bias)]
+        lines.append(_row(attribute, bias, sorted(runs, key=lambda r: r["seed"])))
+    return "\n".join(lines)
+
+
+def _row(attribute: str, bias: str, runs: list[dict]) -> str:
+    scales = ATTRIBUTES[attribute].scales
+    outside = [m for m in runs[0]["multipliers"] if not scales[0] <= m <= scales[-1] and m != 0]
+
+    def means(column: str, multipliers) -> list[float]:
+        return [statistics.mean(r[column][r["multipliers"].index(m)] for r in runs) for m in multipliers]
+
+    def shown(values: list[float], form: str) -> str:
+        return " / ".join(format(value, form) for value in values)
+
+    calibrations = [r["calibration"] for r in runs]
+    spreads = zip(means("mean", scales), means("spread", scales), strict=True)
+    cells = [
+        f"**{statistics.mean(calibrations):.2g}** ({', '.join(f'{c:.2g}' for c in calibrations)})",
+        " / ".join(f"{mean:.3g} ({spread:.2g})" for mean, spread in spreads),
+        shown(means("mess", scales), ".3f"),
+        shown(means("shape", scales), ".2f"),
+        f"{shown(means('mean', outside), '.3g')} at {shown(outside, 'g')}",
+        shown(means("mess", outside), ".3f"),
+        shown(means("shape", outside), ".2f"),
+    ]
+    return f"| {attribute} | {bias} | {' | '.join(cells)} |"
+
+
+def format_robustness(results: list[dict]) -> str:
+    """Markdown: calibration under other samplings, means over the seeds."""
+    runs = [r for r in results if "robustness" in r]
+    if not runs:
+        return ""
+    lines = [f"| attribute | bias | as above | {' | '.join(OTHER_SAMPLINGS)} |", f"|---|---|{'---:|' * 6}"]
+    for attribute, bias in dict.fromkeys((r["attribute"], r["bias"]) for r in runs):
+        those = [r for r in runs if (r["attribute"], r["bias"]) == (attribute, bias)]
+        values = [statistics.mean(r["calibration"] for r in those)]
+        values += [statistics.mean(r["robustness"][name] for r in those) for name in OTHER_SAMPLINGS]
+        lines.append(f"| {attribute} | {bias} | {' | '.join(f'{value:.2g}' for value in values)} |")
+    return "\n".join(lines)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--results", type=Path, required=True, metavar="JSONL", help="where results are kept")
+    add("--attributes", nargs="+", choices=ATTRIBUTES, default=tuple(ATTRIBUTES))
+    add("--biases", nargs="+", default=("0", "2", "3", "auto"), help="of train.timestep_bias")
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    add("--scenes", type=int, default=6)
+    add("--steps", type=int, default=750)
+    add("--pairs", type=int, default=4, help="half the images in a step")
+    add("--lr", type=float, default=2e-3)
+    add("--method", default="noxattn", help="network.training_method")
+    add("--caption_dropout", type=float, default=0.0)
+    add("--no_captions", action="store_true", help="empty prompts")
+    add("--robustness", action="store_true", help="measure other guidances, samplers and steps too")
+    add("--devices", nargs="+", default=["cpu"], help="cpu, or CUDA indices; workers take them in turn")
+    add("--workers", type=int, default=os.cpu_count(), help="sliders at a time, over all devices")
+    return parser.parse_args()
+
+
+def main() -> int:
+    args = parse_arguments()
+    common = {name: getattr(args, name) for name in ("scenes", "steps", "pairs", "lr", "method", "caption_dropout")}
+    wanted = [
+        Job(attribute, bias, seed, captions=not args.no_captions, **common)
+        for attribute, bias, seed in product(args.attributes, args.biases, args.seeds)
+    ]
+    results = [json.loads(line) for line in args.results.read_text().splitlines()] if args.results.exists() else []
+    done = [r["job"] for r in results]
+    jobs = [job for job in wanted if job.key not in done]
+    with ProcessPoolExecutor(args.workers, mp_context=get_context("spawn")) as pool:
+        waiting = {
+            pool.submit(train_and_measure, job, args.devices[i % len(args.devices)], args.robustness): job
+            for i, job in enumerate(jobs)
+        }
+        for n, finished in enumerate(as_completed(waiting), start=1):
+            results.append(finished.result())
+            with args.results.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(results[-1]) + "\n")
+            job = waiting[finished]
+            print(
+                f"{n}/{len(jobs)} {job.attribute} {job.bias} {job.seed}: {results[-1]['calibration']:.3g}", flush=True
+            )
+    keys = [job.key for job in wanted]
+    chosen = sorted((r for r in results if r["job"] in keys), key=lambda r: keys.index(r["job"]))
+    print(format_table(chosen), format_robustness(chosen), sep="\n\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,75 @@
+"""Two sliders at once: does each keep its calibration while the other moves?
+
+    uv run trainscripts/shapesworld/two_sliders.py SIZE.safetensors size POSITION.safetensors position
+
+Prints, for every pair of trained multipliers, the mean of each attribute over the evaluation captions, and the mess.
+"""
+
+import argparse
+import json
+import sys
+from itertools import product
+from pathlib import Path
+
+import torch
+from sliders.compute.device import torch_device
+from sliders.formats.slider_file import open_slider
+from sliders.models.sdxl.family import SDXL_FAMILY
+from sliders.sample.sampling import Row, sample
+
+from shapesworld.attributes import ATTRIBUTES, EVALUATION_SEEDS, evaluation_scenes, measured
+from shapesworld.evaluate import SAMPLING, load_model
+from shapesworld.world import captions
+
+
+def measure_grid(files: list[Path], names: list[str], device: str) -> list[dict]:
+    """One entry per pair of multipliers: {"at": both, name: mean of that attribute, ..., "mess"}."""
+    model = load_model()
+    model.pipe.to(device)
+    networks = [open_slider(path, model.unet, SDXL_FAMILY) for path in files]
+    scenes = evaluation_scenes(names[0])
+    texts = captions(scenes)
+    embeds = model.encode_prompts([*texts, ""], device)
+    found = []
+    for pair in product(*((0.0, *ATTRIBUTES[name].scales) for name in names)):
+        rows = [Row(embeds[text], seed, pair) for text, seed in zip(texts, EVALUATION_SEEDS, strict=True)]
+        pictures = torch.stack(list(sample(model, networks, rows, embeds[""], SAMPLING)))
+        entry: dict = {"at": pair, "mess": measured(names[0], pictures, scenes).mess.mean().item()}
+        for name in names:
+            values = getattr(measured(name, pictures, scenes), ATTRIBUTES[name].measure)
+            entry[name] = values[~values.isnan()].mean().item()
+        found.append(entry)
+    return found
+
+
+def format_grid(grid: list[dict], names: list[str]) -> str:
+    """For each of the two attributes its calibration at every multiplier of the other."""
+    lines = []
+    for i, name in enumerate(names):
+        attribute, other = ATTRIBUTES[name], names[1 - i]
+        lines.append(f"{name}: calibration ({attribute.unit}), mess at most")
+        for fixed in (0.0, *ATTRIBUTES[other].scales):
+            entries = [e for e in grid if e["at"][1 - i] == fixed and e["at"][i] in attribute.scales]
+            off = sum(abs(e[name] - attribute.at_scale(e["at"][i])) for e in entries) / len(entries)
+            lines.append(f"  {other} at {fixed:5g}: {off:6.3g}  {max(e['mess'] for e in entries):.3f}")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for which in ("first", "second"):
+        parser.add_argument(f"{which}", type=Path, metavar=f"{which.upper()}.safetensors")
+        parser.add_argument(f"{which}_attribute", choices=ATTRIBUTES)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    names = [args.first_attribute, args.second_attribute]
+    grid = measure_grid([args.first, args.second], names, torch_device(args.device))
+    print(format_grid(grid, names))
+    if args.json:
+        args.json.write_text(json.dumps(grid))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

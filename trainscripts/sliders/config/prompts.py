@@ -1,0 +1,97 @@
+"""What may stand in a prompts YAML: sets of prompts, one of which is drawn for each step."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, PrivateAttr, field_validator, model_validator
+
+from sliders.config.fields import Number, Section, Whole
+
+LEAST_RESOLUTION = 64  # px
+CAPTION = "{caption}"  # in a prompt: stands for the caption of each image
+
+
+class PromptSet(Section):
+    """One entry of the prompts file.
+
+    `positive` conditions the image of the higher scale, `neutral` that of the lower one; `{caption}` in them stands for
+    the image's caption. `target` and `unconditional` are what these two fall back to. Training runs at guidance 1, where
+    the unconditional half cancels exactly; `guidance_scale` is the guidance at which the slider is meant to be sampled.
+    """
+
+    target: str
+    positive: str
+    unconditional: str = ""
+    neutral: str
+    action: Literal["enhance"] = "enhance"
+    guidance_scale: Annotated[Number, Field(gt=0)] = 1.0
+    resolution: Annotated[Whole, Field(ge=LEAST_RESOLUTION, le=4096)] = 512
+    dynamic_resolution: bool = False
+    batch_size: Annotated[Whole, Field(ge=1, le=256)] = 1  # pairs in one optimizer step: twice as many images
+    dynamic_crops: bool = False
+    _place: str = PrivateAttr("the prompts: ")  # where the user wrote it, for messages about values checked later
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, data: Any) -> Any:
+        """A key left out or left empty: positive falls back to target, neutral to unconditional, the rest to ""."""
+        if not isinstance(data, dict):
+            raise ValueError("should be a mapping that starts with `- target: …`")
+        data = {key: value for key, value in data.items() if value is not None or key == "target"}
+        if "target" in data:
+            data["target"] = "" if data["target"] is None else data["target"]
+            data.setdefault("positive", data["target"])
+        data.setdefault("neutral", data.get("unconditional", ""))
+        return data
+
+    @field_validator("target", "positive", "unconditional", "neutral")
+    @classmethod
+    def _no_placeholder(cls, prompt: str) -> str:
+        rest = prompt.replace(CAPTION, "")
+        if "{" in rest or "}" in rest:
+            raise ValueError(
+                f"{prompt!r} still holds a {{placeholder}}: replace it, braces too, with your own words, or with {CAPTION} for the "
+                "caption of each image"
+            )
+        return prompt
+
+    @field_validator("action", mode="before")
+    @classmethod
+    def _only_enhance(cls, action: Any) -> Any:
+        if action == "erase":
+            raise ValueError("'erase' means nothing here, since the images say which way a slider goes: use enhance")
+        return action
+
+    @property
+    def _templates(self) -> tuple[str, str]:
+        """`neutral` and `positive`; where all prompts are empty, the caption alone."""
+        if not any((self.target, self.positive, self.unconditional, self.neutral)):
+            return CAPTION, CAPTION
+        return self.neutral, self.positive
+
+    @property
+    def needs_captions(self) -> bool:
+        return CAPTION in self.neutral + self.positive
+
+    @property
+    def uses_captions(self) -> bool:
+        return any(CAPTION in template for template in self._templates)
+
+    def texts(self, caption: str) -> tuple[str, str]:
+        """(neutral, positive) for an image with this caption; "" for an image without one."""
+        return tuple(template.replace(CAPTION, caption) for template in self._templates)
+
+    @property
+    def place(self) -> str:
+        """Start of a message about one of its keys: a file and a number, or a flag."""
+        return self._place
+
+    def at(self, place: str) -> "PromptSet":
+        """The same set, known to come from `place`."""
+        found = self.model_copy()
+        found._place = place
+        return found
+
+    def with_attribute(self, attribute: str) -> "PromptSet":
+        """The same set with `attribute` and a space before each of its prompts."""
+        keys = ("target", "positive", "neutral", "unconditional")
+        return self.model_copy(update={k: f"{attribute} {getattr(self, k)}" for k in keys})
