@@ -93,7 +93,8 @@ def test_captions_alone_where_all_prompts_are_empty():
     assert PromptSet(target="").texts("a disc") == ("a disc", "a disc")
     assert PromptSet(target="").texts("") == ("", "")
     assert PromptSet(target="a robe").texts("a disc") == ("", "a robe")
-    assert PromptSet(target="{caption}, frosted").texts("a robe") == ("", "a robe, frosted")
+    assert PromptSet(target="{caption}, frosted").texts("a robe") == ("a robe", "a robe, frosted")
+    assert PromptSet(target="{caption}, frosted", unconditional="bare").texts("a robe") == ("bare", "a robe, frosted")
 
 
 def test_every_row_is_read_with_its_own_images_caption(root, tmp_path):

@@ -273,7 +273,9 @@ def test_a_slider_is_saved_even_if_its_checkpoint_does_not_fit(tmp_path, train_m
     assert train_main(argv) == 2
     said = capsys.readouterr()
     assert "step 2: the checkpoint could not be saved (No space left on device): training goes on" in said.out
-    assert f"the checkpoint could not be saved (No space left on device); {RUN}_last.safetensors is complete" in said.err
+    assert (
+        f"the checkpoint could not be saved (No space left on device); {RUN}_last.safetensors is complete" in said.err
+    )
     assert sorted(p.name for p in settings_of(argv).run_dir.glob("*.safetensors")) == [
         f"{RUN}_2steps.safetensors", f"{RUN}_last.safetensors",
     ]  # fmt: skip

@@ -11,7 +11,7 @@ from sliders.system.signals import Stopped
 
 @command
 def main(argv: list[str]) -> int:
-    runs, flags = load_settings(argv)
+    runs, flags = load_settings(argv, family="sdxl")
     # imports torch, which --help and a mistyped key need not wait for
     from sliders.train.runs import run_all
 

@@ -14,8 +14,8 @@ from sliders.sample.preview import preview_multipliers, sample_grid
 from sliders.sample.sampling import Sampling
 from torch import Tensor
 
-from shapesworld.attributes import ATTRIBUTES, EVALUATION_SEEDS, Attribute, evaluation_scenes, measured
-from shapesworld.world import IMAGE_SIZE, Measures, captions
+from shapesworld.attributes import ATTRIBUTES, EVALUATION_SEEDS, Attribute, evaluation_scenes, measured, training_scenes
+from shapesworld.world import IMAGE_SIZE, Measures, captions, render
 
 MODEL = Path(__file__).parent / "model"
 SAMPLING = Sampling(IMAGE_SIZE, IMAGE_SIZE, steps=15, guidance=3.0)
@@ -118,6 +118,21 @@ def _columns(found: Measures, base: Measures, attribute: Attribute) -> dict[str,
 
 def _mean(values: Tensor) -> float:
     return values[~values.isnan()].mean().item()
+
+
+@torch.no_grad()
+def through_the_vae(model: SDXL, name: str) -> list[tuple[float, float, float, float]]:
+    """(scale, wanted, measured, shape) of the training pictures, encoded and decoded: no slider can do better."""
+    attribute = ATTRIBUTES[name]
+    found = []
+    for scale in attribute.scales:
+        scenes = training_scenes(name, scale)
+        latents = model.vae.encode(render(scenes).to(model.vae.device) * 2 - 1).latent_dist.mean
+        pictures = (model.vae.decode(latents).sample / 2 + 0.5).clamp(0, 1).cpu()
+        shown = measured(name, pictures, scenes)
+        values = getattr(shown, attribute.measure)
+        found.append((scale, attribute.at_scale(scale), _mean(values), _mean(shown.shape)))
+    return found
 
 
 def format_curve(title: str, curve: Curve) -> str:

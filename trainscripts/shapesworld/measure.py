@@ -16,7 +16,7 @@ from sliders.models.sdxl.family import SDXL_FAMILY
 from sliders.system.errors import InputError
 
 from shapesworld.attributes import ATTRIBUTES
-from shapesworld.evaluate import Curve, evaluate, format_curve, load_model
+from shapesworld.evaluate import Curve, evaluate, format_curve, load_model, through_the_vae
 from shapesworld.plot import plot_curves
 
 
@@ -48,6 +48,8 @@ def parse_arguments() -> argparse.Namespace:
 def measure_all(paths: list[Path], attribute: str) -> dict[str, Curve]:
     """{file stem: curve}, after the base model's."""
     model = load_model()
+    shown = "  ".join(f"{m:.3g} for {w:.3g} ({s:.2f})" for _, w, m, s in through_the_vae(model, attribute))
+    print(f"training pictures through the VAE, measured for wanted (shape): {shown}")
     curves = {"base model": evaluate(model, None, attribute)}
     print(format_curve("base model", curves["base model"]), flush=True)
     for path in paths:

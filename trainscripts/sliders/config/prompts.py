@@ -40,7 +40,9 @@ class PromptSet(Section):
         if "target" in data:
             data["target"] = "" if data["target"] is None else data["target"]
             data.setdefault("positive", data["target"])
-        data.setdefault("neutral", data.get("unconditional", ""))
+        # an image read without its caption would teach the slider its scene
+        captioned = isinstance(data.get("positive"), str) and CAPTION in data["positive"]
+        data.setdefault("neutral", data.get("unconditional") or (CAPTION if captioned else ""))
         return data
 
     @field_validator("target", "positive", "unconditional", "neutral")

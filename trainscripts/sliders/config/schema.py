@@ -18,6 +18,7 @@ UNSAFE_IN_NAMES = '<>:"/\\|?*'  # A1111 ends a `<lora:…>` at `:` or `>`; Windo
 TRAINING_METHODS = (
     "full", "noxattn", "innoxattn", "selfattn", "xattn", "xattn-strict", "noxattn-hspace", "noxattn-hspace-last",
 )  # fmt: skip
+DEFAULT_FAMILY = "sdxl"
 DPM_2M = {"algorithm_type": "dpmsolver++", "solver_order": 2, "use_karras_sigmas": False}
 SAMPLERS = {  # name → class in diffusers, the options that make it what the name promises, name in A1111
     "ddim": ("DDIMScheduler", {"clip_sample": False, "set_alpha_to_one": False}, "DDIM"),
@@ -65,7 +66,9 @@ class Train(Section):
     )
     max_denoising_steps: Annotated[Whole, Field(ge=2, le=1000)] = 50
     loss: str = "reference"  # (ours) a name in train.losses.LOSSES
-    timestep_bias: Annotated[Number, Field(ge=0, le=20)] | Literal["auto"] = 2.0  # (ours) see data/timesteps.py; 0: uniform
+    timestep_bias: Annotated[Number, Field(ge=0, le=20)] | Literal["auto"] = (
+        2.0  # (ours) see data/timesteps.py; 0: uniform
+    )
     min_timestep: Annotated[Whole, Field(ge=0, le=999)] = 0  # (ours) 0: the image, 999: noise
     max_timestep: Annotated[Whole, Field(ge=0, le=999)] = 999  # (ours)
     min_snr_gamma: Annotated[Number, Field(ge=0)] = 0.0  # (ours) 0: every timestep's error counts alike
@@ -195,7 +198,7 @@ class Settings(Section):
     """Everything that one run is told: the config with the flags laid over it, the prompts, and the data."""
 
     config_file: Path
-    family: str = "sdxl"  # a name in models.FAMILIES, chosen by the command
+    family: str = DEFAULT_FAMILY  # a name in models.FAMILIES, chosen by the command
     pretrained_model: PretrainedModel
     network: Network
     train: Train

@@ -30,8 +30,13 @@ MAX_PAIRS = 1000
 MAX_YAML_BYTES = 1_000_000
 
 
-def load_settings(argv: list[str]) -> tuple[list[schema.Settings], argparse.Namespace]:
-    """Returns the settings of each run (several with `--stylecheck`) and the flags. Raises InputError."""
+def load_settings(
+    argv: list[str], family: str = schema.DEFAULT_FAMILY
+) -> tuple[list[schema.Settings], argparse.Namespace]:
+    """Returns the settings of each run (several with `--stylecheck`) and the flags. Raises InputError.
+
+    family: a name in models.FAMILIES.
+    """
     flags = parse_flags(argv)
     config = _load_config(flags)
     prompts = _load_prompts(config, flags)
@@ -43,7 +48,7 @@ def load_settings(argv: list[str]) -> tuple[list[schema.Settings], argparse.Name
         rest = {k: getattr(config, k) for k in ("pretrained_model", "network", "train", "preview", "logging", "other")}
         runs.append(
             schema.Settings(
-                config_file=flags.config_file, prompts=prompts, data=data, save=save,
+                config_file=flags.config_file, family=family, prompts=prompts, data=data, save=save,
                 device=flags.device, overwrite=flags.overwrite, resume=flags.resume, **rest,
             )
         )  # fmt: skip

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from sliders.config.fields import Number, SavePrecision, Section, Whole
 from sliders.config.flags import Parser, join_list_flags, parse_device, parse_names, parse_scales
-from sliders.config.schema import SAMPLERS, PretrainedModel
+from sliders.config.schema import DEFAULT_FAMILY, SAMPLERS, PretrainedModel
 from sliders.config.settings import validated
 from sliders.system.errors import InputError
 
@@ -20,7 +20,7 @@ Pixels = Annotated[Whole, Field(ge=64, le=4096)]
 class SampleSettings(Section):
     """All settings of one run of sample_slider-xl.py."""
 
-    family: str = "sdxl"  # a key of models.FAMILIES
+    family: str = DEFAULT_FAMILY  # a key of models.FAMILIES
     model: PretrainedModel
     slider: tuple[Path, ...]
     lora_dir: Path | None

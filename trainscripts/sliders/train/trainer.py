@@ -62,7 +62,9 @@ class Trainer:
         self.outputs = Outputs(plan)
         use_device(self.device)
         if self.device.startswith("cuda"):
-            torch.zeros(0, device=self.device)  # CUDA starts with its first tensor; before that it has no statistics to reset
+            torch.zeros(
+                0, device=self.device
+            )  # CUDA starts with its first tensor; before that it has no statistics to reset
             torch.cuda.reset_peak_memory_stats(self.device)
         self.model = model or plan.family.load(settings.pretrained_model, DTYPES[settings.train.precision])
         self.outputs.know_model(self.model)
@@ -220,7 +222,9 @@ class Trainer:
         if not failures:
             return
         path = self.outputs.path("last")
-        kept = f"{path.name} is complete" if path.exists() and "the last slider" not in failures else "it is not saved yet"
+        kept = (
+            f"{path.name} is complete" if path.exists() and "the last slider" not in failures else "it is not saved yet"
+        )
         raise InputError(
             f"{self.settings.run_dir}: {reasons(failures)}; {kept}: make room, then continue with --resume from the newest checkpoint."
         ) from next(iter(failures.values()))
