@@ -1,4 +1,4 @@
-"""Images are matched by name across the scale folders, and all that is wrong with them is told at once."""
+"""Images are matched by name across the scale folders, and every problem is reported at once."""
 
 import unicodedata
 from pathlib import Path
@@ -49,7 +49,7 @@ pairs = st.lists(st.floats(-3, 3).map(lambda x: round(x, 3)), min_size=4, max_si
 
 @given(pairs, st.permutations(FOUR_FOLDERS))
 def test_the_pixels_at_a_scale_are_those_of_the_folder_given_with_it(tmp_path_factory, scales, folders):
-    """From the command line to the pixels: the brightness of the disc tells the folder."""
+    """From the command line to the pixels: the brightness of the disc shows which folder it is."""
     tmp_path = tmp_path_factory.getbasetemp()
     flags = ["--folders", ", ".join(folders), "--scales", ", ".join(map(str, scales))]
     (settings,), _ = load_settings(write_experiment(tmp_path, flags=flags))
@@ -147,9 +147,9 @@ def test_a_missing_folder_does_not_hide_what_is_wrong_in_the_others(tmp_path):
     (tmp_path / "empty").mkdir()
     lines = mistakes(tmp_path, folders=("low", "high", "empty", "nowhere", "neither"), scales=(0.0, 1.0, 2.0, 3.0, 4.0))
     assert len(lines) == 4
-    for word in ("'nowhere' is no folder", "'neither' is no folder", "'empty' holds no images", "low/a.png"):
+    for word in ("'nowhere' is not a folder", "'neither' is not a folder", "'empty' holds no images", "low/a.png"):
         assert sum(word in line for line in lines) == 1, word
-    assert all("holds empty, high, low" in line for line in lines if "is no folder" in line)
+    assert all("holds empty, high, low" in line for line in lines if "is not a folder" in line)
 
 
 def test_every_missing_partner_is_named_up_to_eight(tmp_path):

@@ -1,4 +1,4 @@
-"""What is cached and cut out for a step, and that SDXL is told the truth about it."""
+"""What is cached and cropped for a step, and that the model gets the true sizes and crops."""
 
 import numpy as np
 import pytest

@@ -148,7 +148,7 @@ def test_a_non_finite_gradient_stops_before_the_optimizer(tmp_path):
 
 
 def spoil_steps(trainer, steps):
-    """These steps get noise that is no number."""
+    """These steps get noise that is not a number."""
     batches, draws = trainer.make_batch, {id_of(trainer.draw(step)) for step in steps}
     trainer.make_batch = lambda draw: (
         dataclasses.replace(batches(draw), noise=batches(draw).noise * float("nan"))

@@ -32,7 +32,7 @@ class Attribute:
     scales: tuple[float, ...]
     at_scale: Callable[[float], float]  # the wanted value: linear in the scale, so it holds between and beyond them too
     unit: str
-    measure: str  # the field of world.Measures that tells it
+    measure: str  # the field of world.Measures to read
     colours: tuple[str, ...] = tuple(COLOURS)  # the captions for which it means something
     paint_range: tuple[tuple, tuple] | None = None  # for world.measure, as are the next two
     stretched: bool = False
@@ -130,7 +130,7 @@ def measured(name: str, images: Tensor, scenes: Scenes) -> Measures:
 
 
 def evaluation_scenes(name: str) -> Scenes:
-    """Sixteen scenes whose captions no training scene has; places and sizes are fillers, since no caption tells them.
+    """Sixteen scenes whose captions no training scene has; places and sizes are fillers, since no caption mentions them.
 
     Each step changes shape, colour and background, and pairs shapes with other colours than the training does. Where
     fewer than sixteen are left (hue: the six other captions that say "red") they come again, with another seed.

@@ -31,7 +31,7 @@ class Parser(argparse.ArgumentParser):
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="train_lora-scale-xl.py",
-        description="Train a concept slider for SDXL from folders of images, one folder per multiplier.",
+        description="Train a concept slider from folders of images, one folder per multiplier.",
         epilog="Values in the YAML apply unless a flag overrides them.",
         allow_abbrev=False,
     )

@@ -195,7 +195,7 @@ class Data(Section):
 
 
 class Settings(Section):
-    """Everything that one run is told: the config with the flags laid over it, the prompts, and the data."""
+    """Everything that defines one run: the config with the flags laid over it, the prompts, and the data."""
 
     config_file: Path
     family: str = DEFAULT_FAMILY  # a name in models.FAMILIES, chosen by the command

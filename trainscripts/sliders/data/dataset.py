@@ -14,13 +14,13 @@ from sliders.data.images import fitted_size, is_image_name, match_key, read_imag
 from sliders.system.errors import InputError
 
 SHOWN = 8  # names an error lists before it says how many more there are
-UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")  # line breaks, terminal controls, bytes that are no text
+UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")  # line breaks, terminal controls, bytes that are not text
 PROGRESS_FROM = 50  # images; fewer are checked in an instant
 
 
 @dataclass(frozen=True)
 class ScaleFolders:
-    """`files[n][s]` is image name `names[n]` as it shall look at multiplier `scales[s]`, scales ascending."""
+    """`files[n][s]` is image name `names[n]` as it is to look at multiplier `scales[s]`, scales ascending."""
 
     folder_main: Path
     folders: tuple[str, ...]
@@ -66,7 +66,7 @@ class ScaleFolders:
 
     @cached_property
     def digests(self) -> dict[str, str]:
-        """{folder/image: start of its file's sha256}, by which another data set is told from this one."""
+        """{folder/image: first 16 digits of the file's sha256}, to recognise the same data set again."""
         found = {}
         for row in self.files:
             for folder, path in zip(self.folders, row, strict=True):
@@ -109,14 +109,14 @@ def _listed(names) -> str:
 def _folder_paths(data: Data) -> tuple[dict[str, Path], list[str]]:
     """{folder: path} of those that are there, each once, and what is wrong with the others."""
     if not data.folder_main.is_dir():
-        raise InputError(f"--folder_main: {data.folder_main} is no folder: check the path.")
+        raise InputError(f"--folder_main: {data.folder_main} is not a folder: check the path.")
     paths = {folder: data.folder_main / folder for folder in data.folders}
     problems, seen = [], {}
     there = _listed(p.name for p in data.folder_main.iterdir() if p.is_dir()) or "no folder"
     for folder, path in paths.items():
         if not path.is_dir():
             problems.append(
-                f"--folders: {folder!r} is no folder in {data.folder_main}, which holds {there}: check its name."
+                f"--folders: {folder!r} is not a folder in {data.folder_main}, which holds {there}: check its name."
             )
         elif path.resolve() in seen:
             problems.append(
@@ -127,7 +127,7 @@ def _folder_paths(data: Data) -> tuple[dict[str, Path], list[str]]:
 
 
 def _images_by_name(folder: Path) -> tuple[dict[str, list[Path]], list[str]]:
-    """{match key: files}, and the names of visible files that are no images."""
+    """{match key: files}, and the names of visible files that are not images."""
     images, ignored = {}, []
     for path in sorted(folder.iterdir()):
         if any(unicodedata.category(c) in UNPRINTABLE for c in path.name):

@@ -69,8 +69,7 @@ def fitted_size(size: tuple[int, int], resolution: int, multiple: int) -> tuple[
 def resize_to_cover(image: Image.Image, size: tuple[int, int]) -> tuple[Image.Image, tuple[int, int], tuple[int, int]]:
     """Scale `image` until it covers `size`, cut the overhang off evenly.
 
-    Returns the picture, the (width, height) it had before the cut, and the (left, top) of the cut: what SDXL's time
-    ids call the original size and the crop.
+    Returns the picture, the (width, height) it had before the cut, and the (left, top) of the cut.
     """
     factor = max(size[0] / image.width, size[1] / image.height)
     covered = tuple(max(want, round(side * factor)) for side, want in zip(image.size, size, strict=True))

@@ -1,4 +1,4 @@
-"""The data set as latents: every image encoded once, before training, with its true SDXL time ids."""
+"""The data set as latents: every image encoded once, before training."""
 
 import math
 from dataclasses import dataclass, replace
@@ -53,7 +53,7 @@ class LatentCache:
     """(image name, view) → `EncodedImage`, in main memory, where a step's rows are cut out of them."""
 
     def __init__(self, model: Model, data: ScaleFolders, wanted: list[View], device: str):
-        """Encodes every image once per view; the VAE is on `device` only meanwhile.
+        """Encodes every image once per view; the VAE is on `device` only during the call.
 
         Raises InputError, naming the image, if its latents are not finite.
         """

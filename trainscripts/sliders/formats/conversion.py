@@ -32,7 +32,7 @@ def convert(
 ) -> Network:
     """Converts `source`, a slider of the original trainers or another LoRA of the same layers, to `target`.
 
-    model: the SDXL that it is for, of which no weights are loaded. alpha: used where the file contains none. reverse:
+    model: the one that it is for, of which no weights are loaded. alpha: used where the file contains none. reverse:
     negates the slider. Returns the network's settings. Raises InputError if `source` cannot be converted.
     """
     unet = family.weightless_denoiser(model)
@@ -88,7 +88,7 @@ def _by_module(path: Path, tensors: dict[str, Tensor], names: dict[str, str]) ->
     if unknown or not modules:
         what = f"{len(unknown)} of {len(tensors)} keys, such as {min(unknown)}, are" if unknown else "its content is"
         raise InputError(
-            f"{path}: {what} not part of a LoRA of SDXL's attention or ResNet layers: only such sliders can be converted."
+            f"{path}: {what} not part of a LoRA of the model's attention or ResNet layers: only such sliders can be converted."
         )
     lacking = sorted(name for name, parts in modules.items() if not {DOWN, UP} <= set(parts))
     if lacking:
