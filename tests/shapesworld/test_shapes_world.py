@@ -14,6 +14,7 @@ from shapesworld.attributes import (
     measured,
     training_scenes,
 )
+from shapesworld.evaluate import _columns
 from shapesworld.make_dataset import write_dataset
 from shapesworld.world import (
     COLOURS,
@@ -185,3 +186,33 @@ def test_model_loads_as_an_ordinary_folder_and_its_training_uses_the_pipelines_e
     for ours, theirs in zip((*embeddings, *pooled), (stock[0][0], stock[1][0], stock[2][0], stock[3][0]), strict=True):
         assert ours.shape == theirs.shape
         assert torch.allclose(ours, theirs, atol=1e-5)
+
+
+def test_shape_notices_lost_corners_and_mess_does_not():
+    """Circles in place of squares of equal area have the right colours, place and size, but not the right shape."""
+    scenes = drawn(64)
+    squares = replace(scenes, shape=torch.full_like(scenes.shape, SHAPES.index("square")))
+    circles = replace(scenes, shape=torch.full_like(scenes.shape, SHAPES.index("circle")))
+    right, wrong = measure(render(squares), squares), measure(render(circles), squares)
+    assert (wrong.radius - right.radius).abs().max() < 0.5
+    assert (wrong.mess - right.mess).abs().max() < 0.01
+    assert right.shape.min() > 0.95
+    assert wrong.shape.max() < 0.88  # by geometry: 0.83 for equal areas
+
+
+def test_a_hole_is_measured_and_the_filled_shape_is_whole():
+    scenes = replace(drawn(32), radius=torch.full((32,), 30.0), x=torch.full((32,), 64.0), y=torch.full((32,), 70.0))
+    holed = replace(scenes, hole=torch.full((32,), 8.0))
+    measures = measure(render(holed), holed, filled=True)
+    assert measures.hole == pytest.approx([8.0] * 32, abs=0.5)
+    assert (measures.radius - 30).abs().max() < 0.6 and measures.shape.min() > 0.94
+    assert measure(render(scenes), scenes).hole.max() == 0
+
+
+def test_drift_is_the_way_from_multiplier_0_except_along_what_the_slider_moves():
+    scenes = replace(drawn(16), x=torch.full((16,), 60.0), y=torch.full((16,), 60.0), radius=torch.full((16,), 14.0))
+    moved = replace(scenes, x=scenes.x + 3, y=scenes.y + 4)
+    found, base = measure(render(moved), scenes), measure(render(scenes), scenes)
+    assert _columns(found, base, ATTRIBUTES["size"])["drift"] == pytest.approx(5, abs=0.1)
+    assert _columns(found, base, ATTRIBUTES["position"])["drift"] == pytest.approx(4, abs=0.1)
+    assert _columns(found, base, ATTRIBUTES["size"])["recolour"] < 0.01
