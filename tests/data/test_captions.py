@@ -132,7 +132,9 @@ def test_a_placeholder_without_captions_is_refused_with_its_place(train_main, tm
 def test_captions_that_no_prompt_uses_are_noted(root, train_main, tmp_path, capsys):
     write(root, **PLACES["in captions/"])
     assert train_main(write_experiment(tmp_path, ["--dry_run"], data=root, prompts=[{"target": "a robe"}])) == 0
-    assert "note: the 2 captions are not used: write {caption} into the prompts" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "note: the 2 captions are not used: write {caption} into the prompts" in out
+    assert "noise   timesteps 19 to 979, bias 2\n" in out
 
 
 def test_a_run_is_not_resumed_with_other_captions(root, train_main, tmp_path, capsys):

@@ -172,6 +172,8 @@ def describe(plan: Plan) -> str:
         f"rank {network.rank} alpha {network.alpha:g}, {plan.parameters:,} parameters",
         f"steps   {train.iterations} of {' or '.join(dict.fromkeys(sets))}, {train.optimizer} lr {train.lr:g} "
         f"{train.lr_scheduler}, seed {train.seed}",
+        f"noise   timesteps {min(plan.timesteps)} to {max(plan.timesteps)}, "
+        + ("measured on the images" if train.timestep_bias == "auto" else f"bias {train.timestep_bias:g}"),
         *([f"resume  {_resumption(plan)}"] if settings.resume else []),
         f"files   {saves + 1}: {f'every {settings.save.per_steps} steps, and ' if saves else ''}{settings.stem}_last.safetensors",
         f"images  {len(data.names)} names × {len(data.scales)} scales",
