@@ -14,7 +14,7 @@ import statistics
 import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
@@ -56,9 +56,10 @@ class Job:
     caption_dropout: float
     captions: bool
 
-    @property
-    def key(self) -> list:
-        return list(vars(self).values())
+    @classmethod
+    def of(cls, result: dict) -> "Job":
+        """The job that a line of the results came from."""
+        return cls(**{field.name: result[field.name] for field in fields(cls)})
 
 
 def train_and_measure(job: Job, device: str, robustness: bool) -> dict:
@@ -76,7 +77,7 @@ def train_and_measure(job: Job, device: str, robustness: bool) -> dict:
         network = open_slider(report.path, model.unet, SDXL_FAMILY)
         sampling = replace(SAMPLING, batch_size=SAMPLING.batch_size if device == "cpu" else GPU_ROWS)
         curve = evaluate(model, network, job.attribute, sampling=sampling)
-        found = {"job": job.key, **vars(job), **curve.as_json()}
+        found = {**vars(job), **curve.as_json()}
         if robustness:
             multipliers = (0.0, *ATTRIBUTES[job.attribute].scales)
             found["robustness"] = {
@@ -198,8 +199,8 @@ def main() -> int:
         for attribute, bias, seed in product(args.attributes, args.biases, args.seeds)
     ]
     results = [json.loads(line) for line in args.results.read_text().splitlines()] if args.results.exists() else []
-    done = [r["job"] for r in results]
-    jobs = [job for job in wanted if job.key not in done]
+    done = {Job.of(result) for result in results}
+    jobs = [job for job in wanted if job not in done]
     with ProcessPoolExecutor(args.workers, mp_context=get_context("spawn")) as pool:
         waiting = {
             pool.submit(train_and_measure, job, args.devices[i % len(args.devices)], args.robustness): job
@@ -213,8 +214,8 @@ def main() -> int:
             print(
                 f"{n}/{len(jobs)} {job.attribute} {job.bias} {job.seed}: {results[-1]['calibration']:.3g}", flush=True
             )
-    keys = [job.key for job in wanted]
-    chosen = sorted((r for r in results if r["job"] in keys), key=lambda r: keys.index(r["job"]))
+    found = {Job.of(result): result for result in results}
+    chosen = [found[job] for job in wanted]
     print(format_table(chosen), format_robustness(chosen), sep="\n\n")
     return 0
 

@@ -103,8 +103,7 @@ def evaluate(
 
 
 def _columns(found: Measures, base: Measures, attribute: Attribute) -> dict[str, float]:
-    values = getattr(found, attribute.measure)
-    values = values[~values.isnan()]  # a picture without any shape has no position or hue; mess shows it
+    values = _seen(getattr(found, attribute.measure))
     across = torch.zeros_like(found.x) if attribute.measure == "x" else found.x - base.x
     return {
         "mean": values.mean().item(),
@@ -116,8 +115,13 @@ def _columns(found: Measures, base: Measures, attribute: Attribute) -> dict[str,
     }
 
 
+def _seen(values: Tensor) -> Tensor:
+    """Without those of pictures that show no shape, and so no place or hue; mess shows that."""
+    return values[~values.isnan()]
+
+
 def _mean(values: Tensor) -> float:
-    return values[~values.isnan()].mean().item()
+    return _seen(values).mean().item()
 
 
 @torch.no_grad()

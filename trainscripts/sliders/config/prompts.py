@@ -33,7 +33,8 @@ class PromptSet(Section):
     @model_validator(mode="before")
     @classmethod
     def _fill_in(cls, data: Any) -> Any:
-        """A key left out or left empty: positive falls back to target, neutral to unconditional, the rest to ""."""
+        """A key left out or left empty: positive falls back to target, neutral to unconditional or to the caption that
+        positive has, the rest to ""."""
         if not isinstance(data, dict):
             raise ValueError("should be a mapping that starts with `- target: …`")
         data = {key: value for key, value in data.items() if value is not None or key == "target"}

@@ -10,8 +10,10 @@ SUFFIX = ".txt"
 MAX_BYTES = 20_000
 
 
-def find_captions(folder_main: Path, names: Sequence[str], files: Sequence[Sequence[Path]]) -> tuple[str, ...]:
-    """The caption of each image name; () where the data set has no captions at all.
+def find_captions(
+    folder_main: Path, names: Sequence[str], files: Sequence[Sequence[Path]]
+) -> tuple[tuple[str, ...], set[Path]]:
+    """The caption of each image name, () where the data set has no captions at all; and the files that hold them.
 
     files: of each name, its image at every scale. A caption may stand beside any of them, or in `captions`; where there
     are several they must agree. Raises InputError with a line for each name whose caption is missing, empty, unreadable,
@@ -19,7 +21,7 @@ def find_captions(folder_main: Path, names: Sequence[str], files: Sequence[Seque
     """
     rows = [_candidates(folder_main, name, row) for name, row in zip(names, files, strict=True)]
     if not any(rows):
-        return ()
+        return (), set()
     captions, problems = [], []
     for name, paths in zip(names, rows, strict=True):
         try:
@@ -28,12 +30,7 @@ def find_captions(folder_main: Path, names: Sequence[str], files: Sequence[Seque
             problems.append(str(error))
     if problems:
         raise InputError("\n".join(problems))
-    return tuple(captions)
-
-
-def caption_files(folder_main: Path, names: Sequence[str], files: Sequence[Sequence[Path]]) -> set[Path]:
-    """Every caption file that belongs to an image."""
-    return {path for name, row in zip(names, files, strict=True) for path in _candidates(folder_main, name, row)}
+    return tuple(captions), {path for paths in rows for path in paths}
 
 
 def _candidates(folder_main: Path, name: str, images: Sequence[Path]) -> list[Path]:

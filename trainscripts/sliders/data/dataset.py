@@ -9,7 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from sliders.config.schema import Data
-from sliders.data.captions import caption_files, find_captions
+from sliders.data.captions import find_captions
 from sliders.data.images import fitted_size, is_image_name, match_key, read_image
 from sliders.system.errors import InputError
 
@@ -37,8 +37,8 @@ class ScaleFolders:
         """Match files by name across the folders and decode each once.
 
         Raises one InputError with a line for everything that is wrong: folders that are missing, empty or the same,
-        names without a partner, two files of one name, files that cannot be read, sizes that differ within a name, captions
-        that are missing or disagree.
+        names without a partner, two files of one name, files that cannot be read, sizes that differ within a name; where the
+        images are in order, captions that are missing or disagree.
         """
         paths, missing = _folder_paths(data)
         found = {folder: _images_by_name(path) for folder, path in paths.items()}
@@ -47,7 +47,8 @@ class ScaleFolders:
         sizes, unfit = _checked_sizes(files)
         _raise_if(missing + _unmatched(data.folder_main, found) + unfit)
         names = tuple(row[0].stem for row in files)
-        used = {f"{path.parent.name}/{path.name}" for path in caption_files(data.folder_main, names, files)}
+        captions, caption_files = find_captions(data.folder_main, names, files)
+        used = {f"{path.parent.name}/{path.name}" for path in caption_files}
         return cls(
             folder_main=data.folder_main,
             folders=data.folders,
@@ -55,7 +56,7 @@ class ScaleFolders:
             names=names,
             files=files,
             sizes=sizes,
-            captions=find_captions(data.folder_main, names, files),
+            captions=captions,
             ignored=tuple(name for _, ignored in found.values() for name in ignored if name not in used),
             size_multiple=size_multiple,
         )

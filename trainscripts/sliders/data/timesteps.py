@@ -3,6 +3,7 @@
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 
 from sliders.config.schema import Train
@@ -16,9 +17,8 @@ class NoiseLevels:
     """What was measured at each of some timesteps."""
 
     timesteps: tuple[int, ...]
-    differing: tuple[
-        float, ...
-    ]  # variance over the scales of the model's error in the image, which is what a slider adds
+    # variance over the scales of the model's error in the image: what a slider adds
+    differing: tuple[float, ...]
     errors: tuple[float, ...]  # the model's mean squared error in the noise
 
 
@@ -35,8 +35,9 @@ class TimestepDistribution:
         index = bisect_right(self._cumulative, u)
         return self.timesteps[min(index, len(self.timesteps) - 1)]
 
-    def __post_init__(self):
-        object.__setattr__(self, "_cumulative", tuple(accumulate(self.shares)))
+    @cached_property
+    def _cumulative(self) -> tuple[float, ...]:
+        return tuple(accumulate(self.shares))
 
     @property
     def median(self) -> int:

@@ -5,7 +5,7 @@ from huggingface_hub.utils import enable_progress_bars
 from transformers.utils import logging as transformers_logging
 
 
-def silence_libraries() -> None:
+def hide_progress_bars() -> None:
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
     enable_progress_bars()  # the calls above also turn off the hub's, but a large download must not look like a hang
