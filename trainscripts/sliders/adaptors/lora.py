@@ -48,8 +48,15 @@ class LoRA(Adaptor):
         if not self.plain or _needs_plain_operations(x):
             return super().adapted(base_forward, x, strength)
         base = self.base
-        weights = (base.weight, base.bias, self.weight("down", x), self.weight("up", x), _per_row(strength, x))
-        return ConvWithLoRA.apply(x, *weights, self.geometry) if self.geometry else LinearWithLoRA.apply(x, *weights)
+        inputs = (
+            base.weight,
+            base.bias,
+            self.weight("down", x),
+            self.weight("up", x),
+            _per_row(strength, x),
+            self.sink,
+        )
+        return ConvWithLoRA.apply(x, *inputs, self.geometry) if self.geometry else LinearWithLoRA.apply(x, *inputs)
 
     @classmethod
     def join(cls, adaptors: Sequence["LoRA"]) -> Joint | None:
@@ -62,8 +69,11 @@ class LoRA(Adaptor):
         def joint(x: Tensor, strength: Tensor) -> tuple[Tensor, ...]:
             if _needs_plain_operations(x):
                 return tuple(a.base(x) for a in adaptors)  # their forward is already adapted
-            weights = [w for a in adaptors for w in (a.base.weight, a.weight("down", x), a.weight("up", x))]
-            return JointLinearWithLoRA.apply(x, _per_row(strength, x), *weights)
+            bases, downs, ups = zip(
+                *((a.base.weight, a.weight("down", x), a.weight("up", x)) for a in adaptors), strict=True
+            )
+            out = JointLinearWithLoRA.apply(x, _per_row(strength, x), adaptors[0].sink, *bases, *downs, *ups)
+            return out.chunk(len(adaptors), -1)
 
         return joint
 

@@ -106,7 +106,7 @@ class CapturedGradients:
         self._seen: set[tuple] = set()
         self._made_room_for: set[tuple] = set()
         self._given_up = False
-        self._stream = torch.cuda.Stream()
+        self._stream = torch.cuda.Stream(priority=-1)  # before that of `GradientSink`
 
     @property
     def captured(self) -> int:
