@@ -12,8 +12,9 @@ from safetensors.torch import load_file
 from sliders.adaptors.network import AdaptorNetwork
 from sliders.compute import compilation
 from sliders.compute.attention import set_attention
+from sliders.compute.frozen import frozen_product, joint_product
 from sliders.compute.fusion import fuse_blocks
-from sliders.compute.quantization import quantize
+from sliders.compute.quantization import BYTE, ByteLinear, quantize
 from sliders.config.schema import Network, Other
 from sliders.config.settings import load_settings
 from sliders.models.sdxl.narrow import build_narrow_sdxl
@@ -98,6 +99,26 @@ def test_a_quantised_model_trains_with_a_graph_and_is_never_on_the_gpu_unquantis
     assert all(map(math.isfinite, report.losses))
     assert (trainer.weights.master - start).norm() > 0.01 * start.norm()
     assert trainer.gradients.captured == 1
+
+
+@pytest.mark.parametrize("kind", ["fp8", "int8"])
+def test_quantised_products_are_those_of_their_weights(kind):
+    torch.manual_seed(0)
+    layers = [ByteLinear(torch.nn.Linear(256, 384, device="cuda", dtype=torch.bfloat16), BYTE[kind]) for _ in range(3)]
+    product = joint_product([frozen_product([layer]) for layer in layers])
+    weight = torch.cat([layer.weight.double() * layer.step.double() for layer in layers])
+    bias = torch.cat([layer.bias for layer in layers]).double()
+    x = torch.randn(2, 40, 256, device="cuda", dtype=torch.bfloat16) * torch.logspace(-2, 2, 40, device="cuda")[:, None]
+    x, grad = x.bfloat16(), torch.randn(2, 40, 3 * 384, device="cuda", dtype=torch.bfloat16)
+    for join in (lambda: None, product.join):
+        join()
+        for found, wanted in (
+            (product.forward(x), x.double() @ weight.T + bias),
+            (product.backward(grad), grad.double() @ weight),
+        ):
+            off = (found.double() - wanted).norm(dim=-1) / wanted.norm(dim=-1)
+            assert found.dtype == torch.bfloat16
+            assert off.max() < 0.005
 
 
 def count_waits(trainer, step):

@@ -28,11 +28,10 @@ from sliders.models.sdxl.family import SDXL_FAMILY
 from sliders.train.runs import run_all
 
 from shapesworld.attributes import ATTRIBUTES
-from shapesworld.evaluate import MODEL, SAMPLING, evaluate, load_model
+from shapesworld.evaluate import GPU_ROWS, MODEL, SAMPLING, evaluate, load_model
 from shapesworld.make_dataset import write_dataset
 from shapesworld.world import IMAGE_SIZE
 
-GPU_ROWS = 80  # pictures sampled at once
 OTHER_SAMPLINGS = {
     "guidance 1": {"guidance": 1.0},
     "guidance 7": {"guidance": 7.0},

@@ -19,6 +19,7 @@ from shapesworld.world import IMAGE_SIZE, Measures, captions, render
 
 MODEL = Path(__file__).parent / "model"
 SAMPLING = Sampling(IMAGE_SIZE, IMAGE_SIZE, steps=15, guidance=3.0)
+GPU_ROWS = 80  # pictures sampled at once on a GPU
 
 
 def load_model() -> SDXL:

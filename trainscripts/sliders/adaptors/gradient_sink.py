@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from sliders.compute.neighbours import stacked_view
+
 IN_FLIGHT = 8  # gradients whose inputs are kept until the second stream has read them
 
 
@@ -54,18 +56,6 @@ class GradientSink:
         self._in_flight.clear()
         written, self._written = self._written, set()
         return written
-
-
-def stacked_view(parts: Sequence[Tensor]) -> Tensor | None:
-    """Parts [n, …] → [parts · n, …], a view of their common memory, or None if they are not neighbours there."""
-    first = parts[0]
-    if len(parts) == 1:
-        return first
-    size = first.numel() * first.element_size()
-    adjacent = all(p.is_contiguous() and p.data_ptr() == first.data_ptr() + i * size for i, p in enumerate(parts))
-    if not adjacent or first.untyped_storage().data_ptr() != parts[-1].untyped_storage().data_ptr():
-        return None
-    return first.detach().as_strided((len(parts) * first.shape[0], *first.shape[1:]), first.stride())
 
 
 def _write(out: Tensor, write: Callable[[Tensor], None], again: bool) -> None:

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sliders.adaptors.gradient_sink import GradientSink, stacked_view
+from sliders.adaptors.gradient_sink import GradientSink
+from sliders.compute.frozen import FrozenProduct
+from sliders.compute.neighbours import stacked
 
 aten = torch.ops.aten
 
@@ -21,60 +23,60 @@ aten = torch.ops.aten
 class LinearWithLoRA(torch.autograd.Function):
     """x·Wᵀ + b + strength · (x·downᵀ)·upᵀ → [B, …, out]. All inputs have one dtype.
 
-    x [B, …, in], W [out, in], b [out] or None, down [r, in], up [out, r], strength [B, 1, …]. W, b and strength get no
-    gradient. With a sink, the gradients of down and up go there.
+    x [B, …, in], frozen: of one layer, down [r, in], up [out, r], strength [B, 1, …], which gets no gradient. With a
+    sink, the gradients of down and up go there.
     """
 
     @staticmethod
     def forward(
-        ctx, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, strength: Tensor,
-        sink: GradientSink | None,
-    ) -> Tensor:  # fmt: skip
-        out = F.linear(x, weight, bias)
+        ctx, x: Tensor, frozen: FrozenProduct, down: Tensor, up: Tensor, strength: Tensor, sink: GradientSink | None
+    ) -> Tensor:
+        out = frozen.forward(x)
         hidden = F.linear(x, down).mul_(strength)
         out.view(-1, out.shape[-1]).addmm_(_rows(hidden), up.t())
-        ctx.save_for_backward(x, weight, down, up, hidden, strength)
-        ctx.sink, ctx.leaves = sink, (down, up)
+        ctx.save_for_backward(x, down, up, hidden, strength)
+        ctx.frozen, ctx.sink, ctx.leaves = frozen, sink, (down, up)
         return out
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, down, up, hidden, strength = ctx.saved_tensors
+        x, down, up, hidden, strength = ctx.saved_tensors
         grad = grad.contiguous()
         grad_up = _product(ctx.sink, ctx.leaves[1:], _rows(grad).t(), _rows(hidden))
         grad_hidden = F.linear(grad, up.t()).mul_(strength)
         grad_down = _product(ctx.sink, ctx.leaves[:1], _rows(grad_hidden).t(), _rows(x))
         grad_x = None
         if ctx.needs_input_grad[0]:
-            grad_x = F.linear(grad, weight.t())
+            grad_x = ctx.frozen.backward(grad)
             grad_x.view(-1, grad_x.shape[-1]).addmm_(_rows(grad_hidden), down)
-        return grad_x, None, None, grad_down, grad_up, None, None
+        return grad_x, None, grad_down, grad_up, None, None
 
 
 class JointLinearWithLoRA(torch.autograd.Function):
-    """Several `LinearWithLoRA` of one x, without bias, such as a self-attention's query, key and value.
+    """n `LinearWithLoRA` of one x, such as a self-attention's query, key and value → their outputs [B, …, n · out].
 
-    → [B, …, n · out], their outputs side by side. weights: the n W, then the n downs and the n ups, each kind of one
-    shape. Each of the products is one kernel if the weights of a kind are neighbours in memory.
+    frozen: of n layers. weights: the n downs, then the n ups, each of one shape. Each of the products is one kernel if
+    the weights of a kind are neighbours in memory.
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, strength: Tensor, sink: GradientSink | None, *weights: Tensor) -> Tensor:
-        bases, downs, ups = _thirds(weights)
-        out = F.linear(x, stacked(bases))
+    def forward(
+        ctx, x: Tensor, frozen: FrozenProduct, strength: Tensor, sink: GradientSink | None, *weights: Tensor
+    ) -> Tensor:
+        downs, ups = _halves(weights)
+        out = frozen.forward(x)
         hidden = F.linear(x, stacked(downs)).mul_(strength)
-        count = len(ups)
-        _side_by_side(out, count).baddbmm_(_side_by_side(hidden, count), _stack(ups).mT)
+        _side_by_side(out, len(ups)).baddbmm_(_side_by_side(hidden, len(ups)), _stack(ups).mT)
         ctx.save_for_backward(x, strength, hidden, *weights)
-        ctx.sink, ctx.leaves = sink, (downs, ups)
+        ctx.frozen, ctx.sink, ctx.leaves = frozen, sink, (downs, ups)
         return out
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, strength, hidden, *weights = ctx.saved_tensors
-        bases, downs, ups = _thirds(weights)
-        count = len(ups)
-        grads, hiddens = (_side_by_side(t, count) for t in (grad.contiguous(), hidden))
+        downs, ups = _halves(weights)
+        count, grad = len(ups), grad.contiguous()
+        grads, hiddens = (_side_by_side(t, count) for t in (grad, hidden))
         grad_ups = _product(ctx.sink, ctx.leaves[1], grads.mT, hiddens)
         grad_hidden = torch.empty_like(hidden)
         torch.bmm(grads, _stack(ups), out=_side_by_side(grad_hidden, count))
@@ -82,9 +84,9 @@ class JointLinearWithLoRA(torch.autograd.Function):
         grad_downs = _product(ctx.sink, ctx.leaves[0], _rows(grad_hidden).t(), _rows(x))
         grad_x = None
         if ctx.needs_input_grad[0]:
-            grad_x = _rows(grad) @ stacked(bases)
-            grad_x = grad_x.addmm_(_rows(grad_hidden), stacked(downs)).view_as(x)
-        return grad_x, None, None, *[None] * count, *_apart(grad_downs, count), *_apart(grad_ups, count)
+            grad_x = ctx.frozen.backward(grad)
+            grad_x.view(-1, grad_x.shape[-1]).addmm_(_rows(grad_hidden), stacked(downs))
+        return grad_x, None, None, None, *_apart(grad_downs, count), *_apart(grad_ups, count)
 
 
 class ConvWithLoRA(torch.autograd.Function):
@@ -121,12 +123,6 @@ class ConvWithLoRA(torch.autograd.Function):
         return grad_x, None, None, grad_down, grad_up, None, None, None
 
 
-def stacked(parts: Sequence[Tensor]) -> Tensor:
-    """Parts [r, n] → [parts · r, n]: a view if they are neighbours in memory, as `FlatWeights` arranges adaptors."""
-    view = stacked_view(parts)
-    return torch.cat(tuple(parts)) if view is None else view
-
-
 def _product(sink: GradientSink | None, weights: Sequence[Tensor], a: Tensor, b: Tensor) -> Tensor | None:
     """a·b, the gradient of `weights` in 2-D, one after the other; batched if a and b are 3-D. None if it goes to a sink."""
     shape = (len(weights) * weights[0].shape[0], *weights[0].shape[1:])
@@ -154,9 +150,8 @@ def _convolved(
     return None
 
 
-def _thirds(weights: Sequence[Tensor]) -> tuple[Sequence[Tensor], ...]:
-    count = len(weights) // 3
-    return weights[:count], weights[count : 2 * count], weights[2 * count :]
+def _halves(weights: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    return weights[: len(weights) // 2], weights[len(weights) // 2 :]
 
 
 def _stack(parts: Sequence[Tensor]) -> Tensor:

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from sliders.compute.frozen import frozen_product
+from sliders.compute.neighbours import make_neighbours
 from sliders.config.schema import Other
 from sliders.system.errors import InputError
 from sliders.system.installation import how_to_install
@@ -74,18 +76,11 @@ def set_attention(unet: UNet2DConditionModel, settings: Other) -> None:
     UNet is on its device.
     """
     for _, layers in self_attention_projections(unet):
-        if all(type(layer) is nn.Linear for layer in layers):
-            make_neighbours([layer.weight for layer in layers])
+        product = frozen_product(layers)
+        if product is not None:
+            product.join()
     context = None if settings.torch_compile == "full" else ContextProjections(unet)
     unet.set_attn_processor(AttentionProcessor(attend_with(settings.attention_backend, unet.device), context))
-
-
-def make_neighbours(weights: Sequence[nn.Parameter]) -> Tensor:
-    """Moves weights [n, C] into one tensor, which is returned, below each other. Their values stay."""
-    joint = torch.cat([weight.detach() for weight in weights])
-    for weight, view in zip(weights, joint.split([len(w) for w in weights]), strict=True):
-        weight.data = view
-    return joint
 
 
 class ContextProjections:

@@ -1,14 +1,17 @@
 """`pretrained_model.quantize`: stores the linear layers of the UNet's transformers in 8 or 4 bits per weight.
 
 Most of the UNet's weights are there. This saves memory only: products are still computed in the training precision.
+Products in float8 were no faster: rounding their inputs took as long as they saved.
 """
 
 import importlib.util
+from functools import cache
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sliders.compute.fusion import can_fuse
 from sliders.system.errors import InputError
 
 BYTE = {"fp8": torch.float8_e4m3fn, "int8": torch.int8}
@@ -44,7 +47,7 @@ def quantize(unet: nn.Module, kind: str, device: str) -> None:
 class ByteLinear(nn.Linear):
     """Linear layer with float8 e4m3 (Micikevicius et al. 2022, arXiv:2209.05433) or int8 weights, one step per output.
 
-    weight [out, in] in `dtype`, step [out, 1] in the original dtype; they stand for weight · step. bitsandbytes' int8
+    weight [out, in] in `dtype`, step [out, 1] float32; they stand for weight · step. bitsandbytes' int8
     layers are not used: they also round their input, and keep it for the backward pass, which gradient checkpointing
     avoids.
     """
@@ -55,8 +58,8 @@ class ByteLinear(nn.Linear):
         weight = linear.weight.detach()
         whole = not dtype.is_floating_point
         largest = torch.iinfo(dtype).max if whole else torch.finfo(dtype).max
-        step = (weight.abs().amax(1, keepdim=True).float().clamp(min=1e-12) / largest).to(weight.dtype)
-        stored = (weight.float() / step.float()).clamp(-largest, largest)
+        step = weight.abs().amax(1, keepdim=True).float().clamp(min=1e-12) / largest
+        stored = (weight.float() / step).clamp(-largest, largest)
         self.weight = nn.Parameter((stored.round() if whole else stored).to(dtype), requires_grad=False)
         self.bias = linear.bias
         self.register_buffer("step", step)
@@ -66,19 +69,37 @@ class ByteLinear(nn.Linear):
 
 
 class _ByteProduct(torch.autograd.Function):
-    """x·Wᵀ + b, x [B, …, in] → [B, …, out]. Keeps the quantised weight for the backward pass, not the unpacked one."""
+    """`byte_product`. Keeps the quantised weight for the backward pass, and nothing else."""
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, step: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(weight, step)
         ctx.dtype = x.dtype
-        return F.linear(x, weight.to(x.dtype) * step, bias)
+        return byte_product(x, weight, step, bias)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        weight, step = ctx.saved_tensors
-        unpacked = weight.to(grad.dtype) * step.to(grad.dtype)  # under autocast its dtype is not x's
-        return (grad @ unpacked).to(ctx.dtype), None, None, None
+        # under autocast, the gradient's dtype is not x's
+        return byte_gradient(grad, *ctx.saved_tensors).to(ctx.dtype), None, None, None
+
+
+def byte_product(x: Tensor, weight: Tensor, step: Tensor, bias: Tensor | None) -> Tensor:
+    """x [B, …, in] → x·Wᵀ + b [B, …, out], where W is weight [out, in] · step [out, 1]."""
+    return F.linear(x, _unpacked(weight, step, x.dtype), bias)
+
+
+def byte_gradient(grad: Tensor, weight: Tensor, step: Tensor) -> Tensor:
+    """grad [B, …, out] → grad·W [B, …, in]."""
+    return grad @ _unpacked(weight, step, grad.dtype)
+
+
+def _unpacked(weight: Tensor, step: Tensor, dtype: torch.dtype) -> Tensor:
+    if weight.is_cuda and not torch.compiler.is_compiling() and can_fuse(str(weight.device)):
+        from sliders.compute import kernels
+
+        if weight.dtype == torch.int8 or kernels.reads_float8(weight.device):
+            return kernels.unpack_rows(weight, step, dtype)
+    return weight.to(dtype) * step.to(dtype)
 
 
 def _nf4(linear: nn.Linear, device: str) -> nn.Module:
