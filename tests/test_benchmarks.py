@@ -48,6 +48,18 @@ def test_bench_sampling_makes_the_same_pictures_together_and_one_by_one(results)
     assert found["pictures"] == 6
 
 
+def test_bench_start_times_every_phase_up_to_the_first_step(monkeypatch, tmp_path):
+    out = tmp_path / "bench.json"
+    flags = f"--model tiny --resolution 64 --device cpu --repeats 1 --folder {tmp_path} --json {out}"
+    monkeypatch.setattr("sys.argv", ["bench_start.py", *flags.split(), "--until", "first step"])
+    bench = load_script("bench_start")
+    assert bench.main() == 0
+    (start,) = json.loads(out.read_text())["starts"]
+    assert tuple(start["seconds"]) == bench.PHASES
+    assert start["total_s"] == pytest.approx(sum(start["seconds"].values()), abs=0.1)
+    assert (tmp_path / "tiny" / "model.safetensors").exists()
+
+
 def test_an_sdxl_without_text_encoders_has_a_fingerprint():
     """Like the random SDXL of the benchmarks; its fingerprint depends on the weights it has."""
 

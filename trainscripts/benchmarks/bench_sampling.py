@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from bench_world import build_model, synchronize
 from sliders.adaptors.network import AdaptorNetwork
-from sliders.compute.device import DTYPES, torch_device, use_device
+from sliders.compute.device import DTYPES, place, torch_device, use_device
 from sliders.config.schema import Network
 from sliders.sample.sampling import Row, Sampling, sample
 
@@ -29,7 +29,7 @@ class Bench:
         self.device = device
         self.model = build_model(args.model, args.precision, self.device)
         embeds = self.model.encode_prompts(["a", ""], self.device)
-        self.model.unet.to(self.device)
+        place(self.model.unet, self.device, self.model.dtype)
         self.model.pipe.vae.to(self.device)
         settings = Network(type="c3lier", rank=args.rank, alpha=args.rank / 2, training_method="noxattn")
         self.network = AdaptorNetwork(self.model.unet, settings)

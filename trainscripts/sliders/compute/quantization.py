@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sliders.compute.device import place
 from sliders.system.errors import InputError
 
 BYTE = {"fp8": torch.float8_e4m3fn, "int8": torch.int8}
@@ -25,10 +26,11 @@ def check_quantization(kind: str, device: str) -> None:
         raise InputError("pretrained_model.quantize: nf4 needs bitsandbytes: install it, or use int8.")
 
 
-def quantize(unet: nn.Module, kind: str, device: str) -> None:
+def quantize(unet: nn.Module, kind: str, device: str, dtype: torch.dtype) -> None:
     """Replaces the linear layers of the transformers, under their names, by quantised ones on `device`.
 
-    They are moved one by one, so that the device never holds all original weights. The rest of the UNet is not moved.
+    They are moved, and converted to `dtype`, one by one, so that the device never holds all original weights. The rest of
+    the UNet is not moved.
     """
     if kind == "none":
         return
@@ -37,7 +39,8 @@ def quantize(unet: nn.Module, kind: str, device: str) -> None:
     for name in names:
         parent, _, child = name.rpartition(".")
         linear = unet.get_submodule(name)
-        layer = _nf4(linear, device) if kind == "nf4" else ByteLinear(linear.to(device), BYTE[kind])
+        place(linear, device, dtype)
+        layer = _nf4(linear, device) if kind == "nf4" else ByteLinear(linear, BYTE[kind])
         setattr(unet.get_submodule(parent), child, layer)
 
 

@@ -14,7 +14,7 @@ from sliders.adaptors.flat_weights import FlatWeights
 from sliders.adaptors.network import AdaptorNetwork
 from sliders.compute.attention import set_attention
 from sliders.compute.compilation import compile_unet
-from sliders.compute.device import DTYPES, use_device
+from sliders.compute.device import DTYPES, place, use_device
 from sliders.compute.fusion import can_fuse, fuse_blocks
 from sliders.compute.quantization import quantize
 from sliders.data.batch import Batch, BatchMaker, prompts_to_encode
@@ -106,8 +106,9 @@ class Trainer:
 
     def _adapt(self) -> AdaptorNetwork:
         other, unet = self.settings.other, self.model.unet
-        quantize(unet, self.settings.pretrained_model.quantize, self.device)
-        unet.to(self.device, memory_format=torch.channels_last)
+        quantize(unet, self.settings.pretrained_model.quantize, self.device, self.model.dtype)
+        place(unet, self.device, self.model.dtype)
+        unet.to(memory_format=torch.channels_last)
         set_attention(unet, other)
         if other.torch_compile == "off" and can_fuse(self.device):
             fuse_blocks(unet)
