@@ -288,7 +288,9 @@ class Trainer:
         multipliers = settings.multipliers or preview_multipliers(self.data.scales)
         embeds = self.make_batch.prompt_embeds
         jobs = [(embeds[prompt], settings.seed + row) for row, prompt in enumerate(settings.prompts)]
-        sampling = preview_sampling(width, height, settings.steps, first.guidance_scale, decode_on_cpu)
+        other = self.settings.other
+        graph = other.cuda_graph != "off" and other.torch_compile != "full"  # which would compile the capture itself
+        sampling = preview_sampling(width, height, settings.steps, first.guidance_scale, decode_on_cpu, graph)
         with sampling_from(self.model, self.network, self.device):
             negative = self.model.negative("", embeds)
             pictures = sample_grid(self.model, self.network, jobs, negative, multipliers, sampling)
