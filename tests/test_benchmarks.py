@@ -46,6 +46,7 @@ def test_bench_sampling_makes_the_same_pictures_together_and_one_by_one(results)
     found = results("bench_sampling", "--resolution 64 --steps 2 --repeats 1")
     assert found["largest_difference"] < 1e-4
     assert found["pictures"] == 6
+    assert found["times_diffusers"] == pytest.approx(found["diffusers_s"] / found["together_s"], rel=0.05)
 
 
 def test_bench_start_times_every_phase_up_to_the_first_step(monkeypatch, tmp_path):

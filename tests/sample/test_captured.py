@@ -1,9 +1,11 @@
-"""Sampling through CUDA graphs, replaced by cpu_graph.py. test_gpu.py samples on a GPU."""
+"""Sampling through CUDA graphs, replaced by cpu_graph.py except in the last test."""
 
 import pytest
 import torch
 from cpu_graph import Graph, replace_cuda
 from networks import random_network
+from sliders.compute.device import place
+from sliders.compute.fusion import speed_up
 from sliders.config.schema import PretrainedModel
 from sliders.models.sdxl.loading import load_sdxl
 from sliders.sample import captured, sampling
@@ -111,3 +113,16 @@ def test_graphs_make_room_for_the_vae(tiny, networks, capture_on_cpu, monkeypatc
     monkeypatch.setattr(model, "decode", decode_alone)
     assert torch.equal(pictures(tiny, networks, decode_on_cpu=False), wanted)
     assert held.count(0) == len(wanted) and max(held) == 1
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_on_a_gpu_graphs_and_fused_blocks_make_the_same_pictures():
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    model = load_sdxl(PretrainedModel(name_or_path="tiny"), torch.float32)
+    embeds = model.encode_prompts(["a", "b", ""], "cuda")
+    place(model.unet, "cuda", torch.float32)
+    model.vae.to("cuda")
+    networks = [random_network(model.unet), random_network(model.unet, "lierla", "selfattn")]
+    wanted = pictures((model, embeds), networks, cuda_graph=False)
+    speed_up(model.unet, "cuda")
+    assert (pictures((model, embeds), networks) - wanted).abs().max() < 1e-2
