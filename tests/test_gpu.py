@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from sliders.adaptors.network import AdaptorNetwork
 from sliders.compute import compilation
 from sliders.compute.attention import set_attention
+from sliders.compute.device import place
 from sliders.compute.frozen import frozen_product, joint_product
 from sliders.compute.fusion import fuse_blocks
 from sliders.compute.quantization import BYTE, ByteLinear, quantize
@@ -90,8 +91,9 @@ def test_a_quantised_model_trains_with_a_graph_and_is_never_on_the_gpu_unquantis
     size = sum(p.numel() * p.element_size() for p in plain.parameters())
     torch.cuda.reset_peak_memory_stats()
     held = torch.cuda.memory_allocated()
-    quantize(plain, kind, "cuda")
-    plain.to("cuda", memory_format=torch.channels_last)
+    quantize(plain, kind, "cuda", torch.float32)
+    place(plain, "cuda", torch.float32)
+    plain.to(memory_format=torch.channels_last)
     assert torch.cuda.max_memory_allocated() - held < size
     trainer = make_trainer(tmp_path, "0", train={"precision": "bfloat16"}, pretrained_model={"quantize": kind})
     start = trainer.weights.master.detach().clone()

@@ -9,6 +9,7 @@ import torch
 from conftest import make_scale_folders, write_experiment
 from cpu_graph import Graph, Stream, capture, replace_cuda
 from experiments import unchecked_plan
+from sliders.compute.graphs import WARM_UPS
 from sliders.config.settings import load_settings
 from sliders.train import gradients
 from sliders.train.gradients import CannotCaptureError, CapturedGradients, Gradients, StepGraph
@@ -135,7 +136,7 @@ def test_a_shape_is_captured_when_it_comes_again(trainer, monkeypatch):
     assert torch.equal(generator, torch.get_rng_state())
     assert pools[0] is None and isinstance(pools[1], Graph)  # they share a memory pool
     assert len(streams) == 3 and len(set(streams)) == 1  # warm-up and both captures use the same stream
-    warm_up = gradients.WARM_UPS
+    warm_up = WARM_UPS
     assert (forwards.count(4), forwards.count(2)) == (1 + warm_up + 1, 1 + 1)  # uncaptured, warm-up, capture
 
 

@@ -5,13 +5,13 @@ Products in float8 were no faster: rounding their inputs took as long as they sa
 """
 
 import importlib.util
-from functools import cache
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sliders.compute.fusion import can_fuse
+from sliders.compute.device import place
+from sliders.compute.kernel_support import can_fuse
 from sliders.system.errors import InputError
 
 BYTE = {"fp8": torch.float8_e4m3fn, "int8": torch.int8}
@@ -28,10 +28,11 @@ def check_quantization(kind: str, device: str) -> None:
         raise InputError("pretrained_model.quantize: nf4 needs bitsandbytes: install it, or use int8.")
 
 
-def quantize(unet: nn.Module, kind: str, device: str) -> None:
+def quantize(unet: nn.Module, kind: str, device: str, dtype: torch.dtype) -> None:
     """Replaces the linear layers of the transformers, under their names, by quantised ones on `device`.
 
-    They are moved one by one, so that the device never holds all original weights. The rest of the UNet is not moved.
+    They are moved, and converted to `dtype`, one by one, so that the device never holds all original weights. The rest of
+    the UNet is not moved.
     """
     if kind == "none":
         return
@@ -40,14 +41,15 @@ def quantize(unet: nn.Module, kind: str, device: str) -> None:
     for name in names:
         parent, _, child = name.rpartition(".")
         linear = unet.get_submodule(name)
-        layer = _nf4(linear, device) if kind == "nf4" else ByteLinear(linear.to(device), BYTE[kind])
+        place(linear, device, dtype)
+        layer = _nf4(linear, device) if kind == "nf4" else ByteLinear(linear, BYTE[kind])
         setattr(unet.get_submodule(parent), child, layer)
 
 
 class ByteLinear(nn.Linear):
     """Linear layer with float8 e4m3 (Micikevicius et al. 2022, arXiv:2209.05433) or int8 weights, one step per output.
 
-    weight [out, in] in `dtype`, step [out, 1] float32; they stand for weight · step. bitsandbytes' int8
+    weight [out, in] in `dtype`, step [out, 1] in the original dtype; they stand for weight · step. bitsandbytes' int8
     layers are not used: they also round their input, and keep it for the backward pass, which gradient checkpointing
     avoids.
     """
@@ -58,8 +60,8 @@ class ByteLinear(nn.Linear):
         weight = linear.weight.detach()
         whole = not dtype.is_floating_point
         largest = torch.iinfo(dtype).max if whole else torch.finfo(dtype).max
-        step = weight.abs().amax(1, keepdim=True).float().clamp(min=1e-12) / largest
-        stored = (weight.float() / step).clamp(-largest, largest)
+        step = (weight.abs().amax(1, keepdim=True).float().clamp(min=1e-12) / largest).to(weight.dtype)
+        stored = (weight.float() / step.float()).clamp(-largest, largest)
         self.weight = nn.Parameter((stored.round() if whole else stored).to(dtype), requires_grad=False)
         self.bias = linear.bias
         self.register_buffer("step", step)

@@ -1,4 +1,4 @@
-"""What every entry script does with errors: wrong input ends with a message and exit status 2, not with a traceback."""
+"""What every entry script does: wrong input ends with a message and exit status 2, and torch's threads share processors."""
 
 import errno
 import functools
@@ -9,6 +9,7 @@ from contextlib import redirect_stderr, redirect_stdout, suppress
 from typing import TextIO
 
 from sliders.system.errors import InputError
+from sliders.system.processors import share_processors
 
 
 class LastingStream:
@@ -43,6 +44,7 @@ def command(main: Callable[[list[str]], int | None]) -> Callable[[list[str]], in
 
     @functools.wraps(main)
     def wrapped(argv: list[str]) -> int:
+        share_processors()  # main imports torch only later
         with redirect_stdout(LastingStream(sys.stdout)), redirect_stderr(LastingStream(sys.stderr)):
             try:
                 return main(argv) or 0

@@ -14,8 +14,9 @@ from sliders.adaptors.flat_weights import FlatWeights
 from sliders.adaptors.network import AdaptorNetwork
 from sliders.compute.attention import set_attention
 from sliders.compute.compilation import compile_unet
-from sliders.compute.device import DTYPES, use_device
-from sliders.compute.fusion import can_fuse, fuse_blocks
+from sliders.compute.device import DTYPES, place, use_device
+from sliders.compute.fusion import fuse_blocks
+from sliders.compute.kernel_support import can_fuse
 from sliders.compute.quantization import quantize
 from sliders.data.batch import Batch, BatchMaker, prompts_to_encode
 from sliders.data.draws import Draws
@@ -106,8 +107,9 @@ class Trainer:
 
     def _adapt(self) -> AdaptorNetwork:
         other, unet = self.settings.other, self.model.unet
-        quantize(unet, self.settings.pretrained_model.quantize, self.device)
-        unet.to(self.device, memory_format=torch.channels_last)
+        quantize(unet, self.settings.pretrained_model.quantize, self.device, self.model.dtype)
+        place(unet, self.device, self.model.dtype)
+        unet.to(memory_format=torch.channels_last)
         set_attention(unet, other)
         if other.torch_compile == "off" and can_fuse(self.device):
             fuse_blocks(unet)
@@ -287,7 +289,9 @@ class Trainer:
         multipliers = settings.multipliers or preview_multipliers(self.data.scales)
         embeds = self.make_batch.prompt_embeds
         jobs = [(embeds[prompt], settings.seed + row) for row, prompt in enumerate(settings.prompts)]
-        sampling = preview_sampling(width, height, settings.steps, first.guidance_scale, decode_on_cpu)
+        other = self.settings.other
+        graph = other.cuda_graph != "off" and other.torch_compile != "full"  # which would compile the capture itself
+        sampling = preview_sampling(width, height, settings.steps, first.guidance_scale, decode_on_cpu, graph)
         with sampling_from(self.model, self.network, self.device):
             negative = self.model.negative("", embeds)
             pictures = sample_grid(self.model, self.network, jobs, negative, multipliers, sampling)

@@ -5,19 +5,19 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, SchedulerMixin, StableDiffusionXLPipeline
+from diffusers import AutoencoderKL, SchedulerMixin, StableDiffusionXLPipeline, UNet2DConditionModel
 from safetensors import SafetensorError
 
 from sliders.config.schema import PretrainedModel
 from sliders.models.schedule import EPSILON, V_PREDICTION, NoiseSchedule
 from sliders.models.sdxl.model import SDXL
 from sliders.models.sdxl.narrow import build_narrow_sdxl
-from sliders.models.sdxl.sources import SINGLE_FILES, TINY, check_source
+from sliders.models.sdxl.sources import SINGLE_FILES, TINY, check_source, stored_dtype
 from sliders.system.errors import InputError, first_line
 
 
 def load_sdxl(settings: PretrainedModel, dtype: torch.dtype) -> SDXL:
-    """Returns the model on the CPU, its VAE in float32, the rest in `dtype`.
+    """Returns the model on the CPU, its VAE in float32, the rest in `dtype`, or for `place` to convert.
 
     Raises InputError if the source is missing, damaged or not an SDXL base model.
     """
@@ -45,7 +45,7 @@ def load_sdxl(settings: PretrainedModel, dtype: torch.dtype) -> SDXL:
     prediction = V_PREDICTION if _v_pred(settings, announced_v) else EPSILON
     schedule = NoiseSchedule.from_scheduler_config(config, prediction, bool(zero_snr))
     pipe.scheduler = _sampling_scheduler(pipe.scheduler, prediction, bool(zero_snr))
-    return SDXL(pipe, schedule, settings.name_or_path, settings.clip_skip)
+    return SDXL(pipe, schedule, settings.name_or_path, settings.clip_skip, dtype)
 
 
 def _sampling_scheduler(scheduler: SchedulerMixin, prediction: str, zero_snr: bool) -> SchedulerMixin:
@@ -86,14 +86,28 @@ def _cannot_load(name: str, error: Exception) -> str:
 
 
 def _load_weights(settings: PretrainedModel, dtype: torch.dtype) -> StableDiffusionXLPipeline:
-    """Code in a .ckpt is not run: diffusers reads it with torch's weights-only unpickler."""
+    """Weights of a .safetensors file stay in its dtype if they all have the same: they need not be read yet, nor copied.
+
+    Code in a .ckpt is not run: diffusers reads it with torch's weights-only unpickler.
+    """
     path, config = Path(settings.name_or_path), settings.config
     if path.suffix.lower() not in SINGLE_FILES or not path.is_file():
         return _load_folder_or_hub(settings.name_or_path, dtype)
-    vae_config = {} if config is None else {"config": config, "subfolder": "vae"}
-    vae = AutoencoderKL.from_single_file(str(path), dtype=torch.float32, **vae_config)
+
+    def part(cls: type, name: str, dtype: torch.dtype) -> torch.nn.Module:
+        place = {} if config is None else {"config": config, "subfolder": name}
+        return cls.from_single_file(str(path), dtype=dtype, **place)
+
+    dtype = stored_dtype(path) or dtype
     return StableDiffusionXLPipeline.from_single_file(
-        str(path), vae=vae, dtype=dtype, config=config, add_watermarker=False
+        str(path),
+        vae=part(AutoencoderKL, "vae", torch.float32),
+        unet=part(
+            UNet2DConditionModel, "unet", dtype
+        ),  # a mapping of its own: the encoders' pages can go before its own come
+        dtype=dtype,
+        config=config,
+        add_watermarker=False,
     )
 
 

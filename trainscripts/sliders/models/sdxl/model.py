@@ -6,6 +6,7 @@ import torch
 from diffusers import SchedulerMixin, StableDiffusionXLPipeline
 from torch import Tensor, nn
 
+from sliders.compute.device import place
 from sliders.models.base import AfterStep, Conditioning, Facts, Geometry, Model, PromptEmbeds, fingerprint
 from sliders.models.schedule import NoiseSchedule
 
@@ -22,17 +23,20 @@ SDXL_FACTS = Facts(
 class SDXL(Model):
     """Implements `Model` with a diffusers pipeline, `pipe`.
 
-    name: the model as the user wrote it. clip_skip: text-encoder layers to skip, counted back from the usual one. A
-    prompt's tokens are [77, 2048], both text encoders' concatenated, and its pooled embedding [1280].
+    name: the model as the user wrote it. clip_skip: text-encoder layers to skip, counted back from the usual one. dtype:
+    the UNet's, unless it is still to be converted to another. A prompt's tokens are [77, 2048], both text encoders'
+    concatenated, and its pooled embedding [1280].
     """
 
     facts = SDXL_FACTS
 
     def __init__(
-        self, pipe: StableDiffusionXLPipeline, schedule: NoiseSchedule, name: str, clip_skip: int | None = None
-    ):
+        self, pipe: StableDiffusionXLPipeline, schedule: NoiseSchedule, name: str, clip_skip: int | None = None,
+        dtype: torch.dtype | None = None,
+    ):  # fmt: skip
         self.pipe, self.schedule, self.name, self.clip_skip = pipe, schedule, name, clip_skip
         self.unet = pipe.unet.requires_grad_(False).eval()
+        self.dtype = dtype or self.unet.dtype
         pipe.vae.requires_grad_(False).eval()
         pipe.set_progress_bar_config(disable=True)
 
@@ -61,7 +65,7 @@ class SDXL(Model):
     def encode_prompts(self, prompts: Sequence[str], device: str) -> dict[str, PromptEmbeds]:
         pipe = self.pipe
         for encoder in (pipe.text_encoder, pipe.text_encoder_2):
-            encoder.to(device)
+            place(encoder, device, self.dtype)
         found = {}
         for prompt in dict.fromkeys(prompts):
             self._warn_if_cut(prompt)
@@ -69,8 +73,6 @@ class SDXL(Model):
                 prompt, device=torch.device(device), do_classifier_free_guidance=False, clip_skip=self.clip_skip
             )
             found[prompt] = PromptEmbeds(tokens[0], pooled[0])
-        for encoder in (pipe.text_encoder, pipe.text_encoder_2):
-            encoder.to("cpu")
         return found
 
     def negative(self, prompt: str, embeds: dict[str, PromptEmbeds]) -> PromptEmbeds:

@@ -13,6 +13,8 @@ from sliders.system.errors import InputError, cannot_be_read
 
 TINY = "tiny"
 SINGLE_FILES = (".safetensors", ".ckpt")
+VAE_PREFIX = "first_stage_model."
+STORED = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}  # names in .safetensors files
 HUB_ID = r"[A-Za-z0-9][\w.-]*/[\w.-]+"
 
 
@@ -64,6 +66,16 @@ def _check_single_file(path: Path) -> tuple[bool, bool]:
             f"pretrained_model.name_or_path: {path} is not an SDXL checkpoint (SD 1, a LoRA, a UNet alone?): choose an SDXL one."
         )
     return "v_pred" in keys, "ztsnr" in keys
+
+
+def stored_dtype(path: Path) -> torch.dtype | None:
+    """The dtype of all weights but the VAE's in a .safetensors file. None if they have several, and for a .ckpt."""
+    if path.suffix.lower() != ".safetensors":
+        return None
+    with safe_open(path, framework="pt") as file:
+        kinds = {file.get_slice(key).get_dtype() for key in file.keys() if not key.startswith(VAE_PREFIX)}  # noqa: SIM118
+    kinds -= {"I64"}  # position ids
+    return STORED.get(kinds.pop()) if len(kinds) == 1 else None
 
 
 def _keys_of_safetensors(path: Path) -> set[str]:

@@ -1,9 +1,14 @@
-"""Write a diffusers SDXL pipeline as one original-layout checkpoint, the way model sites distribute it."""
+"""Writes an SDXL as one file in the original (SGM) layout, as model sites distribute it; for tests and benchmarks."""
 
 import re
+from collections.abc import Sequence
+from pathlib import Path
 
 import torch
+from diffusers import StableDiffusionXLPipeline
 from safetensors.torch import save_file
+from torch import Tensor
+
 from sliders.models.sdxl.keys import sgm_name
 
 UNET_ENDS = {
@@ -29,12 +34,12 @@ OPEN_CLIP = (
 )
 
 
-def unet_name(parameter):
+def unet_name(parameter: str) -> str:
     module, _, kind = parameter.rpartition(".")
     return f"{UNET_ENDS[module] if module in UNET_ENDS else sgm_name(module)}.{kind}"
 
 
-def vae_name(parameter, levels=4):
+def vae_name(parameter: str, levels: int = 4) -> str:
     name = re.sub(r"decoder\.up_blocks\.(\d+)", lambda m: f"decoder.up.{levels - 1 - int(m[1])}", parameter)
     name = name.replace("encoder.down_blocks.", "encoder.down.")
     name = name.replace("mid_block.resnets.0", "mid.block_1").replace("mid_block.resnets.1", "mid.block_2")
@@ -47,7 +52,7 @@ def vae_name(parameter, levels=4):
     return name
 
 
-def open_clip_state(state):
+def open_clip_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
     found = {}
     for parameter, tensor in state.items():
         if ".self_attn." in parameter and "_proj" in parameter and "out_proj" not in parameter:
@@ -67,8 +72,8 @@ def open_clip_state(state):
     return found
 
 
-def original_state(pipe, announce=()):
-    """State dict in the original layout; `announce` adds marker keys such as `v_pred` and `ztsnr`."""
+def original_state(pipe: StableDiffusionXLPipeline, announce: Sequence[str] = ()) -> dict[str, Tensor]:
+    """The state dict in the original layout. announce: marker keys to add, such as `v_pred` and `ztsnr`."""
     found = {f"model.diffusion_model.{unet_name(k)}": v for k, v in pipe.unet.state_dict().items()}
     for name, tensor in pipe.vae.state_dict().items():
         attention = re.search(r"attentions\.0\.to_.*weight", name)
@@ -78,10 +83,11 @@ def original_state(pipe, announce=()):
     for name, tensor in open_clip_state(pipe.text_encoder_2.state_dict()).items():
         found[f"conditioner.embedders.1.model.{name}"] = tensor
     found |= {key: torch.zeros(()) for key in announce}
-    return {key: tensor.contiguous().clone() for key, tensor in found.items()}
+    return {key: tensor.contiguous() for key, tensor in found.items()}
 
 
-def save_single_file(pipe, path, announce=()):
+def save_single_file(pipe: StableDiffusionXLPipeline, path: Path, announce: Sequence[str] = ()) -> Path:
+    """Writes a .safetensors or .ckpt. Returns `path`."""
     state = original_state(pipe, announce)
     if path.suffix == ".ckpt":
         torch.save({"state_dict": state}, path)
