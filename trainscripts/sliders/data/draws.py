@@ -28,12 +28,22 @@ class RowDraw:
 
 
 @dataclass(frozen=True)
+class TextRowDraw:
+    """One noise from which the adapted model makes latents."""
+
+    scale: float  # the multiplier
+    timestep: int  # how noisy the latents still are
+    noise_seed: int
+    crop: tuple[float, float, float]  # size and place, top and left, of a random crop to speak of, each in [0, 1)
+
+
+@dataclass(frozen=True)
 class StepDraw:
     """The rows of one optimizer step, all of one latent shape."""
 
     prompt: int  # index of the prompt set
     resolution: int  # px
-    rows: tuple[RowDraw, ...]
+    rows: tuple[RowDraw, ...] | tuple[TextRowDraw, ...]
 
 
 def resolutions(prompts: PromptSet) -> tuple[int, ...]:
@@ -84,4 +94,37 @@ class Draws:
             timestep=self.timesteps.draw(rng.random()),
             noise_seed=rng.getrandbits(63),
             crop=(rng.random(), rng.random()),
+        )
+
+
+@dataclass(frozen=True)
+class TextDraws:
+    """`draws(step)` returns the `StepDraw` of a step without images.
+
+    Rows alternate between the lower and the upper half of the range of multipliers, within which they are drawn
+    uniformly, so that a range around 0 trains both signs in every step. The cleanest row, whose latents take longest to
+    make, comes first.
+    """
+
+    seed: int
+    prompts: Sequence[PromptSet]
+    scales: tuple[float, ...]  # the range reaches from the first to the last
+    timesteps: TimestepDistribution
+    rank: int = 0
+
+    def __call__(self, step: int) -> StepDraw:
+        rng = random.Random(f"{self.seed}/{step}/{self.rank}")
+        prompt = rng.randrange(len(self.prompts))
+        chosen = self.prompts[prompt]
+        resolution = rng.choice(resolutions(chosen))
+        rows = [self._row(rng, upper=i % 2) for i in range(ROWS_PER_PAIR * chosen.batch_size)]
+        return StepDraw(prompt, resolution, tuple(sorted(rows, key=lambda row: row.timestep)))
+
+    def _row(self, rng: random.Random, upper: int) -> TextRowDraw:
+        low, high = self.scales[0], self.scales[-1]
+        return TextRowDraw(
+            scale=low + (high - low) * (upper + rng.random()) / 2,
+            timestep=self.timesteps.draw(rng.random()),
+            noise_seed=rng.getrandbits(63),
+            crop=(rng.random(), rng.random(), rng.random()),
         )
