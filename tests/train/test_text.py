@@ -220,6 +220,7 @@ REFUSED = {
     "another action": ({"action": "remove"}, {}, (), "action: 'remove' is not valid"),
     "auto": ({}, {"timestep_bias": "auto"}, (), "train.timestep_bias: auto is measured on images"),
     "dropout": ({}, {"caption_dropout": 0.1}, (), "train.caption_dropout: 0.1 leaves out captions"),
+    "grouped scales": ({}, {"scales_per_step": 2}, (), "train.scales_per_step: 2 groups images"),
     "lms": ({}, {"noise_scheduler": "lms"}, (), "train.noise_scheduler: lms .* set it to ddim"),
     "a loss of images": ({}, {"loss": "pairs"}, (), "train.loss: 'pairs' is not known"),
     "one multiplier": ({}, {}, ["--scales", "1, 1"], "--scales: 1 alone is no range"),

@@ -73,6 +73,7 @@ class Train(Section):
     max_timestep: Annotated[Whole, Field(ge=0, le=999)] = 999  # (ours)
     min_snr_gamma: Annotated[Number, Field(ge=0)] = 0.0  # (ours) 0: every timestep's error counts alike
     caption_dropout: Annotated[Number, Field(ge=0, lt=1)] = 0.0  # (ours) share of rows read with an empty prompt
+    scales_per_step: Annotated[Whole, Field(ge=1)] = 1  # (ours) rows that share image, noise and timestep
     max_grad_norm: Annotated[Number, Field(ge=0)] = 0.0  # (ours) 0: gradients are not clipped
     skip_nonfinite: Annotated[Whole, Field(ge=0)] = 0  # (ours) bad steps in a row that are left out, not stopped at
     seed: Annotated[Whole, Field(ge=0, lt=2**63)] = 0  # (ours)

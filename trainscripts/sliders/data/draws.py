@@ -5,7 +5,7 @@ Only Python's own Mersenne Twister seeded with a string is used: the same draws 
 
 import random
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sliders.config.prompts import PromptSet
 from sliders.data.timesteps import TimestepDistribution
@@ -60,7 +60,8 @@ class Draws:
     `shape_of(name, resolution)` is the shape of an image's latents; the images of one step must agree in it to form a
     batch. Prompt set, resolution, name and scale are drawn uniformly, the timestep from `timesteps`. Rows alternate
     between the lower and the higher of two different scales, which decides the prompt they are read with. Each has its
-    own image, noise and timestep, because rows that shared them would teach less.
+    own image, noise and timestep, because rows that share them were measured to teach less; with `scales_per_step` above
+    1, groups of so many rows share them and differ in the scale alone.
     """
 
     seed: int
@@ -70,6 +71,7 @@ class Draws:
     timesteps: TimestepDistribution
     shape_of: Callable[[int, int], Hashable]
     caption_dropout: float = 0.0
+    scales_per_step: int = 1
     rank: int = 0
 
     def __call__(self, step: int) -> StepDraw:
@@ -82,7 +84,15 @@ class Draws:
         alike = [n for n in range(self.num_names) if self.shape_of(n, resolution) == shape]
         names = [first] + [rng.choice(alike) for _ in range(ROWS_PER_PAIR * chosen.batch_size - 1)]
         rows = tuple(self._row(rng, name, positive=bool(i % 2)) for i, name in enumerate(names))
+        if self.scales_per_step > 1:
+            groups = [rows[i : i + self.scales_per_step] for i in range(0, len(rows), self.scales_per_step)]
+            rows = tuple(row for group in groups for row in self._alike(rng, group))
         return StepDraw(prompt, resolution, rows)
+
+    def _alike(self, rng: random.Random, group: tuple[RowDraw, ...]) -> list[RowDraw]:
+        """The first row of the group at as many different scales as the group has rows, ascending."""
+        scales = sorted(rng.sample(range(self.num_scales), len(group)))
+        return [replace(group[0], scale=s, positive=2 * i >= len(group)) for i, s in enumerate(scales)]
 
     def _row(self, rng: random.Random, name: int, positive: bool) -> RowDraw:
         low, high = sorted(rng.sample(range(self.num_scales), 2))

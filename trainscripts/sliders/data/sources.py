@@ -11,7 +11,7 @@ from sliders.config.prompts import CAPTION
 from sliders.config.schema import Settings
 from sliders.data.batch import Batch, BatchMaker, prompts_to_encode
 from sliders.data.dataset import ScaleFolders
-from sliders.data.draws import Draws, StepDraw, TextDraws
+from sliders.data.draws import ROWS_PER_PAIR, Draws, StepDraw, TextDraws
 from sliders.data.latents import LatentCache, View, views
 from sliders.data.noise_levels import measure_noise_levels
 from sliders.data.text import MultiplierRange, TextBatchMaker
@@ -50,6 +50,13 @@ class ImageSource(Source):
     @staticmethod
     def find(settings: Settings, size_multiple: int) -> ScaleFolders:
         data = ScaleFolders.find(settings.data, size_multiple)
+        grouped = settings.train.scales_per_step
+        most = min(len(data.scales), *(ROWS_PER_PAIR * p.batch_size for p in settings.prompts))
+        if grouped > most:
+            raise InputError(
+                f"train.scales_per_step: {grouped} is more than {most}, the number of scales or of images in a step: lower it, or "
+                "raise batch_size."
+            )
         for prompts in settings.prompts:
             if prompts.needs_captions and not data.captions:
                 raise InputError(
@@ -71,6 +78,7 @@ class ImageSource(Source):
         draw = Draws(
             seed=settings.train.seed, prompts=settings.prompts, num_names=len(data.names), num_scales=len(data.scales),
             timesteps=timesteps, shape_of=data.fitted_size, caption_dropout=settings.train.caption_dropout,
+            scales_per_step=settings.train.scales_per_step,
         )  # fmt: skip
         return draw, make_batch, timesteps
 
@@ -99,6 +107,7 @@ class TextSource(Source):
         refused = {
             "timestep_bias": (train.timestep_bias == "auto", "is measured on images, of which there are none: give a number"),
             "caption_dropout": (train.caption_dropout > 0, "leaves out captions, of which there are none: set it to 0"),
+            "scales_per_step": (train.scales_per_step > 1, "groups images, of which there are none: set it to 1"),
             "noise_scheduler": (train.noise_scheduler != "ddim", "does not make the latents of a text slider: set it to ddim"),
         }  # fmt: skip
         problems = [f"train.{k}: {getattr(train, k)} {why}." for k, (refuse, why) in refused.items() if refuse]
