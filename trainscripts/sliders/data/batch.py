@@ -32,15 +32,16 @@ class Batch:
         return replace(self, **{name: _mapped(function, value) for name, value in values.items()})
 
     def to(self, device: str) -> Self:
-        """On the device, without waiting for it: only a copy from pinned memory is asynchronous."""
-        return self.map(lambda tensor: _moved(tensor, device))
+        """The batch on the device."""
+        return self.map(lambda tensor: moved(tensor, device))
 
 
 def _mapped(function: Callable[[Tensor], Tensor], value: Tensor | Conditioning) -> Tensor | Conditioning:
     return {key: function(t) for key, t in value.items()} if isinstance(value, dict) else function(value)
 
 
-def _moved(tensor: Tensor, device: str) -> Tensor:
+def moved(tensor: Tensor, device: str) -> Tensor:
+    """To the device without waiting for it: only a copy from pinned memory is asynchronous."""
     if device.startswith("cuda") and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sliders.adaptors.network import AdaptorNetwork
 from sliders.config.prompts import PromptSet, TextPromptSet
-from sliders.data.batch import Batch
+from sliders.data.batch import Batch, moved
 from sliders.data.draws import StepDraw, TextRowDraw
 from sliders.models.base import Conditioning, Geometry, Model, PromptEmbeds
 
@@ -97,7 +97,7 @@ class TextBatchMaker:
             strength=torch.full((len(rows),), chosen.strength),
             frozen=_joined(under(chosen.positive), under(chosen.unconditional), under(chosen.neutral)),
         ).to(self.device)
-        unprompted = {key: value.to(self.device) for key, value in self.model.conditioning(negative, geometry).items()}
+        unprompted = {k: moved(v, self.device) for k, v in self.model.conditioning(negative, geometry).items()}
         self._denoise(batch, unprompted, rows)
         return batch
 
