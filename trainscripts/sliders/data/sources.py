@@ -71,9 +71,7 @@ class ImageSource(Source):
 
     def start(self, model: Model, network: AdaptorNetwork, embeds: dict[str, PromptEmbeds]) -> Start:
         settings, data = self.settings, self.data
-        make_batch = BatchMaker(
-            model, self._cache, settings.prompts, data.captions, embeds, data.scales, self.device
-        )  # fmt: skip
+        make_batch = BatchMaker(model, self._cache, settings.prompts, data.captions, embeds, data.scales, self.device)
         timesteps = self._distribution(model, network, embeds)
         draw = Draws(
             seed=settings.train.seed, prompts=settings.prompts, num_names=len(data.names), num_scales=len(data.scales),
