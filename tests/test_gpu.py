@@ -7,6 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 from conftest import make_scale_folders, write_experiment
+from experiments import TEXT_SETS, make_text_trainer
 from networks import random_inputs
 from safetensors.torch import load_file
 from sliders.adaptors.network import AdaptorNetwork
@@ -192,6 +193,18 @@ def test_graphs_learn_the_same_as_single_kernels(tmp_path, monkeypatch, settings
     graph = make_trainer(tmp_path, "0", flags, prompts=prompts, other=settings)
     assert_learns_the_same(eager, graph)
     assert graph.gradients.captured == shapes
+
+
+def test_text_steps_with_graphs_learn_the_same_as_single_kernels_and_wait_for_nothing(tmp_path):
+    """Their latents are made outside of the graph."""
+    flags = ["--device", "0", "--iterations", "8"]
+    graphs, single = (
+        make_text_trainer(tmp_path / graph, flags, TEXT_SETS[:1], other={"cuda_graph": graph})
+        for graph in ("auto", "off")
+    )
+    assert_learns_the_same(graphs, single)
+    assert graphs.gradients.captured == 1
+    assert count_waits(graphs, 8) == 0
 
 
 def test_each_replay_computes_the_gradient_of_its_own_batch(tmp_path):

@@ -2,13 +2,14 @@
 
 import weakref
 from contextlib import nullcontext
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 import torch
 from conftest import make_scale_folders, write_experiment
 from cpu_graph import Graph, Stream, capture, replace_cuda
-from experiments import unchecked_plan
+from experiments import make_text_trainer, unchecked_plan
 from sliders.compute.graphs import WARM_UPS
 from sliders.config.settings import load_settings
 from sliders.train import gradients
@@ -92,6 +93,22 @@ def test_a_replay_uses_its_own_batch_and_the_present_weights(tmp_path, way):
         trainer.learner.update(values)
         found.append(gradient)
     assert graphs.captured == 1
+    assert all((a - b).norm() > 0.1 * a.norm() for a, b in pairwise(found))
+
+
+def test_a_text_step_is_replayed_with_its_own_latents_and_strength(tmp_path):
+    """Its loss sets the multipliers twice. Prompt sets may differ in guidance, of which a graph must not keep the first."""
+    trainer = make_text_trainer(tmp_path, other={"gradient_checkpointing": True})
+    sets = [draw for step in range(20) if len((draw := trainer.draw(step)).rows) == 2]
+    graphs, found = CapturedGradients(trainer.gradients), []
+    for draw in sets[:3]:  # uncaptured, captured, replayed
+        values, gradient = assert_same_step(trainer, graphs, trainer.make_batch(draw))
+        trainer.learner.update(values)
+        found.append(gradient)
+    assert graphs.captured == 1
+    batch = trainer.make_batch(sets[0])
+    for strength in (1.0, -2.0):
+        assert_same_step(trainer, graphs, replace(batch, strength=torch.full_like(batch.strength, strength)))
     assert all((a - b).norm() > 0.1 * a.norm() for a, b in pairwise(found))
 
 

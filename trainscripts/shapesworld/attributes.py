@@ -39,7 +39,7 @@ class Attribute:
     unit: str
     measure: str  # the field of world.Measures to read
     colours: tuple[str, ...] = tuple(COLOURS)  # the captions for which it means something
-    paint_range: tuple[tuple, tuple] | None = None  # for world.measure, as are the next two
+    paint_range: tuple[tuple, ...] | None = None  # for world.measure, as are the next two
     stretched: bool = False
     filled: bool = False
 
@@ -99,6 +99,17 @@ ATTRIBUTES = {
         colours=("red",),
         paint_range=(rgb_at_hue(0), rgb_at_hue(60)),
     ),
+    # From the world's blue to its red, for captions that say "purple", which the model draws at -70. A text slider has no
+    # folders: its prompts only say "red" above and "blue" below.
+    "warmth": Attribute(
+        folders=("blue", "bluish", "reddish", "red"),
+        scales=(-1.0, -0.5, 0.5, 1.0),
+        at_scale=lambda scale: 63.0 * scale - 63.0,
+        unit="degrees of hue",
+        measure="hue",
+        colours=("purple",),
+        paint_range=(COLOURS["blue"], COLOURS["purple"], COLOURS["red"]),
+    ),
 }
 
 # Chosen, not drawn: every shape twice, every colour once, all four backgrounds, a light and a dark one for each shape,
@@ -127,8 +138,8 @@ def training_scenes(name: str, scale: float, count: int = len(TRAINING_SCENES)) 
     wanted = torch.full((len(scenes),), attribute.at_scale(scale))
     if attribute.measure != "hue":
         return replace(scenes, **{attribute.measure: wanted})
-    red = torch.full_like(scenes.colour, list(COLOURS).index("red"))
-    return replace(scenes, colour=red, paint=torch.tensor(rgb_at_hue(wanted[0].item())).repeat(len(scenes), 1))
+    named = torch.full_like(scenes.colour, list(COLOURS).index(attribute.colours[0]))
+    return replace(scenes, colour=named, paint=torch.tensor(rgb_at_hue(wanted[0].item())).repeat(len(scenes), 1))
 
 
 def _drawn_scenes(name: str, count: int) -> tuple[tuple, ...]:

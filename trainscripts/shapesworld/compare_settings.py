@@ -32,6 +32,7 @@ from shapesworld.evaluate import GPU_ROWS, MODEL, SAMPLING, evaluate, load_model
 from shapesworld.make_dataset import write_dataset
 from shapesworld.world import IMAGE_SIZE
 
+IN_README = ("size", "size_hard", "position", "stretch", "hole", "hue")
 OTHER_SAMPLINGS = {
     "guidance 1": {"guidance": 1.0},
     "guidance 7": {"guidance": 7.0},
@@ -182,7 +183,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--results", type=Path, required=True, metavar="JSONL", help="where results are kept")
-    add("--attributes", nargs="+", choices=ATTRIBUTES, default=tuple(ATTRIBUTES))
+    add("--attributes", nargs="+", choices=ATTRIBUTES, default=IN_README)
     add("--biases", nargs="+", default=("0", "2", "3", "auto"), help="of train.timestep_bias")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2])
     add("--scenes", type=int, default=6)

@@ -3,6 +3,8 @@
 import errno
 import functools
 import os
+import re
+import shlex
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout, suppress
@@ -65,3 +67,21 @@ def command(main: Callable[[list[str]], int | None]) -> Callable[[list[str]], in
 def _failed(message: str) -> int:
     print("\n".join(f"error: {line}" for line in message.splitlines()), file=sys.stderr)
     return 2
+
+
+def resume_command(words: list[str]) -> str:
+    """The command that resumes the run that was started with the script and arguments `words`.
+
+    Keeps `--overwrite`: later runs of a --stylecheck may still have files to replace.
+    """
+    words = [*(w for w in words if w != "--resume"), "--resume"]
+    if sys.platform == "win32":  # not verified on Windows: `uv run` alone would reinstall PyTorch without CUDA
+        return " ".join(_for_powershell(w) for w in ["uv", "run", "--no-sync", *words])
+    return shlex.join(["uv", "run", *words])
+
+
+def _for_powershell(word: str) -> str:
+    """The word, in single quotes if PowerShell could interpret it. Not verified on Windows."""
+    if re.fullmatch(r"[\w.:\\/=+-]+", word):
+        return word
+    return "'" + word.replace("'", "''") + "'"
