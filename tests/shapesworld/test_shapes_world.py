@@ -160,11 +160,25 @@ def test_data_set_has_the_same_names_in_every_folder(tmp_path):
     assert texts == sorted(captions(training_scenes("size", 1.0)))
 
 
+@pytest.mark.parametrize("name", ["size", "size_hard", "position", "stretch", "hole"])
+def test_drawn_scenes_have_captions_of_their_own_and_lie_inside_the_frame(name):
+    evaluated = set(captions(evaluation_scenes(name)))
+    for scale in ATTRIBUTES[name].scales:
+        scenes = training_scenes(name, scale, 48)
+        texts = captions(scenes)
+        assert len(set(texts)) == 48 and not evaluated & set(texts)
+        drawn_ones = render(scenes)[6:]  # after the chosen ones
+        frame = torch.cat([drawn_ones[:, :, [0, -1]].flatten(2), drawn_ones[:, :, :, [0, -1]].flatten(2)], 2)
+        assert (frame == frame[:, :, :1]).all()  # background
+    with pytest.raises(ValueError, match="captions left"):
+        training_scenes(name, 1.0, 80)
+
+
 def test_pictures_in_the_repository_are_those_the_command_writes():
     root = ROOT / "datasets" / "shapes_size"
     attribute = ATTRIBUTES["size"]
     for folder, scale in zip(attribute.folders, attribute.scales, strict=True):
-        fresh = {to_picture(image).tobytes() for image in render(training_scenes("size", scale))}
+        fresh = {to_picture(image).tobytes() for image in render(training_scenes("size", scale, 24))}
         stored = {Image.open(file).tobytes() for file in (root / folder).glob("*.png")}
         assert stored == fresh
 

@@ -157,11 +157,12 @@ def _drawn_scenes(name: str, count: int) -> tuple[tuple, ...]:
 
 
 def _drawn_scene(rng: random.Random, attribute: Attribute, words: tuple[str, str, str]) -> tuple:
-    radius = rng.uniform(20.0, 32.0)
+    low, high = CENTRE_RANGE
+    reaches = REACH[SHAPES.index(words[0])]
+    radius = min(rng.uniform(20.0, 32.0), (low - 2 * MARGIN) / reaches[0])  # so that it fits at either end of the range
     largest = max(attribute.wanted) if attribute.measure == "radius" else radius
     wide = max(attribute.wanted) ** 0.5 if attribute.stretched else 1.0
-    aside, up, down = (reach * largest * wide + MARGIN for reach in REACH[SHAPES.index(words[0])])
-    low, high = CENTRE_RANGE
+    aside, up, down = (reach * largest * wide + MARGIN for reach in reaches)
     x = rng.uniform(max(aside, low), min(IMAGE_SIZE - aside, high))
     y = rng.uniform(max(up, low), min(IMAGE_SIZE - down, high))
     return *words, x, y, radius

@@ -56,6 +56,7 @@ class Job:
     method: str
     caption_dropout: float
     captions: bool
+    ends: bool  # train on the first and the last folder alone
 
     @classmethod
     def of(cls, result: dict) -> "Job":
@@ -123,7 +124,8 @@ def _write_experiment(root: Path, job: Job) -> list[str]:
     (root / "config.yaml").write_text(json.dumps(config))  # JSON is YAML
     (root / "prompts.yaml").write_text(json.dumps(prompts))
     table = ATTRIBUTES[job.attribute]
-    folders, scales = ", ".join(table.folders), ", ".join(map(str, table.scales))
+    every = slice(None, None, len(table.folders) - 1 if job.ends else 1)
+    folders, scales = ", ".join(table.folders[every]), ", ".join(map(str, table.scales[every]))
     paths = ["--config_file", str(root / "config.yaml"), "--folder_main", str(root / "data")]
     return [*paths, "--folders", folders, "--scales", scales]
 
@@ -193,6 +195,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--method", default="noxattn", help="network.training_method")
     add("--caption_dropout", type=float, default=0.0)
     add("--no_captions", action="store_true", help="empty prompts")
+    add("--ends", action="store_true", help="train on the first and the last folder alone")
     add("--robustness", action="store_true", help="measure other guidances, samplers and steps too")
     add("--keep", type=Path, metavar="FOLDER", help="keep the slider files")
     add("--devices", nargs="+", default=["cpu"], help="cpu, or CUDA indices; workers take them in turn")
@@ -204,7 +207,7 @@ def main() -> int:
     args = parse_arguments()
     common = {name: getattr(args, name) for name in ("scenes", "steps", "pairs", "lr", "method", "caption_dropout")}
     wanted = [
-        Job(attribute, bias, seed, captions=not args.no_captions, **common)
+        Job(attribute, bias, seed, captions=not args.no_captions, ends=args.ends, **common)
         for attribute, bias, seed in product(args.attributes, args.biases, args.seeds)
     ]
     results = [json.loads(line) for line in args.results.read_text().splitlines()] if args.results.exists() else []

@@ -1,6 +1,6 @@
 """Writes the scale folders of an attribute: the same scenes in each, under the same file names, as PNG.
 
-uv run trainscripts/shapesworld/make_dataset.py --attribute size --out datasets/shapes_size
+uv run trainscripts/shapesworld/make_dataset.py --attribute size --scenes 24 --out datasets/shapes_size
 
 The captions of the scenes are written beside the images of the first folder.
 """
