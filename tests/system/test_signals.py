@@ -6,11 +6,11 @@ import signal
 from functools import partial
 
 import pytest
-from conftest import load_script
 from experiments import RUN, experiment, settings_of
 from processes import Training
 from safetensors import safe_open
 from sliders.formats.checkpoint import checkpoints_of, newest_checkpoint
+from sliders.system.command import resume_command
 from sliders.system.signals import Interrupts, Stopped
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
@@ -225,7 +225,7 @@ def test_two_runs_into_one_folder_are_refused_and_a_killed_run_leaves_no_lock(tm
 def test_on_windows_the_command_to_resume_keeps_the_installed_pytorch(monkeypatch):
     monkeypatch.setattr("sys.platform", "win32")
     words = ["--folders", "a, b", "--folder_main", r"C:\me\robe(2)", "--name", "it's $x", "--overwrite"]
-    command = load_script("train_lora-scale-xl").resume_command(words)
+    command = resume_command("train_lora-scale-xl.py", words)
     assert command.startswith("uv run --no-sync ")
     # within single quotes, PowerShell interprets only a doubled single quote, as one
     wanted = r"--folders 'a, b' --folder_main 'C:\me\robe(2)' --name 'it''s $x' --overwrite --resume"

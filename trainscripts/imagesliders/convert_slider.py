@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from sliders.config.flags import Parser
+from sliders.config.schema import DEFAULT_FAMILY, FAMILY_ENDINGS, PretrainedModel
 from sliders.system.command import command
 from sliders.system.errors import InputError
 from sliders.system.files import check_folder
@@ -33,8 +34,11 @@ def build_parser() -> Parser:
     add("--reverse", action="store_true",
         help="make multiplier X do what -X did, for sliders of the fork, whose direction is swapped; restores only the "
         "direction, not the old strengths, if all scales were positive")  # fmt: skip
-    add("--model", default="stabilityai/stable-diffusion-xl-base-1.0", metavar="NAME_OR_PATH",
-        help="the model it was trained on, if its layers differ in size from SDXL's; no weights are loaded")  # fmt: skip
+    add("--family", default=DEFAULT_FAMILY, choices=FAMILY_ENDINGS,
+        help="the kind of model that it is for: sdxl (default), or sd for Stable Diffusion 1 or 2")  # fmt: skip
+    add("--v2", action="store_true", help="with --family sd: Stable Diffusion 2")
+    add("--model", metavar="NAME_OR_PATH",
+        help="the model it was trained on, if its layers differ in size from the usual model's; no weights are loaded")  # fmt: skip
     add("--overwrite", action="store_true", help="replace an existing file")
     return parser
 
@@ -52,9 +56,11 @@ def main(argv: list[str]) -> None:
     check_folder(out.parent, "--out", "choose another --out", out.name)
     # imports torch, which --help and a mistyped flag need not wait for
     from sliders.formats.conversion import convert
-    from sliders.models import FAMILIES
+    from sliders.models import FAMILIES, find_family
 
-    network = convert(flags.slider, out, flags.model, FAMILIES["sdxl"], flags.alpha, flags.reverse)
+    model = PretrainedModel(name_or_path=flags.model or FAMILIES[flags.family].facts.example, v2=flags.v2)
+    family = find_family(flags.family, model)
+    network = convert(flags.slider, out, model.name_or_path, family, flags.alpha, flags.reverse)
     print(
         f"saved   {out}\nlayers  {network.type} {network.training_method}, rank {network.rank}, alpha {network.alpha:g}"
     )

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sliders.config.optimizers import OPTIMIZERS
-from sliders.config.schema import TRAINING_METHODS
+from sliders.config.schema import DEFAULT_FAMILY, FAMILY_ENDINGS, TRAINING_METHODS
 from sliders.system.errors import InputError
 
 LIST_FLAGS = ("--scales", "--folders", "--attributes")
@@ -28,16 +28,17 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"{message[0].upper()}{message[1:]} (see --help).")
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser(family: str = DEFAULT_FAMILY) -> argparse.ArgumentParser:
+    ending = FAMILY_ENDINGS[family]
     parser = Parser(
-        prog="train_lora-scale-xl.py",
+        prog=f"train_lora-scale{ending}.py",
         description="Train a concept slider from folders of images, one folder per multiplier.",
         epilog="Values in the YAML apply unless a flag overrides them.",
         allow_abbrev=False,
     )
     add = parser.add_argument
     add("--config_file", required=True, type=Path, metavar="YAML",
-        help="the experiment; start from data/config-xl.yaml")  # fmt: skip
+        help=f"the experiment; start from data/config{ending}.yaml")  # fmt: skip
     add = parser.add_argument_group("data").add_argument
     add("--folder_main", required=True, type=Path, metavar="DIR",
         help="the data set: the folder that contains the --folders")  # fmt: skip
@@ -148,12 +149,12 @@ def parse_device(text: str) -> str:
     raise InputError(f"--device: {text!r} is not a CUDA index, cpu or mps: write for example --device 0.")
 
 
-def parse_flags(argv: list[str]) -> argparse.Namespace:
+def parse_flags(argv: list[str], family: str = DEFAULT_FAMILY) -> argparse.Namespace:
     """Parses the command line: `folders`, `scales` and `attributes` become tuples, `stylecheck` a range or None.
 
     Raises InputError.
     """
-    flags = build_parser().parse_args(join_list_flags(argv))
+    flags = build_parser(family).parse_args(join_list_flags(argv))
     flags.folders = parse_names(flags.folders)
     flags.scales = parse_scales(flags.scales)
     flags.attributes = parse_names(flags.attributes)

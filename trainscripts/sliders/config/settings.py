@@ -35,11 +35,12 @@ def load_settings(
 ) -> tuple[list[schema.Settings], argparse.Namespace]:
     """Returns the settings of each run (several with `--stylecheck`) and the flags. Raises InputError.
 
-    family: a name in models.FAMILIES.
+    family: a key of schema.FAMILY_ENDINGS.
     """
-    flags = parse_flags(argv)
-    config = _load_config(flags)
-    prompts = _load_prompts(config, flags)
+    flags = parse_flags(argv, family)
+    examples = f"trainscripts/imagesliders/data/{{}}{schema.FAMILY_ENDINGS[family]}.yaml"
+    config = _load_config(flags, examples.format("config"))
+    prompts = _load_prompts(config, flags, examples.format("prompts"))
     folders, scales = _match_folders_and_scales(flags.folders, flags.scales)
     runs = []
     for folder_main, name in _main_folders(flags, config):
@@ -80,12 +81,10 @@ def _match_folders_and_scales(folders: tuple[str, ...], scales: tuple[float, ...
     return tuple(f for _, f in pairs), tuple(s for s, _ in pairs)
 
 
-def _load_config(flags: argparse.Namespace) -> schema.Config:
+def _load_config(flags: argparse.Namespace, example: str) -> schema.Config:
     raw = _read_yaml(flags.config_file, "--config_file")
     if not isinstance(raw, dict):
-        raise InputError(
-            f"{flags.config_file}: is not a YAML mapping: start from trainscripts/imagesliders/data/config-xl.yaml."
-        )
+        raise InputError(f"{flags.config_file}: is not a YAML mapping: start from {example}.")
     places = {}
     for flag, (section, key) in FLAG_TO_KEY.items():
         value = getattr(flags, flag)
@@ -99,7 +98,7 @@ def _load_config(flags: argparse.Namespace) -> schema.Config:
     return validated(schema.Config, raw, str(flags.config_file), places)
 
 
-def _load_prompts(config: schema.Config, flags: argparse.Namespace) -> tuple[PromptSet, ...]:
+def _load_prompts(config: schema.Config, flags: argparse.Namespace, example: str) -> tuple[PromptSet, ...]:
     """The prompt sets, overridden by flags and repeated for each attribute."""
     path = Path(config.prompts_file)
     beside = flags.config_file.parent / path
@@ -107,9 +106,7 @@ def _load_prompts(config: schema.Config, flags: argparse.Namespace) -> tuple[Pro
         path = beside
     raw = _read_yaml(path, "prompts_file")
     if not isinstance(raw, list) or not raw:
-        raise InputError(
-            f"{path}: is not a YAML list of prompt sets: start from trainscripts/imagesliders/data/prompts-xl.yaml."
-        )
+        raise InputError(f"{path}: is not a YAML list of prompt sets: start from {example}.")
     sizes = {flag: getattr(flags, flag) for flag in ("resolution", "batch_size") if getattr(flags, flag) is not None}
     places = {flag: f"--{flag}" for flag in sizes}
     sets = []

@@ -88,7 +88,8 @@ def _by_module(path: Path, tensors: dict[str, Tensor], names: dict[str, str]) ->
     if unknown or not modules:
         what = f"{len(unknown)} of {len(tensors)} keys, such as {min(unknown)}, are" if unknown else "its content is"
         raise InputError(
-            f"{path}: {what} not part of a LoRA of the model's attention or ResNet layers: only such sliders can be converted."
+            f"{path}: {what} not part of a LoRA of the model's attention or ResNet layers: only such sliders can be converted, "
+            "with their kind of model as --family."
         )
     lacking = sorted(name for name, parts in modules.items() if not {DOWN, UP} <= set(parts))
     if lacking:
@@ -133,7 +134,7 @@ def _shaped(layer: nn.Module, weight: Tensor) -> Tensor:
 def _metadata(source: Path, target: Path, network: Network, family: Family, reverse: bool) -> dict[str, str]:
     """Only what web UIs and `open_slider` read, because nothing is known about the training."""
     return {
-        **family.metadata(),
+        **family.metadata(None),
         "ss_output_name": target.stem,
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(network.rank),

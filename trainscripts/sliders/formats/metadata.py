@@ -9,12 +9,12 @@ from pathlib import Path
 from sliders import __version__
 from sliders.config.schema import Settings
 from sliders.data.dataset import ScaleFolders
-from sliders.models import FAMILIES
+from sliders.models import Family
 from sliders.models.schedule import EPSILON, V_PREDICTION
 
 
 def slider_metadata(
-    settings: Settings, data: ScaleFolders, *, stem: str, steps: int, started: float, prediction: str
+    settings: Settings, data: ScaleFolders, family: Family, *, stem: str, steps: int, started: float, prediction: str
 ) -> dict[str, str]:
     """What web UIs show, and how the slider was made: strings only, JSON where a value has parts."""
     network, train = settings.network, settings.train
@@ -26,7 +26,7 @@ def slider_metadata(
         buckets[size] = buckets.get(size, 0) + len(data.scales)
     folders = dict(zip(data.folders, data.scales, strict=True))
     found = {
-        **FAMILIES[settings.family].metadata(),
+        **family.metadata(prediction),
         "ss_output_name": stem,
         "ss_network_module": "networks.lora",
         "ss_network_dim": network.rank,

@@ -1,14 +1,17 @@
-"""What every entry script does with errors: wrong input ends with a message and exit status 2, not with a traceback."""
+"""What every entry script does with errors and signals: a message and an exit status, no traceback."""
 
 import errno
 import functools
 import os
+import re
+import shlex
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from typing import TextIO
 
 from sliders.system.errors import InputError
+from sliders.system.signals import Stopped
 
 
 class LastingStream:
@@ -39,7 +42,11 @@ class LastingStream:
 
 
 def command(main: Callable[[list[str]], int | None]) -> Callable[[list[str]], int]:
-    """Decorates `main(argv)` to return an exit status: its own, or 0; 2 for wrong input; 130 for Ctrl-C."""
+    """Decorates `main(argv)` to return an exit status: its own, or 0; 2 for wrong input; the signal's, or 130 for Ctrl-C.
+
+    What a signal stopped can be resumed, so the message contains the command.
+    """
+    script = None if main.__module__ == "__main__" else main.__code__.co_filename
 
     @functools.wraps(main)
     def wrapped(argv: list[str]) -> int:
@@ -48,6 +55,10 @@ def command(main: Callable[[list[str]], int | None]) -> Callable[[list[str]], in
                 return main(argv) or 0
             except InputError as error:
                 return _failed(str(error))
+            except Stopped as stopped:
+                again = resume_command(script or sys.argv[0], argv)
+                print(f"stopped by {stopped.name}; continue with\n  {again}", file=sys.stderr)
+                return stopped.status
             except OSError as error:
                 path = f"{str(error.filename)[:80]}: " if error.filename else ""
                 return _failed(f"{path}{error.strerror or error}: check the path, its permissions and the free space.")
@@ -63,3 +74,18 @@ def command(main: Callable[[list[str]], int | None]) -> Callable[[list[str]], in
 def _failed(message: str) -> int:
     print("\n".join(f"error: {line}" for line in message.splitlines()), file=sys.stderr)
     return 2
+
+
+def resume_command(script: str, argv: list[str]) -> str:
+    """The command that resumes this run. Keeps `--overwrite`: later runs of a --stylecheck may still have files to replace."""
+    words = [script, *(w for w in argv if w != "--resume"), "--resume"]
+    if sys.platform == "win32":  # not verified on Windows: `uv run` alone would reinstall PyTorch without CUDA
+        return " ".join(for_powershell(w) for w in ["uv", "run", "--no-sync", *words])
+    return shlex.join(["uv", "run", *words])
+
+
+def for_powershell(word: str) -> str:
+    """The word, in single quotes if PowerShell could interpret it. Not verified on Windows."""
+    if re.fullmatch(r"[\w.:\\/=+-]+", word):
+        return word
+    return "'" + word.replace("'", "''") + "'"

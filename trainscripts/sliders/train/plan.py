@@ -20,7 +20,7 @@ from sliders.config.schema import Network, Settings
 from sliders.data.dataset import ScaleFolders
 from sliders.data.timesteps import allowed_timesteps
 from sliders.formats.checkpoint import Checkpoint, check_same_run, checkpoints_of, identity, newest_checkpoint
-from sliders.models import FAMILIES, Family
+from sliders.models import Family, find_family
 from sliders.system.errors import InputError, either
 from sliders.system.files import check_folder
 from sliders.system.installation import how_to_install
@@ -59,7 +59,7 @@ class Plan:
 
 def make_plan(settings: Settings) -> Plan:
     """Raises InputError for whatever would stop the run later, except a full disk, which several runs may share."""
-    device, family = torch_device(settings.device), FAMILIES[settings.family]
+    device, family = torch_device(settings.device), find_family(settings.family, settings.pretrained_model)
     _check_names(settings)
     family.check_settings(settings)
     family.check_source(settings.pretrained_model)
@@ -228,5 +228,5 @@ def _remarks(plan: Plan) -> list[str]:
         )
     if is_gpu_missing(settings.device):
         full_size = plan.family.is_full_size(settings.pretrained_model.name_or_path)
-        remarks.append(why_no_gpu("trains", full_size))
+        remarks.append(why_no_gpu("trains", full_size, plan.family.facts.title))
     return ["", *(f"note: {r}" for r in remarks)] if remarks else []

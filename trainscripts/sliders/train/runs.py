@@ -49,7 +49,7 @@ def train(plan: Plan, interrupts: Interrupts) -> Report:
             return trainer.run(interrupts)
         except torch.OutOfMemoryError as error:
             peak = torch.cuda.max_memory_allocated(plan.device) if plan.device.startswith("cuda") else 0
-            raise InputError(out_of_memory(plan.settings, error, peak)) from error
+            raise InputError(out_of_memory(plan.settings, plan.family, error, peak)) from error
 
 
 def plan_all(runs: list[Settings]) -> list[Plan]:
