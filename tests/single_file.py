@@ -1,9 +1,10 @@
-"""Write a diffusers SDXL pipeline as one original-layout checkpoint, the way model sites distribute it."""
+"""Write a diffusers pipeline of SDXL or Stable Diffusion as one original-layout checkpoint, the way model sites do."""
 
 import re
 
 import torch
 from safetensors.torch import save_file
+from sliders.models.sd.keys import original_sd_name
 from sliders.models.sdxl.keys import sgm_name
 
 UNET_ENDS = {
@@ -29,9 +30,9 @@ OPEN_CLIP = (
 )
 
 
-def unet_name(parameter):
+def unet_name(parameter, original_name):
     module, _, kind = parameter.rpartition(".")
-    return f"{UNET_ENDS[module] if module in UNET_ENDS else sgm_name(module)}.{kind}"
+    return f"{UNET_ENDS[module] if module in UNET_ENDS else original_name(module)}.{kind}"
 
 
 def vae_name(parameter, levels=4):
@@ -67,16 +68,27 @@ def open_clip_state(state):
     return found
 
 
+def text_states(pipe):
+    """(prefix, state dict) of each text encoder: OpenAI's CLIP, OpenCLIP in SD 2, both in SDXL."""
+    first = pipe.text_encoder.state_dict()
+    clip = {f"transformer.text_model.{name.removeprefix('text_model.')}": tensor for name, tensor in first.items()}
+    if "text_encoder_2" in pipe.components:
+        second = open_clip_state(pipe.text_encoder_2.state_dict())
+        return [("conditioner.embedders.0.", clip), ("conditioner.embedders.1.model.", second)]
+    if pipe.unet.config.use_linear_projection:
+        return [("cond_stage_model.model.", open_clip_state(first))]
+    return [("cond_stage_model.", clip)]
+
+
 def original_state(pipe, announce=()):
     """State dict in the original layout; `announce` adds marker keys such as `v_pred` and `ztsnr`."""
-    found = {f"model.diffusion_model.{unet_name(k)}": v for k, v in pipe.unet.state_dict().items()}
+    original_name = sgm_name if "text_encoder_2" in pipe.components else original_sd_name
+    found = {f"model.diffusion_model.{unet_name(k, original_name)}": v for k, v in pipe.unet.state_dict().items()}
     for name, tensor in pipe.vae.state_dict().items():
         attention = re.search(r"attentions\.0\.to_.*weight", name)
         found[f"first_stage_model.{vae_name(name)}"] = tensor[:, :, None, None] if attention else tensor
-    for name, tensor in pipe.text_encoder.state_dict().items():
-        found[f"conditioner.embedders.0.transformer.text_model.{name.removeprefix('text_model.')}"] = tensor
-    for name, tensor in open_clip_state(pipe.text_encoder_2.state_dict()).items():
-        found[f"conditioner.embedders.1.model.{name}"] = tensor
+    for prefix, state in text_states(pipe):
+        found |= {prefix + name: tensor for name, tensor in state.items()}
     found |= {key: torch.zeros(()) for key in announce}
     return {key: tensor.contiguous().clone() for key, tensor in found.items()}
 

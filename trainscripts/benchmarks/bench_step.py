@@ -28,7 +28,7 @@ from bench_world import build_model, make_settings, step_flops, synchronize, wri
 from naive_step import NaiveStep
 from sliders.compute.device import torch_device, use_device
 from sliders.data.timesteps import allowed_timesteps
-from sliders.models import FAMILIES
+from sliders.models import find_family
 from sliders.models.layers import select_layers
 from sliders.models.sdxl.model import SDXL
 from sliders.train.plan import Plan
@@ -83,9 +83,8 @@ def measure_mode(args: argparse.Namespace, mode: str, resolution: int, pairs: in
         settings = make_settings(args, Path(folder), resolution, pairs, graph, compiled)
         model = build_in_main_memory(args, device)
         began = time.perf_counter()
-        plan = Plan(
-            settings, FAMILIES[settings.family], device, data, (), 0, None, (), allowed_timesteps(settings.train)
-        )
+        family = find_family(settings.family, settings.pretrained_model)
+        plan = Plan(settings, family, device, data, (), 0, None, (), allowed_timesteps(settings.train))
         trainer = Trainer(plan, model)
     loading = peak_memory(device)
     start = trainer.weights.master.detach().cpu().clone()

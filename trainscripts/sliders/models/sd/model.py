@@ -41,10 +41,13 @@ class StableDiffusion(PipelineModel):
         self.facts = facts
 
     def _encode(self, prompt: str, device: torch.device) -> PromptEmbeds:
-        tokens, _ = self.pipe.encode_prompt(
-            prompt, device, num_images_per_prompt=1, do_classifier_free_guidance=False, clip_skip=self.clip_skip
-        )
-        return PromptEmbeds(tokens[0])
+        """Not with the pipeline's method, whose clip_skip looks for a module that CLIPTextModel no longer has."""
+        encoder, tokenizer = self.pipe.text_encoder, self.pipe.tokenizer
+        ids = tokenizer(
+            prompt, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
+        ).input_ids
+        layers = encoder(ids.to(device), output_hidden_states=True).hidden_states
+        return PromptEmbeds(encoder.final_layer_norm(layers[-1 - (self.clip_skip or 0)])[0])
 
     def conditioning(self, prompts: Sequence[PromptEmbeds], images: Sequence[Geometry]) -> Conditioning:
         return {"tokens": torch.stack([p.tokens for p in prompts])}  # [B, 77, 768 or 1024]

@@ -23,7 +23,7 @@ BLOCKS = {  # what all sizes have in common
 class NarrowSD:
     """Widths and depths; in the comments those of SD 1, and those of SD 2 where they differ."""
 
-    block_out_channels: tuple[int, int, int, int] = (32, 32, 64, 64)  # (320, 640, 1280, 1280)
+    block_out_channels: tuple[int, int, int, int] = (16, 32, 64, 64)  # (320, 640, 1280, 1280)
     heads: int = 2  # 8
     heads_v2: tuple[int, int, int, int] = (1, 1, 2, 2)  # (5, 10, 20, 20)
     unet_norm_groups: int = 8  # 32
