@@ -24,8 +24,10 @@ RUN = "probe_alpha2.0_rank4_noxattn"
 VARIED = [{"target": "", "resolution": 128, "dynamic_resolution": True, "batch_size": 2}]
 
 
-def make_trainer(tmp_path, flags=(), prompts=None, folders=FOLDERS, names=("a", "b", "c"), family="sdxl", **overrides):
-    data = make_scale_folders(tmp_path / "data", folders=FOLDERS, names=names)
+def make_trainer(
+    tmp_path, flags=(), prompts=None, folders=FOLDERS, names=("a", "b", "c"), family="sdxl", size=(64, 64), **overrides
+):
+    data = make_scale_folders(tmp_path / "data", folders=FOLDERS, names=names, size=size)
     scales = ", ".join(map(str, SCALES))
     flags = [*flags, "--folders", ", ".join(folders), "--scales", scales]
     argv = write_experiment(tmp_path, flags=flags, prompts=prompts or PROMPTS, data=data, **overrides)
