@@ -18,8 +18,8 @@ from sliders.config.settings import load_settings
 from sliders.system.errors import InputError
 
 REQUIRED = ["--config_file", "c.yaml", "--folder_main", "d"]
-SHIPPED = sorted((SCRIPTS / "data").glob("config-xl*.yaml"))
-SHIPPED_PROMPTS = sorted((SCRIPTS / "data").glob("prompts-xl*.yaml"))
+SHIPPED = sorted((SCRIPTS / "data").glob("config*.yaml"))
+SHIPPED_PROMPTS = sorted((SCRIPTS / "data").glob("prompts*.yaml"))
 
 GOLDEN_FLAGS = {
     "--help", "--config_file", "--folder_main", "--folders", "--scales", "--stylecheck", "--attributes", "--name", "--rank",
@@ -306,7 +306,10 @@ def test_no_flag_is_lost():
     assert flags - {"-h"} == GOLDEN_FLAGS
 
 
-@pytest.mark.parametrize("script", ["train_lora-scale-xl.py", "sample_slider-xl.py", "convert_slider.py"])
+@pytest.mark.parametrize(
+    "script",
+    ["train_lora-scale-xl.py", "sample_slider-xl.py", "train_lora-scale.py", "sample_slider.py", "convert_slider.py"],
+)
 def test_help_names_every_flag_and_answers_without_torch(script):
     code = """
 import runpy, sys
@@ -323,6 +326,7 @@ except SystemExit as stop:
     assert done.returncode == 0, done.stderr
     wanted = GOLDEN_FLAGS if script.startswith("train") else {"--help", "--out", "--overwrite"}
     assert [flag for flag in wanted if flag not in done.stdout] == []
+    assert f"usage: {script} " in done.stdout
 
 
 # --- what is shipped
@@ -340,6 +344,24 @@ def test_a_shipped_prompts_file_is_valid_with_the_shipped_config(path):
     argv = ["--config_file", str(SCRIPTS / "data" / "config-xl.yaml"), "--folder_main", "anything"]
     (settings,), _ = load_settings([*argv, "--prompts_file", str(path)])
     assert settings.prompts
+
+
+def test_the_config_for_stable_diffusion_is_that_for_sdxl_with_another_model_and_size():
+    xl, sd = (
+        [yaml.safe_load((SCRIPTS / "data" / f"{name}{ending}.yaml").read_text(encoding="utf-8")) for name in ("config", "prompts")]
+        for ending in ("-xl", "")
+    )  # fmt: skip
+    assert sd[0].pop("pretrained_model").pop("v2") is False
+    xl[0].pop("pretrained_model")
+    assert {key for key in xl[0] if xl[0][key] != sd[0][key]} == {"prompts_file"}
+    assert {key for key in xl[1][0] if xl[1][0][key] != sd[1][0][key]} == {"resolution", "guidance_scale"}
+
+
+@pytest.mark.parametrize(("family", "ending"), [("sdxl", "-xl"), ("sd", "")])
+def test_messages_name_the_example_of_the_commands_family(tmp_path, family, ending):
+    (tmp_path / "c.yaml").write_text("- a list")
+    with pytest.raises(InputError, match=rf"start from trainscripts/imagesliders/data/config{ending}\.yaml"):
+        load_settings(["--config_file", str(tmp_path / "c.yaml"), "--folder_main", "anything"], family)
 
 
 def test_the_guides_lines_for_small_cards_are_keys_of_the_suggested_config(tmp_path):

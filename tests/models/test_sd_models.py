@@ -8,7 +8,8 @@ import torch
 from conftest import load_script, write_experiment
 from safetensors.torch import load_file, save_file
 from single_file import save_single_file
-from sliders.config.schema import PretrainedModel
+from sliders.config.schema import FAMILY_ENDINGS, PretrainedModel
+from sliders.models import FAMILIES
 from sliders.models.sd.loading import check_source, load_sd
 from sliders.models.sd.narrow import build_narrow_sd
 from sliders.models.sdxl.narrow import NarrowSDXL, build_narrow_sdxl
@@ -38,6 +39,10 @@ def files(pipes, tmp_path_factory):
     return {
         name: save_single_file(pipe, root / f"{name}.safetensors") for name, pipe in {**pipes, "sdxl": sdxl}.items()
     }
+
+
+def test_every_family_has_scripts_and_examples():
+    assert set(FAMILIES) == set(FAMILY_ENDINGS)
 
 
 def load(name_or_path, **settings):
@@ -80,6 +85,18 @@ def test_a_hub_model_from_the_cache(pipes, tmp_path, monkeypatch):
     assert_same_model(load("someone/narrow"), pipes["sd1"])
     with pytest.raises(InputError, match=r"someone/narrow is a Stable Diffusion 1 model.*without pretrained_model\.v2"):
         load("someone/narrow", v2=True)
+
+
+def test_a_hub_model_of_another_family_is_refused_before_its_weights_are_downloaded(folders, tmp_path, monkeypatch):
+    """Only its UNet's config has been fetched."""
+    repository = tmp_path / "models--someone--xl"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("abc")
+    (repository / "snapshots" / "abc" / "unet").mkdir(parents=True)
+    shutil.copy(folders["sdxl"] / "unet" / "config.json", repository / "snapshots" / "abc" / "unet")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(InputError, match="someone/xl is an SDXL model.*train_lora-scale-xl.py"):
+        load("someone/xl")
 
 
 def test_weights_take_the_training_precision_and_the_vae_stays_float32(folders, files):

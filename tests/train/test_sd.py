@@ -205,7 +205,7 @@ def test_conversion_restores_the_slider(trained, tmp_path, spelling):
         names = {family.file_key(p): f"lora_unet_{family.spellings(p)[1].replace('.', '_')}" for p in paths(v2)}
         tensors = {f"{names[key.split('.', 1)[0]]}.{key.split('.', 1)[1]}": t for key, t in tensors.items()}
     save_file(tensors, tmp_path / "old.safetensors")
-    flags = ["--family", "sd", "--model", "tiny", *(["--v2"] if v2 else [])]
+    flags = ["--family", "sd2" if v2 else "sd1", "--model", "tiny"]
     assert load_script("convert_slider").main([str(tmp_path / "old.safetensors"), *flags]) == 0
     out = tmp_path / "old_converted.safetensors"
     found, wanted = load_file(out), load_file(path)

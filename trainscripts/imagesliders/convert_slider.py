@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from sliders.config.flags import Parser
-from sliders.config.schema import DEFAULT_FAMILY, FAMILY_ENDINGS, PretrainedModel
+from sliders.config.schema import PretrainedModel
 from sliders.system.command import command
 from sliders.system.errors import InputError
 from sliders.system.files import check_folder
@@ -19,6 +19,9 @@ REVERSE_NOTE = (
     "--reverse restores the slider's direction. If all scales it was trained with were positive, it does not restore its "
     "strengths: use sample_slider-xl.py to find the multipliers you want."
 )
+
+
+VERSIONS = {"sdxl": ("sdxl", False), "sd1": ("sd", False), "sd2": ("sd", True)}  # --family → (family, v2)
 
 
 def build_parser() -> Parser:
@@ -34,9 +37,8 @@ def build_parser() -> Parser:
     add("--reverse", action="store_true",
         help="make multiplier X do what -X did, for sliders of the fork, whose direction is swapped; restores only the "
         "direction, not the old strengths, if all scales were positive")  # fmt: skip
-    add("--family", default=DEFAULT_FAMILY, choices=FAMILY_ENDINGS,
-        help="the kind of model that it is for: sdxl (default), or sd for Stable Diffusion 1 or 2")  # fmt: skip
-    add("--v2", action="store_true", help="with --family sd: Stable Diffusion 2")
+    add("--family", default="sdxl", choices=VERSIONS,
+        help="the kind of model that it is for: sdxl (default), or sd1 or sd2 for Stable Diffusion")  # fmt: skip
     add("--model", metavar="NAME_OR_PATH",
         help="the model it was trained on, if its layers differ in size from the usual model's; no weights are loaded")  # fmt: skip
     add("--overwrite", action="store_true", help="replace an existing file")
@@ -58,8 +60,9 @@ def main(argv: list[str]) -> None:
     from sliders.formats.conversion import convert
     from sliders.models import FAMILIES, find_family
 
-    model = PretrainedModel(name_or_path=flags.model or FAMILIES[flags.family].facts.example, v2=flags.v2)
-    family = find_family(flags.family, model)
+    name, v2 = VERSIONS[flags.family]
+    model = PretrainedModel(name_or_path=flags.model or FAMILIES[name].facts.example, v2=v2)
+    family = find_family(name, model)
     network = convert(flags.slider, out, model.name_or_path, family, flags.alpha, flags.reverse)
     print(
         f"saved   {out}\nlayers  {network.type} {network.training_method}, rank {network.rank}, alpha {network.alpha:g}"

@@ -1,5 +1,6 @@
 """Turns the sample command's flags into one frozen settings object. Does not import torch, so that errors appear at once."""
 
+from argparse import BooleanOptionalAction
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -86,7 +87,8 @@ def _add_model(parser: Parser, family: str) -> None:
     add("--model", required=True, metavar="NAME_OR_PATH", help="hub id, folder, .safetensors or .ckpt")
     add("--model_config", metavar="DIR",
         help="diffusers folder with the JSON files of a single-file model, for use without a network")  # fmt: skip
-    add("--v_pred", action="store_true", default=None, help="for a v-prediction model whose files do not say so")
+    add("--v_pred", action=BooleanOptionalAction, default=None,
+        help="for a model whose files do not say that it predicts v, or, with --no-v_pred, noise")  # fmt: skip
     if family == "sd":
         add("--v2", action="store_true", help="the model is a Stable Diffusion 2, not 1")
     usual = 2 if family == "sdxl" else 1
