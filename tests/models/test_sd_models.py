@@ -95,7 +95,7 @@ def test_a_hub_model_of_another_family_is_refused_before_its_weights_are_downloa
     (repository / "snapshots" / "abc" / "unet").mkdir(parents=True)
     shutil.copy(folders["sdxl"] / "unet" / "config.json", repository / "snapshots" / "abc" / "unet")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(InputError, match="someone/xl is an SDXL model.*train_lora-scale-xl.py"):
+    with pytest.raises(InputError, match=r"someone/xl is an SDXL model.*train_lora-scale-xl\.py"):
         load("someone/xl")
 
 
