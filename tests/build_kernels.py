@@ -55,8 +55,11 @@ def build_instead_of_running(built: dict) -> None:
     JITFunction.run = build
 
 
-def launch_all(dtype: torch.dtype) -> None:
-    """Launches all kernels, forward and backward. The tensors are on the CPU, because their contents are not read."""
+def launch_all(dtype: torch.dtype, float8: bool) -> None:
+    """Launches all kernels, forward and backward. The tensors are on the CPU, because their contents are not read.
+
+    float8: also on 8-bit floating-point numbers.
+    """
 
     def tensor(*size: int) -> torch.Tensor:
         return torch.zeros(size, dtype=dtype, requires_grad=True)
@@ -65,6 +68,10 @@ def launch_all(dtype: torch.dtype) -> None:
         affine = (tensor(width), tensor(width))
         kernels.GEGLU.apply(tensor(2, 64, 8 * width)).sum().backward()
         sum(kernels.AddLayerNorm.apply(tensor(2, 64, width), tensor(2, 64, width), *affine, 1e-5)).sum().backward()
+        step, weight = torch.ones(64, 1, dtype=dtype), torch.zeros(64, 8 * width, dtype=torch.int8)
+        kernels.unpack_rows(weight, step, dtype)
+        if float8:
+            kernels.unpack_rows(weight.to(torch.float8_e4m3fn), step, dtype)
     for channels in CHANNELS:
         affine = (tensor(channels), tensor(channels))
         for silu in (True, False):
@@ -89,7 +96,7 @@ def main(capabilities: list[str]) -> None:
         os.environ["TRITON_CACHE_DIR"] = cache
         for capability in capabilities:
             driver.set_active(AbsentGPU(capability))
-            launch_all(torch.bfloat16)
+            launch_all(torch.bfloat16, float8=float(capability) >= 8.9)
             for (name, _), kernel in built.items():
                 print(capability, name, *usage(kernel))
             built.clear()

@@ -21,7 +21,8 @@ from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = ROOT / "trainscripts" / "imagesliders"
-SCRIPT_FOLDERS = (SCRIPTS, ROOT / "trainscripts" / "benchmarks")
+TEXT_SCRIPTS = ROOT / "trainscripts" / "textsliders"
+SCRIPT_FOLDERS = (SCRIPTS, TEXT_SCRIPTS, ROOT / "trainscripts" / "benchmarks")
 FOUR_FOLDERS = ("verylow", "low", "high", "veryhigh")
 EXPERIMENT = {
     "pretrained_model": {"name_or_path": "tiny"},

@@ -68,6 +68,9 @@ def capture(graph: Graph, pool: Graph | None = None, stream: "Stream | None" = N
 class Stream:
     """Replaces `torch.cuda.Stream`. On the CPU, operations are sequential."""
 
+    def __init__(self, priority: int = 0):
+        pass
+
     def wait_stream(self, other: "Stream") -> None:
         pass
 

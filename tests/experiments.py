@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from conftest import make_scale_folders, write_experiment
-from sliders.config.settings import load_settings
+from conftest import make_scale_folders, write_experiment, write_yaml
+from sliders.config.settings import load_settings, load_text_settings
 from sliders.data.dataset import ScaleFolders
 from sliders.data.timesteps import allowed_timesteps
 from sliders.models import find_family
@@ -62,6 +62,46 @@ def settings_of(argv):
 def everything_in(folder: Path) -> dict[str, bytes | None]:
     paths = sorted(folder.rglob("*"))
     return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in paths}
+
+
+TEXT_SETS = [
+    {"target": "a shape", "positive": "a red shape", "unconditional": "a blue shape", "neutral": "a plain shape",
+     "guidance_scale": 1.5, "resolution": 64, "batch_size": 2},
+    {"target": "a disc", "positive": "a red disc", "unconditional": "a blue disc", "neutral": "a disc",
+     "action": "erase", "guidance_scale": 3, "resolution": 64},
+]  # fmt: skip
+TEXT_STEPS = 6
+
+
+def write_text_experiment(root, flags=(), prompts=None, **overrides):
+    root.mkdir(exist_ok=True)
+    config = {
+        "prompts_file": str(root / "prompts.yaml"),
+        "pretrained_model": {"name_or_path": "tiny"},
+        "network": {"type": "c3lier", "rank": 4, "alpha": 2.0, "training_method": "noxattn"},
+        "train": {
+            "precision": "float32",
+            "iterations": 3,
+            "lr": 1e-3,
+            "max_denoising_steps": TEXT_STEPS,
+            "timestep_bias": 0,
+        },
+        "save": {"name": "probe", "path": str(root / "models"), "per_steps": 100},
+    }
+    for section, values in overrides.items():
+        config[section] = {**config.get(section, {}), **values}
+    write_yaml(root / "config.yaml", config)
+    write_yaml(root / "prompts.yaml", TEXT_SETS if prompts is None else prompts)
+    return ["--config_file", str(root / "config.yaml"), "--device", "cpu", *flags]
+
+
+def text_settings_of(argv):
+    (settings,), _ = load_text_settings(argv)
+    return settings
+
+
+def make_text_trainer(root, flags=(), prompts=None, **overrides):
+    return Trainer(make_plan(text_settings_of(write_text_experiment(root, flags, prompts, **overrides))))
 
 
 class Bomb:

@@ -13,6 +13,12 @@ import torch
 from PIL import Image
 
 
+def scaled_linear_alphas():
+    """ᾱ [1000] of Stable Diffusion's schedule, float64."""
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    return torch.cumprod(1 - betas, 0)
+
+
 class NaiveLora:
     """Forward hooks that add up(down(x)) · alpha / rank · multiplier to the outputs of the layers at `paths`."""
 
@@ -43,8 +49,7 @@ class NaiveTrainer:
         self.unet = copy.deepcopy(unet).double()
         self.vae = vae
         self.lora = NaiveLora(self.unet, paths, downs, ups, alpha)
-        betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
-        self.alphas_cumprod = torch.cumprod(1 - betas, 0)
+        self.alphas_cumprod = scaled_linear_alphas()
 
     def encode(self, path, eps):
         pixels = np.asarray(Image.open(path).convert("RGB"), dtype=np.float32) / 127.5 - 1

@@ -44,3 +44,13 @@ def randomize(network, seed=1):
     with torch.no_grad():
         for adaptor in network.adaptors:
             adaptor.up.normal_(std=0.05, generator=generator)
+
+
+def gathered_gradients(trainer):
+    """{parameter: gradient} of the adaptors after a backward pass."""
+    trainer.weights.gather_gradients()
+    flat = trainer.weights.master.grad
+    return {
+        name: flat.as_strided(p.shape, p.stride(), p.storage_offset()).clone()
+        for name, p in trainer.network.named_parameters()
+    }

@@ -46,6 +46,19 @@ def test_bench_sampling_makes_the_same_pictures_together_and_one_by_one(results)
     found = results("bench_sampling", "--resolution 64 --steps 2 --repeats 1")
     assert found["largest_difference"] < 1e-4
     assert found["pictures"] == 6
+    assert found["times_diffusers"] == pytest.approx(found["diffusers_s"] / found["together_s"], rel=0.05)
+
+
+def test_bench_start_times_every_phase_up_to_the_first_step(monkeypatch, tmp_path):
+    out = tmp_path / "bench.json"
+    flags = f"--model tiny --resolution 64 --device cpu --repeats 1 --folder {tmp_path} --json {out}"
+    monkeypatch.setattr("sys.argv", ["bench_start.py", *flags.split(), "--until", "first step"])
+    bench = load_script("bench_start")
+    assert bench.main() == 0
+    (start,) = json.loads(out.read_text())["starts"]
+    assert tuple(start["seconds"]) == bench.PHASES
+    assert start["total_s"] == pytest.approx(sum(start["seconds"].values()), abs=0.1)
+    assert (tmp_path / "tiny" / "model.safetensors").exists()
 
 
 def test_an_sdxl_without_text_encoders_has_a_fingerprint():

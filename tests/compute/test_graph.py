@@ -2,13 +2,15 @@
 
 import weakref
 from contextlib import nullcontext
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 import torch
 from conftest import make_scale_folders, write_experiment
 from cpu_graph import Graph, Stream, capture, replace_cuda
-from experiments import unchecked_plan
+from experiments import make_text_trainer, unchecked_plan
+from sliders.compute.graphs import WARM_UPS
 from sliders.config.settings import load_settings
 from sliders.train import gradients
 from sliders.train.gradients import CannotCaptureError, CapturedGradients, Gradients, StepGraph
@@ -94,6 +96,22 @@ def test_a_replay_uses_its_own_batch_and_the_present_weights(tmp_path, way):
     assert all((a - b).norm() > 0.1 * a.norm() for a, b in pairwise(found))
 
 
+def test_a_text_step_is_replayed_with_its_own_latents_and_strength(tmp_path):
+    """Its loss sets the multipliers twice. Prompt sets may differ in guidance, of which a graph must not keep the first."""
+    trainer = make_text_trainer(tmp_path, other={"gradient_checkpointing": True})
+    sets = [draw for step in range(20) if len((draw := trainer.draw(step)).rows) == 2]
+    graphs, found = CapturedGradients(trainer.gradients), []
+    for draw in sets[:3]:  # uncaptured, captured, replayed
+        values, gradient = assert_same_step(trainer, graphs, trainer.make_batch(draw))
+        trainer.learner.update(values)
+        found.append(gradient)
+    assert graphs.captured == 1
+    batch = trainer.make_batch(sets[0])
+    for strength in (1.0, -2.0):
+        assert_same_step(trainer, graphs, replace(batch, strength=torch.full_like(batch.strength, strength)))
+    assert all((a - b).norm() > 0.1 * a.norm() for a, b in pairwise(found))
+
+
 SEVERAL_SHAPES = [
     {"target": "a disc", "resolution": 128, "dynamic_resolution": True, "dynamic_crops": True},
     {"target": "a ring", "resolution": 64, "batch_size": 3},
@@ -135,7 +153,7 @@ def test_a_shape_is_captured_when_it_comes_again(trainer, monkeypatch):
     assert torch.equal(generator, torch.get_rng_state())
     assert pools[0] is None and isinstance(pools[1], Graph)  # they share a memory pool
     assert len(streams) == 3 and len(set(streams)) == 1  # warm-up and both captures use the same stream
-    warm_up = gradients.WARM_UPS
+    warm_up = WARM_UPS
     assert (forwards.count(4), forwards.count(2)) == (1 + warm_up + 1, 1 + 1)  # uncaptured, warm-up, capture
 
 

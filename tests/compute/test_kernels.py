@@ -119,6 +119,14 @@ def test_bfloat16_is_rounded_once_at_the_end(name):
         assert ((low.double() - high).abs() <= (1.01 if DEVICE == "cuda" else 2.01) * half).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+def test_rows_are_unpacked(dtype):
+    generator = torch.Generator().manual_seed(0)
+    weight = (torch.randn(5, 1100, generator=generator) * 40).to(dtype).to(DEVICE)
+    step = torch.rand(5, 1, generator=generator).to(DEVICE)
+    assert_alike(kernels.unpack_rows(weight, step, torch.float32), weight.double() * step.double())
+
+
 @pytest.mark.skipif(DEVICE == "cuda", reason="tested in test_gpu.py")
 def test_fused_blocks_compute_the_same():
     unet = build_narrow_sdxl().unet.to(memory_format=torch.channels_last).requires_grad_(False)
@@ -144,6 +152,7 @@ def test_kernels_build_for_every_gpu_generation_without_spilling_registers():
         [sys.executable, script, *capabilities], env=environment, capture_output=True, text=True, check=True
     )
     rows = [line.split() for line in result.stdout.splitlines()]
-    assert {(row[0], row[1]) for row in rows} == {(c, row[1]) for c in capabilities for row in rows}
-    assert len({row[1] for row in rows}) == 10
+    built = {capability: {row[1] for row in rows if row[0] == capability} for capability in capabilities}
+    assert built["7.5"] == built["9.0"] == built["12.0"]
+    assert len(built["9.0"]) == 11
     assert [row for row in rows if int(row[3]) > 0 or int(row[4]) > 48 * 1024] == []

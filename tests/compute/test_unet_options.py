@@ -14,7 +14,8 @@ from sliders.adaptors.lora import LoRA
 from sliders.compute import quantization
 from sliders.compute.attention import HALF_ONLY, SDPA, check_capability, set_attention
 from sliders.compute.compilation import check_compilation, compile_unet
-from sliders.compute.fusion import can_fuse
+from sliders.compute.device import place
+from sliders.compute.kernel_support import can_fuse
 from sliders.compute.quantization import BYTE, ByteLinear, quantize
 from sliders.config.schema import Other
 from sliders.formats.slider_file import slider_tensors
@@ -160,8 +161,9 @@ def test_a_quantised_unet_is_smaller_and_computes_nearly_the_same(kind):
     unet = build_narrow_sdxl().unet.requires_grad_(False)
     wanted, names = unet_output(unet), [name for name, _ in unet.named_modules()]
     size = sum(p.numel() * p.element_size() for p in unet.parameters())
-    quantize(unet, kind, "cpu")
-    unet.to("cpu", memory_format=torch.channels_last)  # as the trainer does
+    quantize(unet, kind, "cpu", torch.float32)
+    place(unet, "cpu", torch.float32)  # as the trainer does
+    unet.to(memory_format=torch.channels_last)
     assert [name for name, _ in unet.named_modules()] == names
     assert sum(p.numel() * p.element_size() for p in unet.parameters()) < 0.8 * size
     assert (unet_output(unet) - wanted).norm() < QUANTISED[kind] * wanted.norm()
@@ -180,7 +182,7 @@ def test_quantisation_frees_each_layer_before_the_next(monkeypatch):
         return make(linear, dtype)
 
     monkeypatch.setattr(quantization, "ByteLinear", watched)
-    quantize(unet, "fp8", "cpu")
+    quantize(unet, "fp8", "cpu", torch.float32)
     assert most == list(range(count, 0, -1))
 
 
@@ -202,7 +204,7 @@ def test_weights_are_rounded_to_the_nearest_value_and_gradients_pass_through(kin
 def test_a_quantised_layer_keeps_no_input_for_its_backward_pass(kind):
     """Keeping it would undo the saving of gradient checkpointing."""
     model = torch.nn.ModuleDict({"attentions": torch.nn.ModuleList([torch.nn.Linear(64, 64)])}).requires_grad_(False)
-    quantize(model, kind, "cpu")
+    quantize(model, kind, "cpu", torch.float32)
     x = torch.randn(8, 64, requires_grad=True) * 1.0  # the only reference
     kept, output = weakref.ref(x), model["attentions"][0](x)
     del x
@@ -213,7 +215,7 @@ def test_a_quantised_layer_keeps_no_input_for_its_backward_pass(kind):
 @pytest.mark.parametrize("kind", QUANTISED)
 def test_adaptors_of_a_quantised_unet_learn(kind, amp):
     unet = build_narrow_sdxl().unet.requires_grad_(False)
-    quantize(unet, kind, "cpu")
+    quantize(unet, kind, "cpu", torch.float32)
     network = random_network(unet)
     base = unet_output(unet)
     network.set_multipliers(torch.zeros(1))

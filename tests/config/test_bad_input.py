@@ -182,6 +182,12 @@ case("argument that cannot be evaluated", config(train={"optimizer_args": "betas
      "train.optimizer_args", "betas={[]:1}", "write for example")  # fmt: skip
 case("argument without a value", config(train={"optimizer_args": "amsgrad"}),
      "train.optimizer_args", "'amsgrad'", "write for example")  # fmt: skip
+case(
+    "scales_per_step beyond the folders",
+    config(train={"scales_per_step": 5}),
+    "train.scales_per_step: 5",
+    "more than 2",
+)
 case("max_denoising_steps 1", config(train={"max_denoising_steps": 1}), "train.max_denoising_steps: 1", "or equal to 2")
 case("no layer to adapt", config(network={"type": "lierla", "training_method": "noxattn-hspace-last"}),
      "lierla", "noxattn-hspace-last", "use c3lier")  # fmt: skip

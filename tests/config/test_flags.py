@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT, SCRIPTS, write_experiment
+from conftest import ROOT, SCRIPTS, TEXT_SCRIPTS, write_experiment
 from hypothesis import given
 from hypothesis import strategies as st
-from sliders.config.flags import build_parser, join_list_flags, parse_flags
+from sliders.config.flags import build_parser, build_text_parser, join_list_flags, parse_flags
 from sliders.config.schema import Train
-from sliders.config.settings import load_settings
+from sliders.config.settings import load_settings, load_text_settings
 from sliders.system.errors import InputError
 
 REQUIRED = ["--config_file", "c.yaml", "--folder_main", "d"]
@@ -26,6 +26,8 @@ GOLDEN_FLAGS = {
     "--alpha", "--training_method", "--model", "--prompts_file", "--iterations", "--lr", "--optimizer", "--seed",
     "--resolution", "--batch_size", "--save_path", "--per_steps", "--device", "--dry_run", "--overwrite", "--resume",
 }  # fmt: skip
+
+GOLDEN_TEXT_FLAGS = GOLDEN_FLAGS - {"--folder_main", "--folders", "--stylecheck"}
 
 
 def scales_of(*words: str) -> tuple[float, ...]:
@@ -302,13 +304,21 @@ def test_a_flag_of_zero_overrides_the_yaml_too(tmp_path):
 
 
 def test_no_flag_is_lost():
-    flags = {option for action in build_parser()._actions for option in action.option_strings}
-    assert flags - {"-h"} == GOLDEN_FLAGS
+    for parser, golden in ((build_parser(), GOLDEN_FLAGS), (build_text_parser(), GOLDEN_TEXT_FLAGS)):
+        flags = {option for action in parser._actions for option in action.option_strings}
+        assert flags - {"-h"} == golden
 
 
 @pytest.mark.parametrize(
     "script",
-    ["train_lora-scale-xl.py", "sample_slider-xl.py", "train_lora-scale.py", "sample_slider.py", "convert_slider.py"],
+    [
+        "train_lora-scale-xl.py",
+        "train_lora_xl.py",
+        "sample_slider-xl.py",
+        "train_lora-scale.py",
+        "sample_slider.py",
+        "convert_slider.py",
+    ],
 )
 def test_help_names_every_flag_and_answers_without_torch(script):
     code = """
@@ -320,11 +330,11 @@ except SystemExit as stop:
     heavy = {"torch", "diffusers", "transformers", "numpy", "PIL", "accelerate"} & set(sys.modules)
     sys.exit(f"imported {heavy}" if heavy else stop.code)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(SCRIPTS / script)], capture_output=True, text=True, check=False
-    )
+    path = next(p for folder in (SCRIPTS, TEXT_SCRIPTS) if (p := folder / script).exists())
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     wanted = GOLDEN_FLAGS if script.startswith("train") else {"--help", "--out", "--overwrite"}
+    wanted = GOLDEN_TEXT_FLAGS if script == "train_lora_xl.py" else wanted
     assert [flag for flag in wanted if flag not in done.stdout] == []
     assert f"usage: {script} " in done.stdout
 
@@ -337,6 +347,15 @@ def test_a_shipped_config_is_valid_from_the_repository_root(path, monkeypatch):
     monkeypatch.chdir(ROOT)
     (settings,), _ = load_settings(["--config_file", str(path), "--folder_main", "anything"])
     assert settings.prompts
+
+
+@pytest.mark.parametrize("path", sorted((TEXT_SCRIPTS / "data").glob("config-xl*.yaml")), ids=lambda p: p.name)
+def test_a_shipped_text_config_is_valid_and_its_prompts_lead_from_one_end_to_the_other(path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    (settings,), _ = load_text_settings(["--config_file", str(path)])
+    assert all(p.strength > 0 and p.target == p.neutral for p in settings.prompts)
+    assert settings.data.scales == (-1, 1)
+    assert -2 in settings.preview.multipliers and 2 in settings.preview.multipliers
 
 
 @pytest.mark.parametrize("path", SHIPPED_PROMPTS, ids=lambda p: p.name)

@@ -1,5 +1,6 @@
 """What is drawn for a step: always the same for the same (seed, step, rank), and everything in its turn."""
 
+import hashlib
 from collections import Counter
 from dataclasses import replace
 
@@ -139,6 +140,30 @@ def test_rows_of_one_step_have_their_own_noise_and_timestep():
     draws = [drawn_from(step) for step in range(200)]
     assert len({row.noise_seed for draw in draws for row in draw.rows}) == 1600
     assert sum(len({row.timestep for row in draw.rows}) > 1 for draw in draws) == 200
+
+
+def test_draws_without_groups_are_still_those_of_version_0_2():
+    """By the digest of 200 steps drawn before `scales_per_step` existed."""
+    sets = (PromptSet(target="", resolution=256, dynamic_resolution=True), PromptSet(target="b", batch_size=4))
+    drawn_from = draws_of(
+        prompts=sets, num_names=7, num_scales=4, shape_of=lambda name, resolution: (resolution, name % 2),
+        caption_dropout=0.25,
+    )  # fmt: skip
+    draws = [drawn_from(step) for step in range(200)]
+    assert hashlib.sha256(repr(draws).encode()).hexdigest()[:16] == "31a8a1a7a7a6d1da"
+
+
+@given(any_draws(), steps, st.integers(2, 4))
+def test_groups_share_everything_but_the_scale(drawn_from, step, k):
+    """And no group has a scale twice; the upper half of it is read with the positive prompt."""
+    drawn_from = replace(drawn_from, num_scales=max(k, drawn_from.num_scales), scales_per_step=k)
+    draw, alone = drawn_from(step), replace(drawn_from, scales_per_step=1)(step)
+    assert [row.name for row in draw.rows[::k]] == [row.name for row in alone.rows[::k]]
+    for start in range(0, len(draw.rows), k):
+        group = draw.rows[start : start + k]
+        assert len({replace(row, scale=0, positive=False) for row in group}) == 1
+        assert [row.scale for row in group] == sorted({row.scale for row in group})
+        assert [row.positive for row in group] == [i >= len(group) / 2 for i in range(len(group))]
 
 
 def test_names_scales_prompt_sets_and_resolutions_are_drawn_evenly():

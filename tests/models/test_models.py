@@ -1,15 +1,18 @@
 """Loads SDXL from every kind of source, and checks what is detected about the model."""
 
+import copy
 import json
 import shutil
 
 import diffusers
 import pytest
 import torch
+from diffusers import StableDiffusionXLPipeline
 from networks import SDXL_BETAS
 from safetensors.torch import load_file, save_file
-from single_file import save_single_file
+from sliders.compute.device import place
 from sliders.config.schema import PretrainedModel
+from sliders.models.diffusers_unet.single_file import save_single_file
 from sliders.models.schedule import NoiseSchedule
 from sliders.models.sdxl.loading import load_sdxl
 from sliders.models.sdxl.narrow import NarrowSDXL, build_narrow_sdxl
@@ -77,10 +80,37 @@ def test_weights_take_the_training_precision_and_the_vae_stays_float32(folder, p
         PretrainedModel(name_or_path=str(path), config=str(folder)),
     ):
         model = load_sdxl(settings, torch.bfloat16)
+        model.encode_prompts([""], "cpu")
+        place(model.unet, "cpu", model.dtype)
         assert model.unet.dtype == model.pipe.text_encoder.dtype == torch.bfloat16
         assert model.pipe.vae.dtype == torch.float32
         assert not any(p.requires_grad for p in model.unet.parameters())
     assert same_weights(model.pipe.vae, pipe.vae)  # not through bfloat16 and back
+
+
+def test_weights_of_a_single_file_are_not_copied_before_they_are_placed(pipe, folder, tmp_path):
+    """Until then they are pages of the file."""
+    half = copy.deepcopy(pipe.unet).half()
+    whole = StableDiffusionXLPipeline(**{**pipe.components, "unet": half})
+    for name in ("text_encoder", "text_encoder_2"):
+        setattr(whole, name, copy.deepcopy(getattr(pipe, name)).half())
+    path = save_single_file(whole, tmp_path / "model.safetensors")
+    model = load_sdxl(PretrainedModel(name_or_path=str(path), config=str(folder)), torch.bfloat16)
+    fingerprint = model.fingerprint()
+    assert same_weights(model.unet, half)
+    place(model.unet, "cpu", model.dtype)
+    assert same_weights(model.unet, half.to(torch.bfloat16))
+    model.encode_prompts(["a"], "cpu")
+    assert model.fingerprint() == fingerprint
+
+
+def test_a_single_file_of_mixed_dtypes_is_converted_when_it_is_loaded(pipe, folder, tmp_path):
+    path = save_single_file(pipe, tmp_path / "model.safetensors")
+    state = load_file(path)
+    state["model.diffusion_model.out.2.weight"] = state["model.diffusion_model.out.2.weight"].half()
+    save_file(state, path)
+    model = load_sdxl(PretrainedModel(name_or_path=str(path), config=str(folder)), torch.bfloat16)
+    assert model.unet.dtype == model.pipe.text_encoder.dtype == torch.bfloat16
 
 
 def test_v_prediction_is_found_in_a_single_file(pipe, folder, tmp_path):
@@ -91,15 +121,15 @@ def test_v_prediction_is_found_in_a_single_file(pipe, folder, tmp_path):
 
 
 def test_v_prediction_is_found_in_a_folder(folder, tmp_path):
-    copy = shutil.copytree(folder, tmp_path / "v")
-    config = json.loads((copy / "scheduler" / "scheduler_config.json").read_text())
+    v_model = shutil.copytree(folder, tmp_path / "v")
+    config = json.loads((v_model / "scheduler" / "scheduler_config.json").read_text())
     config |= {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
-    (copy / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))
-    model = load_sdxl(PretrainedModel(name_or_path=str(copy)), torch.float32)
+    (v_model / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))
+    model = load_sdxl(PretrainedModel(name_or_path=str(v_model)), torch.float32)
     assert model.schedule.prediction_type == "v_prediction"
     assert model.schedule.alphas_cumprod[-1] == pytest.approx(0, abs=1e-6)
     with pytest.raises(InputError, match="v_pred"):
-        load_sdxl(PretrainedModel(name_or_path=str(copy), v_pred=False), torch.float32)
+        load_sdxl(PretrainedModel(name_or_path=str(v_model), v_pred=False), torch.float32)
 
 
 def test_v_prediction_can_be_stated(folder):

@@ -7,9 +7,10 @@ import pytest
 import torch
 from conftest import load_script, write_experiment
 from safetensors.torch import load_file, save_file
-from single_file import save_single_file
+from sliders.compute.device import place
 from sliders.config.schema import FAMILY_ENDINGS, PretrainedModel
 from sliders.models import FAMILIES
+from sliders.models.diffusers_unet.single_file import save_single_file
 from sliders.models.sd.loading import check_source, load_sd
 from sliders.models.sd.narrow import build_narrow_sd
 from sliders.models.sdxl.narrow import NarrowSDXL, build_narrow_sdxl
@@ -49,11 +50,15 @@ def load(name_or_path, **settings):
     return load_sd(PretrainedModel(name_or_path=str(name_or_path), **settings), torch.float32)
 
 
-def assert_same_model(model, pipe):
+def assert_same_weights(model, pipe):
     for part in ("unet", "vae", "text_encoder"):
         found, wanted = getattr(model.pipe, part).state_dict(), getattr(pipe, part).state_dict()
         assert found.keys() == wanted.keys()
         assert all(torch.equal(found[k], wanted[k]) for k in wanted), part
+
+
+def assert_same_model(model, pipe):
+    assert_same_weights(model, pipe)
     prompts = ["", "a red circle"]
     found = model.encode_prompts(prompts, "cpu")
     for prompt in prompts:
@@ -106,8 +111,20 @@ def test_weights_take_the_training_precision_and_the_vae_stays_float32(folders, 
         PretrainedModel(name_or_path=str(files["sd1"]), config=str(folders["sd1"])),
     ):
         model = load_sd(settings, torch.bfloat16)
+        model.encode_prompts([""], "cpu")
+        place(model.unet, "cpu", model.dtype)
         assert model.unet.dtype == model.pipe.text_encoder.dtype == torch.bfloat16
         assert model.pipe.vae.dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", VERSIONS)
+def test_weights_of_a_single_file_are_not_converted_before_they_are_placed(pipes, folders, files, name):
+    model = load_sd(
+        PretrainedModel(name_or_path=str(files[name]), v2=VERSIONS[name], config=str(folders[name])), torch.bfloat16
+    )
+    assert_same_weights(model, pipes[name])
+    place(model.unet, "cpu", model.dtype)
+    assert torch.equal(model.unet.conv_in.weight, pipes[name].unet.conv_in.weight.to(torch.bfloat16))
 
 
 @pytest.mark.parametrize(

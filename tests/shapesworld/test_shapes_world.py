@@ -216,3 +216,12 @@ def test_drift_is_the_way_from_multiplier_0_except_along_what_the_slider_moves()
     assert _columns(found, base, ATTRIBUTES["size"])["drift"] == pytest.approx(5, abs=0.1)
     assert _columns(found, base, ATTRIBUTES["position"])["drift"] == pytest.approx(4, abs=0.1)
     assert _columns(found, base, ATTRIBUTES["size"])["recolour"] < 0.01
+
+
+def test_a_hue_beyond_half_a_circle_is_read_on_from_that_of_multiplier_0():
+    """From purple at -70 past blue to green at -200, which alone would be 160."""
+    scenes = replace(drawn(8), colour=torch.full((8,), list(COLOURS).index("purple")))
+    green, purple = (replace(scenes, paint=torch.tensor(rgb_at_hue(d)).repeat(8, 1)) for d in (-200.0, -70.0))
+    found, base = (measured("warmth", render(s), scenes) for s in (green, purple))
+    assert _columns(found, base, ATTRIBUTES["warmth"])["mean"] == pytest.approx(-200, abs=0.5)
+    assert found.hue == pytest.approx([160.0] * 8, abs=0.5)

@@ -1,16 +1,18 @@
 """A slider trained for a minute on the shapes world must move the attribute, and the right way."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import write_experiment
+import yaml
+from conftest import ROOT, TEXT_SCRIPTS, write_experiment, write_yaml
 from PIL import Image
 from shapesworld.attributes import ATTRIBUTES
-from shapesworld.evaluate import Curve, dense_multipliers, evaluate, load_model
+from shapesworld.evaluate import SAMPLING, Curve, dense_multipliers, evaluate, load_model
 from shapesworld.make_dataset import write_dataset
 from shapesworld.plot import plot_curves
-from sliders.config.settings import load_settings
+from sliders.config.settings import load_settings, load_text_settings
 from sliders.formats.slider_file import open_slider
 from sliders.models.sdxl.family import SDXL_FAMILY
 from sliders.train.runs import run_all
@@ -53,6 +55,21 @@ def test_the_base_model_is_faithful_to_its_world():
     base = evaluate(load_model(), None, "size")
     assert base.mess[0] <= 0.012
     assert 20 < base.mean[0] < 33
+
+
+def test_a_short_text_slider_moves_colour_to_both_sides(tmp_path, monkeypatch):
+    """The demo's prompts, 16 steps: purple, at a hue of -70 degrees, becomes bluer below 0 and redder above."""
+    monkeypatch.chdir(ROOT)
+    config = yaml.safe_load((TEXT_SCRIPTS / "data" / "config-xl-demo.yaml").read_text(encoding="utf-8"))
+    del config["preview"]
+    config["train"] |= {"iterations": 16, "max_denoising_steps": 6}
+    path = write_yaml(tmp_path / "config.yaml", config)
+    argv = ["--config_file", str(path), "--save_path", str(tmp_path / "models"), "--device", "cpu"]
+    (report,) = run_all(load_text_settings(argv)[0])
+    model = load_model()
+    network = open_slider(report.path, model.unet, SDXL_FAMILY)
+    below, middle, above = evaluate(model, network, "warmth", (-1.0, 0.0, 1.0), replace(SAMPLING, steps=6)).mean
+    assert below < middle - 8 and above > middle + 8
 
 
 def test_columns_of_the_measurement():

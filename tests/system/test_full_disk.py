@@ -213,8 +213,12 @@ def test_out_of_memory_ends_a_run_with_advice_for_that_phase(tmp_path, train_mai
     def full(*_, **__):
         raise torch.OutOfMemoryError(SAID)
 
-    place = {"encoding": "LatentCache", "placing": "quantize", "training": "Gradients.__call__"}[phase.split()[0]]
-    monkeypatch.setattr(f"sliders.train.trainer.{place}", full)
+    places = {
+        "encoding": "data.sources.LatentCache",
+        "placing": "train.trainer.quantize",
+        "training": "train.trainer.Gradients.__call__",
+    }
+    monkeypatch.setattr(f"sliders.{places[phase.split()[0]]}", full)
     assert train_main(experiment(tmp_path / "run", prompts=prompts)) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert f"set {', or '.join(wanted)}, and" in error

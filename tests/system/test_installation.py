@@ -6,7 +6,7 @@ import pytest
 from conftest import ROOT, SCRIPTS, write_experiment
 from sliders.compute.attention import check_attention
 from sliders.compute.device import why_no_gpu
-from sliders.compute.fusion import can_fuse
+from sliders.compute.kernel_support import can_fuse
 from sliders.config.schema import Other
 from sliders.config.settings import load_settings
 from sliders.models.sdxl.family import SDXL_FAMILY

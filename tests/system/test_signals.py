@@ -225,8 +225,8 @@ def test_two_runs_into_one_folder_are_refused_and_a_killed_run_leaves_no_lock(tm
 def test_on_windows_the_command_to_resume_keeps_the_installed_pytorch(monkeypatch):
     monkeypatch.setattr("sys.platform", "win32")
     words = ["--folders", "a, b", "--folder_main", r"C:\me\robe(2)", "--name", "it's $x", "--overwrite"]
-    command = resume_command("train_lora-scale-xl.py", words)
-    assert command.startswith("uv run --no-sync ")
+    command = resume_command(["train_lora-scale-xl.py", *words])
+    assert command.startswith("uv run --no-sync train_lora-scale-xl.py ")
     # within single quotes, PowerShell interprets only a doubled single quote, as one
     wanted = r"--folders 'a, b' --folder_main 'C:\me\robe(2)' --name 'it''s $x' --overwrite --resume"
     assert command.endswith(f"train_lora-scale-xl.py {wanted}")

@@ -12,7 +12,7 @@ from sliders.train.plan import make_plan
 from sliders.train.runs import run_all
 from sliders.train.trainer import Trainer
 
-GUIDES = ("trainscripts/imagesliders/README.md", "trainscripts/sliders/README.md")
+GUIDES = ("trainscripts/imagesliders/README.md", "trainscripts/sliders/README.md", "trainscripts/textsliders/README.md")
 EXPOSURES = {"dark": 0.5, "base": 1.0, "bright": 1.4, "glaring": 2.0}
 
 

@@ -1,5 +1,8 @@
 """Time pictures of one prompt at several multipliers: in one batch, as sample_slider-xl.py makes them, and one by one.
 
+For comparison, diffusers' own pipeline makes as many pictures in one batch, without a slider, compilation or graphs, and
+with its default attention. All pictures are decoded one after the other, in float32.
+
     uv run trainscripts/benchmarks/bench_sampling.py --json bench_sampling.json
 
 By default a full-size SDXL with random weights at 1024 px. Without a GPU, use `--model tiny --resolution 128`.
@@ -15,7 +18,8 @@ from pathlib import Path
 import torch
 from bench_world import build_model, synchronize
 from sliders.adaptors.network import AdaptorNetwork
-from sliders.compute.device import DTYPES, torch_device, use_device
+from sliders.compute.device import DTYPES, place, torch_device, use_device
+from sliders.compute.fusion import speed_up
 from sliders.config.schema import Network
 from sliders.sample.sampling import Row, Sampling, sample
 
@@ -23,21 +27,48 @@ MULTIPLIERS = (0.0, 0.67, 1.0, 1.3, 2.0, 2.7)
 
 
 class Bench:
-    """A model with a random slider, and one row per multiplier for one prompt and seed."""
+    """A model, to which `attach` adds a random slider, and one row per multiplier for one prompt and seed."""
 
     def __init__(self, args: argparse.Namespace, device: str):
         self.device = device
         self.model = build_model(args.model, args.precision, self.device)
         embeds = self.model.encode_prompts(["a", ""], self.device)
-        self.model.unet.to(self.device)
+        place(self.model.unet, self.device, self.model.dtype)
         self.model.pipe.vae.to(self.device)
-        settings = Network(type="c3lier", rank=args.rank, alpha=args.rank / 2, training_method="noxattn")
+        self.negative, self.rows = embeds[""], [Row(embeds["a"], 1, (m,)) for m in MULTIPLIERS]
+        self.size = {"width": args.resolution, "height": args.resolution, "steps": args.steps, "guidance": 5.0}
+        self.rank = args.rank
+
+    @torch.no_grad()
+    def diffusers_seconds(self) -> float:
+        """The time of diffusers' pipeline for one picture per row. Call it before `attach`."""
+        model, count, size = self.model, len(self.rows), self.size
+        prompt = self.rows[0].prompt
+        synchronize(self.device)
+        began = time.perf_counter()
+        latents = model.pipe(
+            prompt_embeds=prompt.tokens[None],
+            pooled_prompt_embeds=prompt.pooled[None],
+            negative_prompt_embeds=self.negative.tokens[None],
+            negative_pooled_prompt_embeds=self.negative.pooled[None],
+            num_images_per_prompt=count,
+            width=size["width"], height=size["height"], num_inference_steps=size["steps"],
+            guidance_scale=size["guidance"],
+            output_type="latent",
+        ).images  # fmt: skip
+        for picture in latents:
+            model.decode(picture).cpu()
+        synchronize(self.device)
+        return time.perf_counter() - began
+
+    def attach(self) -> None:
+        if self.device.startswith("cuda"):
+            speed_up(self.model.unet, self.device)
+        settings = Network(type="c3lier", rank=self.rank, alpha=self.rank / 2, training_method="noxattn")
         self.network = AdaptorNetwork(self.model.unet, settings)
         with torch.no_grad():
             for adaptor in self.network.adaptors:
                 adaptor.up.normal_(std=0.02)
-        self.negative, self.rows = embeds[""], [Row(embeds["a"], 1, (m,)) for m in MULTIPLIERS]
-        self.size = {"width": args.resolution, "height": args.resolution, "steps": args.steps, "guidance": 5.0}
 
     @torch.no_grad()
     def pictures(self, batch_size: int) -> tuple[torch.Tensor, float]:
@@ -54,7 +85,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="full", help="full (random weights; default), tiny, or any SDXL")
     parser.add_argument("--resolution", type=int, default=1024)
-    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--rank", type=int, default=96)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--precision", choices=DTYPES, help="default: bfloat16 on a GPU, float32 elsewhere")
@@ -66,6 +97,9 @@ def main() -> int:
     cuda = device.startswith("cuda")
     args.precision = args.precision or ("bfloat16" if cuda else "float32")  # random weights overflow in float16
     bench, seconds, pictures = Bench(args, device), {}, {}
+    bench.diffusers_seconds()  # warm-up
+    eager = statistics.median(bench.diffusers_seconds() for _ in range(args.repeats))
+    bench.attach()
     sizes = (len(MULTIPLIERS), 1)
     for size in sizes:
         bench.pictures(size)  # warm-up
@@ -79,11 +113,15 @@ def main() -> int:
         "together_s": round(seconds[sizes[0]], 3),
         "one_by_one_s": round(seconds[1], 3),
         "ratio": round(seconds[1] / seconds[sizes[0]], 2),
+        "diffusers_s": round(eager, 3),
+        "pictures_per_s": round(len(MULTIPLIERS) / seconds[sizes[0]], 3),
+        "diffusers_pictures_per_s": round(len(MULTIPLIERS) / eager, 3),
+        "times_diffusers": round(eager / seconds[sizes[0]], 2),
         "largest_difference": (pictures[1] - pictures[sizes[0]]).abs().max().item(),
         "finite": bool(pictures[1].isfinite().all()),
         "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2) if cuda else None,
     }
-    print("\n".join(f"{key:18s} {value}" for key, value in found.items()))
+    print("\n".join(f"{key:26s} {value}" for key, value in found.items()))
     if args.json:
         args.json.write_text(json.dumps(found, indent=1))
     return 0

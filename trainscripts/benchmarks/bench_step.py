@@ -45,8 +45,8 @@ WARM_UP, BLOCKS = 3, 5
 KINDS = {  # {kind of kernel: pattern of kernel names}; the first match counts
     "attention": "sdpa|fmha|flash|cudnn::fusion",
     "convolution": "fprop|dgrad|wgrad|conv",
-    "matrix products": "nvjet|gemm|splitK",
-    "this project's kernels": "geglu|_normalise|_channel_|_group_s|_add_layer_norm",
+    "matrix products": "nvjet|gemm|splitK|cutlass",
+    "this project's kernels": "geglu|_normalise|_channel_|_group_s|_add_layer_norm|_unpack_rows",
     "layer and group norm": "layer_norm|group_norm|GroupNorm|LayerNorm",
     "optimizer and gathering": "multi_tensor_apply",
     "copies": "copy|Memcpy|Memset",
@@ -98,7 +98,7 @@ def measure_mode(args: argparse.Namespace, mode: str, resolution: int, pairs: in
     losses = torch.stack([r.values for r in results])[:, 0].tolist()  # read here, because the trainer stops at NaN
     peak, weights = peak_memory(device), trainer.weights.master.detach().cpu().clone()
     if args.profile:
-        print_profile(trainer, next(steps))
+        print_profile(trainer, next(steps), args.profile)
     return {
         "seconds": seconds, "first_step": ready[0], "second_step": ready[1], "losses": losses,
         "finite": all(map(math.isfinite, losses)), "parameters": trainer.network.num_parameters(),
@@ -126,8 +126,8 @@ def peak_memory(device: str) -> tuple[float, float] | None:
     return found
 
 
-def print_profile(trainer: Trainer, step: int) -> None:
-    """Prints the GPU time of one step by kind of kernel, then the kernels that take longest."""
+def print_profile(trainer: Trainer, step: int, longest: int) -> None:
+    """Prints the GPU time of one step by kind of kernel, then the `longest` kernels."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
         trainer.step(step)
         torch.cuda.synchronize()
@@ -142,7 +142,7 @@ def print_profile(trainer: Trainer, step: int) -> None:
     print(f"  kernels: {total:.1f} ms in {sum(e.count for e in rows)}")
     for kind, (ms, count) in sorted(kinds.items(), key=lambda item: -item[1][0]):
         print(f"  {ms:8.2f} ms {count:6d} × {kind}")
-    for row in rows[:12]:
+    for row in rows[:longest]:
         print(f"  {row.self_device_time_total / 1000:8.2f} ms {row.count:6d} × {row.key[:90]}")
 
 
@@ -272,7 +272,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--attention", default="auto")
     parser.add_argument("--quantize", default="none")
     parser.add_argument("--gradient_checkpointing", action="store_true")
-    parser.add_argument("--profile", action="store_true", help="print the kernels of one step")
+    parser.add_argument("--profile", type=int, default=0, metavar="N", help="print the N longest kernels of one step")
     parser.add_argument("--device", default="0")
     parser.add_argument("--json", type=Path, help="also write the results to this file")
     return parser.parse_args()

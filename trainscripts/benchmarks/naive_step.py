@@ -8,6 +8,7 @@ AdamW, and frees the GPU's cached memory after every step.
 import gc
 
 import torch
+from sliders.compute.device import place
 from sliders.models.sdxl.model import SDXL
 from torch import Tensor, nn
 
@@ -38,7 +39,8 @@ class NaiveStep:
 
     def __init__(self, model: SDXL, layers: dict[str, nn.Module], rank: int, resolution: int, device: str):
         self.model, self.device, self.resolution = model, device, resolution
-        model.unet.to(device).requires_grad_(False)
+        place(model.unet, device, model.dtype)
+        model.unet.requires_grad_(False)
         model.pipe.vae.to(device)
         dtype = model.unet.dtype
         self.loras = nn.ModuleList(PlainLora(layer, rank, rank / 2) for layer in layers.values()).to(device, dtype)

@@ -1,15 +1,20 @@
 """What a slider can be trained on and measured by: which folder shows what, at which scale, and how much is wanted."""
 
+import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import product
 
 import torch
 from torch import Tensor
 
 from shapesworld.world import (
     BACKGROUNDS,
+    CENTRE_RANGE,
     COLOURS,
     IMAGE_SIZE,
+    MARGIN,
+    REACH,
     SHAPES,
     Measures,
     Scenes,
@@ -34,7 +39,7 @@ class Attribute:
     unit: str
     measure: str  # the field of world.Measures to read
     colours: tuple[str, ...] = tuple(COLOURS)  # the captions for which it means something
-    paint_range: tuple[tuple, tuple] | None = None  # for world.measure, as are the next two
+    paint_range: tuple[tuple, ...] | None = None  # for world.measure, as are the next two
     stretched: bool = False
     filled: bool = False
 
@@ -94,6 +99,17 @@ ATTRIBUTES = {
         colours=("red",),
         paint_range=(rgb_at_hue(0), rgb_at_hue(60)),
     ),
+    # From the world's blue to its red, for captions that say "purple", which the model draws at -70. A text slider has no
+    # folders: its prompts only say "red" above and "blue" below.
+    "warmth": Attribute(
+        folders=("blue", "bluish", "reddish", "red"),
+        scales=(-1.0, -0.5, 0.5, 1.0),
+        at_scale=lambda scale: 63.0 * scale - 63.0,
+        unit="degrees of hue",
+        measure="hue",
+        colours=("purple",),
+        paint_range=(COLOURS["blue"], COLOURS["purple"], COLOURS["red"]),
+    ),
 }
 
 # Chosen, not drawn: every shape twice, every colour once, all four backgrounds, a light and a dark one for each shape,
@@ -112,15 +128,43 @@ EVALUATION_COUNT = 16
 EVALUATION_SEEDS = tuple(range(1000, 1000 + EVALUATION_COUNT))  # the noise of each evaluation scene's picture
 
 
-def training_scenes(name: str, scale: float) -> Scenes:
-    """The six scenes with the attribute at a scale; all else is the same at every scale."""
-    scenes = _scenes(TRAINING_SCENES)
+def training_scenes(name: str, scale: float, count: int = len(TRAINING_SCENES)) -> Scenes:
+    """The first `count` scenes with the attribute at a scale; all else is the same at every scale.
+
+    After the six chosen ones come drawn ones. Raises ValueError if there are not so many captions.
+    """
+    scenes = _scenes((TRAINING_SCENES + _drawn_scenes(name, count - len(TRAINING_SCENES)))[:count])
     attribute = ATTRIBUTES[name]
     wanted = torch.full((len(scenes),), attribute.at_scale(scale))
     if attribute.measure != "hue":
         return replace(scenes, **{attribute.measure: wanted})
-    red = torch.full_like(scenes.colour, list(COLOURS).index("red"))
-    return replace(scenes, colour=red, paint=torch.tensor(rgb_at_hue(wanted[0].item())).repeat(len(scenes), 1))
+    named = torch.full_like(scenes.colour, list(COLOURS).index(attribute.colours[0]))
+    return replace(scenes, colour=named, paint=torch.tensor(rgb_at_hue(wanted[0].item())).repeat(len(scenes), 1))
+
+
+def _drawn_scenes(name: str, count: int) -> tuple[tuple, ...]:
+    """Scenes with captions of their own, wholly inside the frame at every size of the attribute."""
+    if count <= 0:
+        return ()
+    attribute = ATTRIBUTES[name]
+    taken = set(captions(training_scenes(name, 1.0))) | set(captions(evaluation_scenes(name)))
+    free = [words for words in product(SHAPES, attribute.colours, BACKGROUNDS) if caption(*words) not in taken]
+    if count > len(free):
+        raise ValueError(f"{name} has {len(free)} captions left for drawn scenes, not {count}")
+    rng = random.Random(name)
+    rng.shuffle(free)
+    return tuple(_drawn_scene(rng, attribute, words) for words in free[:count])
+
+
+def _drawn_scene(rng: random.Random, attribute: Attribute, words: tuple[str, str, str]) -> tuple:
+    radius = rng.uniform(20.0, 32.0)
+    largest = max(attribute.wanted) if attribute.measure == "radius" else radius
+    wide = max(attribute.wanted) ** 0.5 if attribute.stretched else 1.0
+    aside, up, down = (reach * largest * wide + MARGIN for reach in REACH[SHAPES.index(words[0])])
+    low, high = CENTRE_RANGE
+    x = rng.uniform(max(aside, low), min(IMAGE_SIZE - aside, high))
+    y = rng.uniform(max(up, low), min(IMAGE_SIZE - down, high))
+    return *words, x, y, radius
 
 
 def measured(name: str, images: Tensor, scenes: Scenes) -> Measures:

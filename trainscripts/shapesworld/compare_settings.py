@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import json
 import os
+import shutil
 import statistics
 import sys
 import tempfile
@@ -27,11 +28,11 @@ from sliders.models.sdxl.family import SDXL_FAMILY
 from sliders.train.runs import run_all
 
 from shapesworld.attributes import ATTRIBUTES
-from shapesworld.evaluate import MODEL, SAMPLING, evaluate, load_model
+from shapesworld.evaluate import GPU_ROWS, MODEL, SAMPLING, evaluate, load_model
 from shapesworld.make_dataset import write_dataset
 from shapesworld.world import IMAGE_SIZE
 
-GPU_ROWS = 80  # pictures sampled at once
+IN_README = ("size", "size_hard", "position", "stretch", "hole", "hue")
 OTHER_SAMPLINGS = {
     "guidance 1": {"guidance": 1.0},
     "guidance 7": {"guidance": 7.0},
@@ -61,9 +62,14 @@ class Job:
         """The job that a line of the results came from."""
         return cls(**{field.name: result[field.name] for field in fields(cls)})
 
+    @property
+    def stem(self) -> str:
+        """Name of the slider's file."""
+        return f"{self.attribute}_bias{self.bias}_{self.scenes}scenes_{self.steps}x{self.pairs}_seed{self.seed}"
 
-def train_and_measure(job: Job, device: str, robustness: bool) -> dict:
-    """From nothing to its curve. device: as `--device` has it."""
+
+def train_and_measure(job: Job, device: str, robustness: bool, keep: Path | None) -> dict:
+    """From nothing to its curve. device: as `--device` has it. keep: a folder for the slider file."""
     torch.set_num_threads(1)  # as many processes run as there are cores
     with contextlib.ExitStack() as stack:
         root = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -71,6 +77,8 @@ def train_and_measure(job: Job, device: str, robustness: bool) -> dict:
         stack.enter_context(contextlib.redirect_stdout(nowhere))
         stack.enter_context(contextlib.redirect_stderr(nowhere))
         (report,) = run_all(load_settings([*_write_experiment(root, job), "--device", device])[0])
+        if keep is not None:
+            shutil.copy(report.path, keep / f"{job.stem}.safetensors")
         model = load_model()
         if device != "cpu":
             model.pipe.to(torch_device(device))
@@ -175,7 +183,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--results", type=Path, required=True, metavar="JSONL", help="where results are kept")
-    add("--attributes", nargs="+", choices=ATTRIBUTES, default=tuple(ATTRIBUTES))
+    add("--attributes", nargs="+", choices=ATTRIBUTES, default=IN_README)
     add("--biases", nargs="+", default=("0", "2", "3", "auto"), help="of train.timestep_bias")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2])
     add("--scenes", type=int, default=6)
@@ -186,6 +194,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--caption_dropout", type=float, default=0.0)
     add("--no_captions", action="store_true", help="empty prompts")
     add("--robustness", action="store_true", help="measure other guidances, samplers and steps too")
+    add("--keep", type=Path, metavar="FOLDER", help="keep the slider files")
     add("--devices", nargs="+", default=["cpu"], help="cpu, or CUDA indices; workers take them in turn")
     add("--workers", type=int, default=os.cpu_count(), help="sliders at a time, over all devices")
     return parser.parse_args()
@@ -200,10 +209,12 @@ def main() -> int:
     ]
     results = [json.loads(line) for line in args.results.read_text().splitlines()] if args.results.exists() else []
     done = {Job.of(result) for result in results}
+    if args.keep is not None:
+        args.keep.mkdir(parents=True, exist_ok=True)
     jobs = [job for job in wanted if job not in done]
     with ProcessPoolExecutor(args.workers, mp_context=get_context("spawn")) as pool:
         waiting = {
-            pool.submit(train_and_measure, job, args.devices[i % len(args.devices)], args.robustness): job
+            pool.submit(train_and_measure, job, args.devices[i % len(args.devices)], args.robustness, args.keep): job
             for i, job in enumerate(jobs)
         }
         for n, finished in enumerate(as_completed(waiting), start=1):

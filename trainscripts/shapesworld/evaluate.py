@@ -19,6 +19,7 @@ from shapesworld.world import IMAGE_SIZE, Measures, captions, render
 
 MODEL = Path(__file__).parent / "model"
 SAMPLING = Sampling(IMAGE_SIZE, IMAGE_SIZE, steps=15, guidance=3.0)
+GPU_ROWS = 80  # pictures sampled at once on a GPU
 
 
 def load_model() -> SDXL:
@@ -103,7 +104,7 @@ def evaluate(
 
 
 def _columns(found: Measures, base: Measures, attribute: Attribute) -> dict[str, float]:
-    values = _seen(getattr(found, attribute.measure))
+    values = _seen(_values(found, base, attribute))
     across = torch.zeros_like(found.x) if attribute.measure == "x" else found.x - base.x
     return {
         "mean": values.mean().item(),
@@ -113,6 +114,15 @@ def _columns(found: Measures, base: Measures, attribute: Attribute) -> dict[str,
         "drift": _mean(torch.hypot(across, found.y - base.y)),
         "recolour": _mean((found.colour - base.colour).norm(dim=1)),
     }
+
+
+def _values(found: Measures, base: Measures, attribute: Attribute) -> Tensor:
+    """What the attribute reads. A hue is an angle, and taken within half a turn of that at multiplier 0."""
+    values = getattr(found, attribute.measure)
+    if attribute.measure != "hue":
+        return values
+    start = base.hue.nan_to_num(0)
+    return start + (values - start + 180) % 360 - 180
 
 
 def _seen(values: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from shapesworld.plot import plot_curves
 def main() -> int:
     arguments = parse_arguments()
     try:
-        curves = measure_all([arguments.slider, *arguments.compare], arguments.attribute)
+        curves = measure_all([arguments.slider, *arguments.compare], arguments.attribute, arguments.multipliers)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -41,12 +41,13 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("slider", type=Path, metavar="SLIDER.safetensors")
     parser.add_argument("--compare", type=Path, nargs="+", default=[], metavar="SLIDER", help="others to put beside it")
     parser.add_argument("--attribute", choices=ATTRIBUTES, default="size")
+    parser.add_argument("--multipliers", type=float, nargs="+", metavar="X", help="0 and the trained scales among them")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for JSON and PNG (default: the slider's)")
     return parser.parse_args()
 
 
-def measure_all(paths: list[Path], attribute: str) -> dict[str, Curve]:
-    """{file stem: curve}, after the base model's."""
+def measure_all(paths: list[Path], attribute: str, multipliers: list[float] | None = None) -> dict[str, Curve]:
+    """{file stem: curve}, after the base model's. multipliers: None takes the attribute's, see `dense_multipliers`."""
     model = load_model()
     shown = "  ".join(f"{m:.3g} for {w:.3g} ({s:.2f})" for _, w, m, s in through_the_vae(model, attribute))
     print(f"training pictures through the VAE, measured for wanted (shape): {shown}")
@@ -54,7 +55,7 @@ def measure_all(paths: list[Path], attribute: str) -> dict[str, Curve]:
     print(format_curve("base model", curves["base model"]), flush=True)
     for path in paths:
         network = open_slider(path, model.unet, SDXL_FAMILY)
-        curves[path.stem] = evaluate(model, network, attribute)
+        curves[path.stem] = evaluate(model, network, attribute, multipliers)
         network.remove()
         print(format_curve(path.stem, curves[path.stem]), flush=True)
     return curves

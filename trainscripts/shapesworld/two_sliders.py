@@ -8,6 +8,7 @@ Prints, for every pair of trained multipliers, the mean of each attribute over t
 import argparse
 import json
 import sys
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -18,8 +19,8 @@ from sliders.models.sdxl.family import SDXL_FAMILY
 from sliders.sample.sampling import Row, sample
 
 from shapesworld.attributes import ATTRIBUTES, EVALUATION_SEEDS, evaluation_scenes, measured
-from shapesworld.evaluate import SAMPLING, load_model
-from shapesworld.world import captions
+from shapesworld.evaluate import GPU_ROWS, SAMPLING, load_model
+from shapesworld.world import Scenes, captions
 
 
 def measure_grid(files: list[Path], names: list[str], device: str) -> list[dict]:
@@ -30,15 +31,19 @@ def measure_grid(files: list[Path], names: list[str], device: str) -> list[dict]
     scenes = evaluation_scenes(names[0])
     texts = captions(scenes)
     embeds = model.encode_prompts([*texts, ""], device)
-    found = []
-    for pair in product(*((0.0, *ATTRIBUTES[name].scales) for name in names)):
-        rows = [Row(embeds[text], seed, pair) for text, seed in zip(texts, EVALUATION_SEEDS, strict=True)]
-        pictures = torch.stack(list(sample(model, networks, rows, embeds[""], SAMPLING)))
-        entry: dict = {"at": pair, "mess": measured(names[0], pictures, scenes).mess.mean().item()}
-        for name in names:
-            values = getattr(measured(name, pictures, scenes), ATTRIBUTES[name].measure)
-            entry[name] = values[~values.isnan()].mean().item()
-        found.append(entry)
+    pairs = list(product(*((0.0, *ATTRIBUTES[name].scales) for name in names)))
+    jobs = list(zip(texts, EVALUATION_SEEDS, strict=True))
+    rows = [Row(embeds[text], seed, pair) for pair in pairs for text, seed in jobs]
+    sampling = SAMPLING if device == "cpu" else replace(SAMPLING, batch_size=GPU_ROWS)
+    pictures = torch.stack(list(sample(model, networks, rows, embeds[""], sampling))).unflatten(0, (len(pairs), -1))
+    return [{"at": pair, **_means(names, shown, scenes)} for pair, shown in zip(pairs, pictures, strict=True)]
+
+
+def _means(names: list[str], pictures: torch.Tensor, scenes: Scenes) -> dict[str, float]:
+    found = {"mess": measured(names[0], pictures, scenes).mess.mean().item()}
+    for name in names:
+        values = getattr(measured(name, pictures, scenes), ATTRIBUTES[name].measure)
+        found[name] = values[~values.isnan()].mean().item()
     return found
 
 

@@ -8,6 +8,7 @@ import colorsys
 import math
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -172,13 +173,13 @@ def signed_distance(scenes: Scenes, dx: Tensor, dy: Tensor) -> Tensor:
 def measure(
     images: Tensor,
     scenes: Scenes,
-    paint_range: tuple[tuple, tuple] | None = None,
+    paint_range: tuple[tuple, ...] | None = None,
     stretched: bool = False,
     filled: bool = False,
 ) -> Measures:
     """Measures images [N, 3, 128, 128] in [0, 1] against the captions of the scenes.
 
-    paint_range: two RGB colours, for an attribute that varies the shape's colour. Any mix of the two then counts as the
+    paint_range: RGB colours, for an attribute that varies the shape's colour. Any mix of two neighbours then counts as the
     shape's colour; from red to yellow, the hues of equal saturation and value are exactly these mixes. stretched: the
     ideal shape is stretched like the measured one. filled: position, size and shape are measured with holes filled.
     """
@@ -244,12 +245,15 @@ def squared_distance(images: Tensor, rgb: Tensor) -> Tensor:
     return (images - rgb[:, :, None, None]).square().sum(1)
 
 
-def squared_distance_to_range(images: Tensor, ends: tuple[tuple, tuple]) -> Tensor:
-    """[N, H, W]: squared RGB distance of each pixel from the nearest mix of two colours."""
-    first, last = (table(end, images.device)[None, :, None, None] for end in ends)
-    along = last - first
-    share = ((images - first) * along).sum(1, keepdim=True) / along.square().sum()
-    return (images - first - share.clamp(0, 1) * along).square().sum(1)
+def squared_distance_to_range(images: Tensor, colours: tuple[tuple, ...]) -> Tensor:
+    """[N, H, W]: squared RGB distance of each pixel from the nearest mix of two neighbouring colours."""
+    corners = [table(colour, images.device)[None, :, None, None] for colour in colours]
+    distances = []
+    for first, last in pairwise(corners):
+        along = last - first
+        share = ((images - first) * along).sum(1, keepdim=True) / along.square().sum()
+        distances.append((images - first - share.clamp(0, 1) * along).square().sum(1))
+    return torch.stack(distances).amin(0)
 
 
 def hue_of(rgb: Tensor) -> Tensor:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from sliders.adaptors.gradient_sink import GradientSink
+
 Joint = Callable[[Tensor, Tensor], tuple[Tensor, ...]]  # x [B, …], strength [B] or [1] → the output of each layer
 
 
@@ -26,6 +28,7 @@ class Adaptor(nn.Module, ABC):
         super().__init__()
         self._base = (base,)  # in a tuple, because a module would be registered as ours
         self._copies: dict[str, Tensor] = {}
+        self.sink: GradientSink | None = None
 
     @abstractmethod
     def forward(self, x: Tensor, strength: Tensor) -> Tensor:
@@ -43,9 +46,12 @@ class Adaptor(nn.Module, ABC):
     def base(self) -> nn.Module:
         return self._base[0]
 
-    def use_copies(self, copies: dict[str, Tensor]) -> None:
-        """Computes with {parameter name: copy} instead of the parameters. The caller keeps the copies up to date."""
-        self._copies = copies
+    def use_buffers(self, copies: dict[str, Tensor], sink: GradientSink) -> None:
+        """Computes with {parameter name: copy} instead of the parameters. The caller keeps the copies up to date.
+
+        A subclass may put gradients into `sink` and return None for them to autograd.
+        """
+        self._copies, self.sink = copies, sink
 
     def weight(self, name: str, like: Tensor) -> Tensor:
         """Returns the parameter `name`, or its copy, in the dtype of `like`."""

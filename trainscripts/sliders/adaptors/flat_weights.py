@@ -3,11 +3,12 @@
 import torch
 from torch import Tensor, nn
 
+from sliders.adaptors.gradient_sink import GradientSink
 from sliders.adaptors.network import AdaptorNetwork
 
 
 class FlatWeights:
-    """`master` [n] float32 and its gradient, with a copy in `dtype`, the model's, if that is not float32.
+    """`master` [n] float32 and its gradient, with a copy of both in `dtype`, the model's, if that is not float32.
 
     The network's parameters become views of `master`; they are saved, loaded and read as before. Convolution weights
     are stored channels-last, like the UNet's, so that no step converts them.
@@ -18,16 +19,18 @@ class FlatWeights:
         master = torch.cat([_memory_order(p.detach()).flatten() for p in parameters])
         self.master = nn.Parameter(master)
         self.master.grad = torch.zeros_like(master)
-        self._gradients = _views(self.master.grad, parameters)
         for parameter, view in zip(parameters, _views(master, parameters), strict=True):
             parameter.data = view
-        self._copy = None if dtype == master.dtype else master.to(dtype)
+        self._copy = self._gradient = None
         self._leaves: list[Tensor] = parameters
-        if self._copy is not None:
+        if dtype != master.dtype:
+            self._copy, self._gradient = master.to(dtype), torch.zeros_like(master, dtype=dtype)
             self._leaves = [v.requires_grad_() for v in _views(self._copy, parameters)]
-            copy_of = {id(p): leaf for p, leaf in zip(parameters, self._leaves, strict=True)}
-            for adaptor in network.adaptors:
-                adaptor.use_copies({name: copy_of[id(p)] for name, p in adaptor.named_parameters()})
+        self._views = _views(self.master.grad if self._gradient is None else self._gradient, parameters)
+        self._sink = GradientSink(list(zip(self._leaves, self._views, strict=True)))
+        leaf_of = {id(p): leaf for p, leaf in zip(parameters, self._leaves, strict=True)}
+        for adaptor in network.adaptors:
+            adaptor.use_buffers({name: leaf_of[id(p)] for name, p in adaptor.named_parameters()}, self._sink)
 
     @torch.no_grad()
     def refresh(self) -> None:
@@ -38,19 +41,33 @@ class FlatWeights:
     @torch.no_grad()
     def gather_gradients(self) -> Tensor:
         """Moves the gradients of a backward pass to `master.grad`. Returns their norm, 0-dim float32."""
-        grads = [leaf.grad for leaf in self._leaves]
-        torch._foreach_copy_(self._gradients, grads)
-        self.drop_gradients()
+        in_place = self._sink.finish()
+        views, grads = [], []
+        for leaf, view in zip(self._leaves, self._views, strict=True):
+            if id(leaf) in in_place:
+                if leaf.grad is not None:  # the layer ran in both ways
+                    view.add_(leaf.grad)
+            elif leaf.grad is None:
+                view.zero_()
+            else:
+                views.append(view)
+                grads.append(leaf.grad)
+            leaf.grad = None
+        if views:
+            torch._foreach_copy_(views, grads)
+        if self._gradient is not None:
+            self.master.grad.copy_(self._gradient)
         return torch.linalg.vector_norm(self.master.grad)
 
     def drop_gradients(self) -> None:
         """Discards the gradients of a backward pass, even of one that was interrupted."""
+        self._sink.finish()
         for leaf in self._leaves:
             leaf.grad = None
 
 
 def _in_memory_order(network: AdaptorNetwork) -> list[nn.Parameter]:
-    """All weights of one kind before the next, downs before ups, so that `_stacked` need not copy neighbouring ones."""
+    """All weights of one kind before the next, downs before ups, so that `stacked` need not copy neighbouring ones."""
     adaptors = [dict(a.named_parameters()) for a in network.adaptors]
     kinds = dict.fromkeys(name for found in adaptors for name in found)
     return [found[kind] for kind in kinds for found in adaptors if kind in found]

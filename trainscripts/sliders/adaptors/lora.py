@@ -9,8 +9,7 @@ from torch.nn import functional as F
 
 from sliders.adaptors.base import Adaptor, Joint
 from sliders.adaptors.low_rank import ConvWithLoRA, JointLinearWithLoRA, LinearWithLoRA
-
-PLAIN = (nn.Linear.forward, nn.Conv2d.forward)  # the forward of layers that are not quantised
+from sliders.compute.frozen import frozen_product, joint_product
 
 
 class LoRA(Adaptor):
@@ -22,7 +21,9 @@ class LoRA(Adaptor):
 
     def __init__(self, base: nn.Linear | nn.Conv2d, rank: int, alpha: float, generator: torch.Generator | None = None):
         super().__init__(base, rank, alpha, generator)
-        self.plain = type(base).forward in PLAIN and "forward" not in base.__dict__
+        self.frozen = frozen_product([base])  # None for convolutions
+        is_plain_conv = type(base) is nn.Conv2d and "forward" not in base.__dict__
+        self.plain = is_plain_conv or self.frozen is not None
         self.geometry = None
         if isinstance(base, nn.Conv2d):
             rank = min(rank, base.in_channels, base.out_channels)
@@ -44,26 +45,29 @@ class LoRA(Adaptor):
         return F.linear(F.linear(x, down) * strength, up)
 
     def adapted(self, base_forward: Callable[[Tensor], Tensor], x: Tensor, strength: Tensor) -> Tensor:
-        """Computes layer and LoRA in one function, unless the layer is quantised or has another adaptor."""
+        """Computes layer and LoRA in one function, unless the layer is of another kind or has another adaptor."""
         if not self.plain or _needs_plain_operations(x):
             return super().adapted(base_forward, x, strength)
-        base = self.base
-        weights = (base.weight, base.bias, self.weight("down", x), self.weight("up", x), _per_row(strength, x))
-        return ConvWithLoRA.apply(x, *weights, self.geometry) if self.geometry else LinearWithLoRA.apply(x, *weights)
+        weights = (self.weight("down", x), self.weight("up", x), _per_row(strength, x), self.sink)
+        if self.geometry:
+            return ConvWithLoRA.apply(x, self.base.weight, self.base.bias, *weights, self.geometry)
+        return LinearWithLoRA.apply(x, self.frozen, *weights)
 
     @classmethod
     def join(cls, adaptors: Sequence["LoRA"]) -> Joint | None:
-        """Joins LoRAs of the same shape and gain on linear layers without bias."""
-        if not all(a.plain and not a.geometry and a.base.bias is None for a in adaptors):
+        """Joins LoRAs of the same shape and gain on linear layers of the same kind and shape."""
+        if any(a.frozen is None for a in adaptors) or len({(a.gain, a.down.shape) for a in adaptors}) != 1:
             return None
-        if len({(a.gain, a.down.shape) for a in adaptors}) != 1:
+        frozen = joint_product([a.frozen for a in adaptors])
+        if frozen is None:
             return None
 
         def joint(x: Tensor, strength: Tensor) -> tuple[Tensor, ...]:
             if _needs_plain_operations(x):
                 return tuple(a.base(x) for a in adaptors)  # their forward is already adapted
-            weights = [w for a in adaptors for w in (a.base.weight, a.weight("down", x), a.weight("up", x))]
-            return JointLinearWithLoRA.apply(x, _per_row(strength, x), *weights)
+            weights = [a.weight(name, x) for name in ("down", "up") for a in adaptors]
+            out = JointLinearWithLoRA.apply(x, frozen, _per_row(strength, x), adaptors[0].sink, *weights)
+            return out.chunk(len(adaptors), -1)
 
         return joint
 

@@ -2,6 +2,9 @@
 
 As separate nodes they need two full-size additions: of their outputs in the forward pass, and of the gradients of their
 common input in the backward pass. Here matrix products add in place.
+
+A sink knows weights by identity, so backward passes name them by `ctx.leaves`: what gradient checkpointing recomputes
+is equal to them, not the same.
 """
 
 from collections.abc import Sequence
@@ -10,94 +13,100 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sliders.adaptors.gradient_sink import GradientSink
+from sliders.compute.frozen import FrozenProduct
+from sliders.compute.neighbours import stacked
+
 aten = torch.ops.aten
 
 
 class LinearWithLoRA(torch.autograd.Function):
     """x·Wᵀ + b + strength · (x·downᵀ)·upᵀ → [B, …, out]. All inputs have one dtype.
 
-    x [B, …, in], W [out, in], b [out] or None, down [r, in], up [out, r], strength [B, 1, …]. W, b and strength get no
-    gradient.
+    x [B, …, in], frozen: of one layer, down [r, in], up [out, r], strength [B, 1, …], which gets no gradient. With a
+    sink, the gradients of down and up go there.
     """
 
     @staticmethod
     def forward(
-        ctx, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, strength: Tensor
+        ctx, x: Tensor, frozen: FrozenProduct, down: Tensor, up: Tensor, strength: Tensor, sink: GradientSink | None
     ) -> Tensor:
-        out = F.linear(x, weight, bias)
+        out = frozen.forward(x)
         hidden = F.linear(x, down).mul_(strength)
         out.view(-1, out.shape[-1]).addmm_(_rows(hidden), up.t())
-        ctx.save_for_backward(x, weight, down, up, hidden, strength)
+        ctx.save_for_backward(x, down, up, hidden, strength)
+        ctx.frozen, ctx.sink, ctx.leaves = frozen, sink, (down, up)
         return out
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, down, up, hidden, strength = ctx.saved_tensors
+        x, down, up, hidden, strength = ctx.saved_tensors
         grad = grad.contiguous()
+        grad_up = _product(ctx.sink, ctx.leaves[1:], _rows(grad).t(), _rows(hidden))
         grad_hidden = F.linear(grad, up.t()).mul_(strength)
-        grad_up = _rows(grad).t() @ _rows(hidden)
-        grad_down = _rows(grad_hidden).t() @ _rows(x)
+        grad_down = _product(ctx.sink, ctx.leaves[:1], _rows(grad_hidden).t(), _rows(x))
         grad_x = None
         if ctx.needs_input_grad[0]:
-            grad_x = F.linear(grad, weight.t())
+            grad_x = ctx.frozen.backward(grad)
             grad_x.view(-1, grad_x.shape[-1]).addmm_(_rows(grad_hidden), down)
-        return grad_x, None, None, grad_down, grad_up, None
+        return grad_x, None, grad_down, grad_up, None, None
 
 
 class JointLinearWithLoRA(torch.autograd.Function):
-    """Several `LinearWithLoRA` of one x, without bias, such as a self-attention's query, key and value.
+    """n `LinearWithLoRA` of one x, such as a self-attention's query, key and value → their outputs [B, …, n · out].
 
-    weights: W, down and up of each layer in turn; all downs have the same shape. The products with down are one matrix
-    product, and the gradients of x are added in place.
+    frozen: of n layers. weights: the n downs, then the n ups, each of one shape. Each of the products is one kernel if
+    the weights of a kind are neighbours in memory.
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, strength: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
-        bases, downs, ups = weights[0::3], weights[1::3], weights[2::3]
-        hidden = F.linear(x, _stacked(downs)).mul_(strength)
-        outs = tuple(F.linear(x, base) for base in bases)
-        for out, up, part in zip(outs, ups, _rows(hidden).chunk(len(ups), 1), strict=True):
-            out.view(-1, out.shape[-1]).addmm_(part, up.t())
+    def forward(
+        ctx, x: Tensor, frozen: FrozenProduct, strength: Tensor, sink: GradientSink | None, *weights: Tensor
+    ) -> Tensor:
+        downs, ups = _halves(weights)
+        out = frozen.forward(x)
+        hidden = F.linear(x, stacked(downs)).mul_(strength)
+        _side_by_side(out, len(ups)).baddbmm_(_side_by_side(hidden, len(ups)), _stack(ups).mT)
         ctx.save_for_backward(x, strength, hidden, *weights)
-        return outs
+        ctx.frozen, ctx.sink, ctx.leaves = frozen, sink, (downs, ups)
+        return out
 
     @staticmethod
-    def backward(ctx, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, strength, hidden, *weights = ctx.saved_tensors
-        bases, downs, ups = weights[0::3], weights[1::3], weights[2::3]
-        count = len(ups)
-        grads = [_rows(grad) for grad in grads]
+        downs, ups = _halves(weights)
+        count, grad = len(ups), grad.contiguous()
+        grads, hiddens = (_side_by_side(t, count) for t in (grad, hidden))
+        grad_ups = _product(ctx.sink, ctx.leaves[1], grads.mT, hiddens)
         grad_hidden = torch.empty_like(hidden)
-        for grad, up, part in zip(grads, ups, _rows(grad_hidden).chunk(count, 1), strict=True):
-            torch.mm(grad, up, out=part)
-        grad_hidden = _rows(grad_hidden.mul_(strength))
-        grad_downs = (grad_hidden.t() @ _rows(x)).chunk(count)
-        grad_ups = [grad.t() @ part for grad, part in zip(grads, _rows(hidden).chunk(count, 1), strict=True)]
+        torch.bmm(grads, _stack(ups), out=_side_by_side(grad_hidden, count))
+        grad_hidden.mul_(strength)
+        grad_downs = _product(ctx.sink, ctx.leaves[0], _rows(grad_hidden).t(), _rows(x))
         grad_x = None
         if ctx.needs_input_grad[0]:
-            grad_x = grads[0] @ bases[0]
-            for grad, base in zip(grads[1:], bases[1:], strict=True):
-                grad_x.addmm_(grad, base)
-            grad_x = grad_x.addmm_(grad_hidden, _stacked(downs)).view_as(x)
-        return grad_x, None, *(g for d, u in zip(grad_downs, grad_ups, strict=True) for g in (None, d, u))
+            grad_x = ctx.frozen.backward(grad)
+            grad_x.view(-1, grad_x.shape[-1]).addmm_(_rows(grad_hidden), stacked(downs))
+        return grad_x, None, None, None, *_apart(grad_downs, count), *_apart(grad_ups, count)
 
 
 class ConvWithLoRA(torch.autograd.Function):
     """conv(x, W) + b + strength · up·conv(x, down) → [B, out, h', w']. All inputs have one dtype.
 
     x [B, in, h, w], W [out, in, k, k], b [out] or None, down [r, in, k, k], up [out, r, 1, 1], strength [B, 1, 1, 1].
-    geometry: (stride, padding, dilation) of both convolutions. W, b and strength get no gradient.
+    geometry: (stride, padding, dilation) of both convolutions. W, b and strength get no gradient. With a sink, the
+    gradients of down and up go there.
     """
 
     @staticmethod
     def forward(
-        ctx, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, strength: Tensor, geometry: tuple
-    ) -> Tensor:
+        ctx, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, strength: Tensor,
+        sink: GradientSink | None, geometry: tuple,
+    ) -> Tensor:  # fmt: skip
         out = F.conv2d(x, weight, bias, *geometry)
         hidden = F.conv2d(x, down, None, *geometry).mul_(strength)
         out.flatten(2).baddbmm_(up.flatten(1).expand(len(x), -1, -1), hidden.flatten(2))
         ctx.save_for_backward(x, weight, down, up, hidden, strength)
-        ctx.geometry = geometry
+        ctx.sink, ctx.leaves, ctx.geometry = sink, (down, up), geometry
         return out
 
     @staticmethod
@@ -105,21 +114,58 @@ class ConvWithLoRA(torch.autograd.Function):
         x, weight, down, up, hidden, strength = ctx.saved_tensors
         pixels = grad.permute(0, 2, 3, 1)  # [B, h, w, out], without a copy if grad is channels-last
         grad_hidden = F.linear(pixels, up.flatten(1).t()).permute(0, 3, 1, 2).mul_(strength)
-        grad_up = (_rows(pixels).t() @ _rows(hidden.permute(0, 2, 3, 1))).view_as(up)
-        need_x = ctx.needs_input_grad[0]
-        grad_x, grad_down, _ = _conv_backward(grad_hidden, x, down, ctx.geometry, need_x, True)
-        if need_x:
-            grad_x = _conv_backward(grad, x, weight, ctx.geometry, True, False)[0].add_(grad_x)
-        return grad_x, None, None, grad_down, grad_up, None, None
+        grad_up = _product(ctx.sink, ctx.leaves[1:], _rows(pixels).t(), _rows(hidden.permute(0, 2, 3, 1)))
+        grad_down = _convolved(ctx.sink, ctx.leaves[0], grad_hidden, x, ctx.geometry)
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            grad_x = _conv_backward(grad_hidden, x, down, ctx.geometry, (True, False))[0]
+            grad_x = _conv_backward(grad, x, weight, ctx.geometry, (True, False))[0].add_(grad_x)
+        return grad_x, None, None, grad_down, grad_up, None, None, None
 
 
-def _stacked(parts: Sequence[Tensor]) -> Tensor:
-    """Parts [r, n] → [parts · r, n]. A view if they are adjacent in memory, as `FlatWeights` arranges them."""
-    first, size = parts[0], parts[0].numel() * parts[0].element_size()
-    adjacent = all(p.is_contiguous() and p.data_ptr() == first.data_ptr() + i * size for i, p in enumerate(parts))
-    if adjacent and first.untyped_storage().data_ptr() == parts[-1].untyped_storage().data_ptr():
-        return first.detach().as_strided((len(parts) * first.shape[0], first.shape[1]), first.stride())
-    return torch.cat(parts)
+def _product(sink: GradientSink | None, weights: Sequence[Tensor], a: Tensor, b: Tensor) -> Tensor | None:
+    """a·b, the gradient of `weights` in 2-D, one after the other; batched if a and b are 3-D. None if it goes to a sink."""
+    shape = (len(weights) * weights[0].shape[0], *weights[0].shape[1:])
+    if sink is None:
+        return (a @ b).view(shape)
+
+    def write(out: Tensor) -> None:
+        torch.matmul(a, b, out=out.view(*a.shape[:-1], b.shape[-1]))
+
+    sink.put(weights, write, (a, b))
+    return None
+
+
+def _convolved(
+    sink: GradientSink | None, down: Tensor, grad_hidden: Tensor, x: Tensor, geometry: tuple
+) -> Tensor | None:
+    """The gradient of a convolution's weight, or None if it goes to a sink."""
+
+    def gradient() -> Tensor:
+        return _conv_backward(grad_hidden, x, down, geometry, (False, True))[1]
+
+    if sink is None:
+        return gradient()
+    sink.put((down,), lambda out: out.copy_(gradient()), (grad_hidden, x))
+    return None
+
+
+def _halves(weights: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    return weights[: len(weights) // 2], weights[len(weights) // 2 :]
+
+
+def _stack(parts: Sequence[Tensor]) -> Tensor:
+    """Parts [r, n] → [parts, r, n]"""
+    return stacked(parts).view(len(parts), *parts[0].shape)
+
+
+def _side_by_side(x: Tensor, count: int) -> Tensor:
+    """[…, count · n] → [count, rows, n], a view"""
+    return _rows(x).unflatten(1, (count, -1)).transpose(0, 1)
+
+
+def _apart(stack: Tensor | None, count: int) -> Sequence[Tensor | None]:
+    return [None] * count if stack is None else stack.chunk(count)
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -127,8 +173,9 @@ def _rows(x: Tensor) -> Tensor:
     return x.reshape(-1, x.shape[-1])
 
 
-def _conv_backward(grad: Tensor, x: Tensor, weight: Tensor, geometry: tuple, need_x: bool, need_weight: bool) -> tuple:
+def _conv_backward(grad: Tensor, x: Tensor, weight: Tensor, geometry: tuple, wanted: tuple[bool, bool]) -> tuple:
+    """(gradient of x, gradient of the weight), those that are wanted."""
     stride, padding, dilation = geometry
     return aten.convolution_backward(
-        grad, x, weight, None, stride, padding, dilation, False, [0, 0], 1, [need_x, need_weight, False]
+        grad, x, weight, None, stride, padding, dilation, False, [0, 0], 1, [*wanted, False]
     )

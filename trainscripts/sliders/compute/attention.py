@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from sliders.compute.frozen import frozen_product
+from sliders.compute.neighbours import make_neighbours
 from sliders.config.schema import Other
 from sliders.system.errors import InputError
 from sliders.system.installation import how_to_install
@@ -68,8 +70,49 @@ def check_capability(name: str, capability: tuple[int, int], precision: str) -> 
 
 
 def set_attention(unet: UNet2DConditionModel, settings: Other) -> None:
-    """Makes all attention layers of the UNet compute with `other.attention`."""
-    unet.set_attn_processor(AttentionProcessor(attend_with(settings.attention_backend, unet.device)))
+    """Makes all attention layers of the UNet compute with `other.attention`.
+
+    Moves weights of layers with the same input next to each other, so that their products can be one. Call it when the
+    UNet is on its device.
+    """
+    for _, layers in self_attention_projections(unet):
+        product = frozen_product(layers)
+        if product is not None:
+            product.join()
+    context = None if settings.torch_compile == "full" else ContextProjections(unet)
+    unet.set_attn_processor(AttentionProcessor(attend_with(settings.attention_backend, unet.device), context))
+
+
+class ContextProjections:
+    """The keys and values of all cross-attention layers: they read the same tokens, so one product computes them all.
+
+    It runs before each forward pass of the UNet. Layers that are quantised or adapted are left to themselves.
+    """
+
+    def __init__(self, unet: nn.Module):
+        crossing = [m for m in unet.modules() if isinstance(m, Attention) and m.is_cross_attention]
+        self._layers = {m: (m.to_k, m.to_v) for m in crossing if type(m.to_k) is type(m.to_v) is nn.Linear}
+        self._found: dict[nn.Module, Tensor] = {}
+        if self._layers:
+            weights = [layer.weight for pair in self._layers.values() for layer in pair]
+            self._weight = make_neighbours(weights)
+            self._sizes = [len(weight) for weight in weights]
+            for hook in [h for h in unet._forward_pre_hooks.values() if isinstance(h, ContextProjections)]:
+                hook.handle.remove()
+            self.handle = unet.register_forward_pre_hook(self, with_kwargs=True)
+
+    def __call__(self, unet: nn.Module, args: tuple, kwargs: dict) -> None:
+        frozen = [m for m, pair in self._layers.items() if not any("forward" in layer.__dict__ for layer in pair)]
+        self._found = {}
+        if frozen:
+            tokens = kwargs["encoder_hidden_states"] if "encoder_hidden_states" in kwargs else args[2]
+            parts = F.linear(tokens, self._weight).split(self._sizes, -1)
+            every = dict(zip(self._layers, zip(parts[::2], parts[1::2], strict=True), strict=True))
+            self._found = {module: every[module] for module in frozen}
+
+    def of(self, attention: Attention) -> tuple[Tensor, Tensor] | None:
+        """Key and value [B, n, C] in this forward pass, or None if the layer must compute them itself."""
+        return self._found.get(attention)
 
 
 JOINED = "fractional_sliders_projections"  # attribute of an attention layer, set by `join_projections`
@@ -104,14 +147,16 @@ class AttentionProcessor:
     Leaves out what has no effect in them: mask, group norm, residual and rescaling.
     """
 
-    def __init__(self, attend: Attend):
-        self.attend = attend
+    def __init__(self, attend: Attend, context: ContextProjections | None = None):
+        self.attend, self.context = attend, context
 
     def __call__(
         self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **_
     ) -> Tensor:
         if encoder_hidden_states is None and JOINED in attn.__dict__:
             projections = getattr(attn, JOINED)(hidden_states)
+        elif self.context is not None and (found := self.context.of(attn)) is not None:
+            projections = attn.to_q(hidden_states), *found
         else:
             context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
             projections = attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)

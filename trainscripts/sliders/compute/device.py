@@ -3,6 +3,7 @@
 import sys
 
 import torch
+from torch import nn
 
 from sliders.system.errors import InputError
 
@@ -37,6 +38,18 @@ def use_device(device: str) -> None:
     """Makes a GPU the current one, the only one that Triton, streams and graphs use. device: as torch names it."""
     if device.startswith("cuda"):
         torch.cuda.set_device(device)
+
+
+@torch.no_grad()
+def place(module: nn.Module, device: str, dtype: torch.dtype) -> None:
+    """Moves a frozen module to `device` weight by weight, and converts it to `dtype` there. Quantised weights keep theirs.
+
+    So there is never a second copy of all weights: neither on the device nor in main memory, where they may be pages of
+    a mapped file. CPUs also convert float16 slowly.
+    """
+    for tensor in (*module.parameters(), *module.buffers()):
+        converted = dtype if tensor.dtype in DTYPES.values() else tensor.dtype
+        tensor.data = tensor.data.to(device).to(converted)
 
 
 def why_no_gpu(work: str, full_size: bool, model: str = "SDXL") -> str:

@@ -1,8 +1,5 @@
 """Runs the UNet's blocks with fused kernels on CUDA. Modules and their names stay the same."""
 
-import importlib.util
-import sys
-from functools import cache
 from types import MethodType
 
 import torch
@@ -12,43 +9,17 @@ from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
 
-from sliders.system.errors import first_line
-from sliders.system.installation import how_to_install
+from sliders.compute.attention import set_attention
+from sliders.compute.kernel_support import can_fuse
+from sliders.config.schema import Other
 
 
-@cache
-def can_fuse(device: str) -> bool:
-    """Whether the kernels run on `device`, as torch names it. If a GPU cannot run them, prints the reason once."""
-    if not device.startswith("cuda"):
-        return False
-    if importlib.util.find_spec("triton") is None:
-        package = "triton-windows" if sys.platform == "win32" else "triton"  # not verified on Windows
-        problem, remedy = "Triton is not installed", how_to_install(package)
-    else:
-        problem, remedy = triton_problem(device), "install a C compiler such as gcc, and Python's headers"
-    if problem is not None:
-        print(
-            f"note: this project's kernels cannot be built here ({problem}): {remedy}; training continues with PyTorch's "
-            "kernels, more slowly and with more memory."
-        )
-    return problem is None
-
-
-@cache
-def triton_problem(device: str) -> str | None:
-    """The reason why Triton cannot run kernels on a GPU, or None if it can.
-
-    Runs one to find out: before its first kernel, Triton compiles a part of itself, with a C compiler and Python.h.
-    """
-    try:
-        from sliders.compute import kernels
-
-        with torch.cuda.device(device):
-            kernels.GEGLU.apply(torch.zeros(1, 2, device=device))
-            torch.cuda.synchronize()
-    except Exception as error:  # imports, compilers, linkers and drivers all raise their own
-        return first_line(error).rstrip(".")
-    return None
+def speed_up(unet: nn.Module, device: str) -> None:
+    """Prepares a UNet on a GPU for passes without gradients: fastest attention, channels-last images, fused blocks."""
+    unet.to(memory_format=torch.channels_last)
+    set_attention(unet, Other())
+    if can_fuse(device):
+        fuse_blocks(unet)
 
 
 def fuse_blocks(unet: nn.Module) -> None:

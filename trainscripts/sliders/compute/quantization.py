@@ -1,6 +1,7 @@
 """`pretrained_model.quantize`: stores the linear layers of the UNet's transformers in 8 or 4 bits per weight.
 
 Most of the UNet's weights are there. This saves memory only: products are still computed in the training precision.
+Products in float8 were no faster: rounding their inputs took as long as they saved.
 """
 
 import importlib.util
@@ -9,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sliders.compute.device import place
+from sliders.compute.kernel_support import can_fuse
 from sliders.system.errors import InputError
 
 BYTE = {"fp8": torch.float8_e4m3fn, "int8": torch.int8}
@@ -25,10 +28,11 @@ def check_quantization(kind: str, device: str) -> None:
         raise InputError("pretrained_model.quantize: nf4 needs bitsandbytes: install it, or use int8.")
 
 
-def quantize(unet: nn.Module, kind: str, device: str) -> None:
+def quantize(unet: nn.Module, kind: str, device: str, dtype: torch.dtype) -> None:
     """Replaces the linear layers of the transformers, under their names, by quantised ones on `device`.
 
-    They are moved one by one, so that the device never holds all original weights. The rest of the UNet is not moved.
+    They are moved, and converted to `dtype`, one by one, so that the device never holds all original weights. The rest of
+    the UNet is not moved.
     """
     if kind == "none":
         return
@@ -37,7 +41,8 @@ def quantize(unet: nn.Module, kind: str, device: str) -> None:
     for name in names:
         parent, _, child = name.rpartition(".")
         linear = unet.get_submodule(name)
-        layer = _nf4(linear, device) if kind == "nf4" else ByteLinear(linear.to(device), BYTE[kind])
+        place(linear, device, dtype)
+        layer = _nf4(linear, device) if kind == "nf4" else ByteLinear(linear, BYTE[kind])
         setattr(unet.get_submodule(parent), child, layer)
 
 
@@ -66,19 +71,37 @@ class ByteLinear(nn.Linear):
 
 
 class _ByteProduct(torch.autograd.Function):
-    """x·Wᵀ + b, x [B, …, in] → [B, …, out]. Keeps the quantised weight for the backward pass, not the unpacked one."""
+    """`byte_product`. Keeps the quantised weight for the backward pass, and nothing else."""
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, step: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(weight, step)
         ctx.dtype = x.dtype
-        return F.linear(x, weight.to(x.dtype) * step, bias)
+        return byte_product(x, weight, step, bias)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        weight, step = ctx.saved_tensors
-        unpacked = weight.to(grad.dtype) * step.to(grad.dtype)  # under autocast its dtype is not x's
-        return (grad @ unpacked).to(ctx.dtype), None, None, None
+        # under autocast, the gradient's dtype is not x's
+        return byte_gradient(grad, *ctx.saved_tensors).to(ctx.dtype), None, None, None
+
+
+def byte_product(x: Tensor, weight: Tensor, step: Tensor, bias: Tensor | None) -> Tensor:
+    """x [B, …, in] → x·Wᵀ + b [B, …, out], where W is weight [out, in] · step [out, 1]."""
+    return F.linear(x, _unpacked(weight, step, x.dtype), bias)
+
+
+def byte_gradient(grad: Tensor, weight: Tensor, step: Tensor) -> Tensor:
+    """grad [B, …, out] → grad·W [B, …, in]."""
+    return grad @ _unpacked(weight, step, grad.dtype)
+
+
+def _unpacked(weight: Tensor, step: Tensor, dtype: torch.dtype) -> Tensor:
+    if weight.is_cuda and not torch.compiler.is_compiling() and can_fuse(str(weight.device)):
+        from sliders.compute import kernels
+
+        if weight.dtype == torch.int8 or kernels.reads_float8(weight.device):
+            return kernels.unpack_rows(weight, step, dtype)
+    return weight.to(dtype) * step.to(dtype)
 
 
 def _nf4(linear: nn.Linear, device: str) -> nn.Module:

@@ -14,6 +14,7 @@ from sliders.system.errors import InputError
 LIST_FLAGS = ("--scales", "--folders", "--attributes")
 DEFAULT_FOLDERS = "verylow, low, high, veryhigh"
 DEFAULT_SCALES = "-2, -1, 1, 2"
+DEFAULT_RANGE = "-1, 1"
 QUOTES = ("'", '"')
 EXAMPLES = {"--scales": "0.67, 1, 1.3, 2.0", "--multipliers": "0, 1, 2", "--seeds": "1, 2, 3"}
 
@@ -29,16 +30,13 @@ class Parser(argparse.ArgumentParser):
 
 
 def build_parser(family: str = DEFAULT_FAMILY) -> argparse.ArgumentParser:
-    ending = FAMILY_ENDINGS[family]
-    parser = Parser(
-        prog=f"train_lora-scale{ending}.py",
-        description="Train a concept slider from folders of images, one folder per multiplier.",
-        epilog="Values in the YAML apply unless a flag overrides them.",
-        allow_abbrev=False,
+    """Of the image trainer."""
+    parser = _parser(
+        f"train_lora-scale{FAMILY_ENDINGS[family]}.py",
+        "Train a concept slider from folders of images, one folder per multiplier.",
+        folder="imagesliders",
+        family=family,
     )
-    add = parser.add_argument
-    add("--config_file", required=True, type=Path, metavar="YAML",
-        help=f"the experiment; start from data/config{ending}.yaml")  # fmt: skip
     add = parser.add_argument_group("data").add_argument
     add("--folder_main", required=True, type=Path, metavar="DIR",
         help="the data set: the folder that contains the --folders")  # fmt: skip
@@ -48,9 +46,44 @@ def build_parser(family: str = DEFAULT_FAMILY) -> argparse.ArgumentParser:
         help=f"the multiplier at which the slider should produce each folder's images (default: {DEFAULT_SCALES})")  # fmt: skip
     add("--stylecheck", metavar="A-B",
         help="train one slider for each of the data sets DIR+A … DIR+(B-1), named after its folder")  # fmt: skip
+    _add_common_flags(parser, pairs="pairs of images")
+    return parser
+
+
+def build_text_parser() -> argparse.ArgumentParser:
+    """Of the text trainer."""
+    parser = _parser(
+        "train_lora_xl.py",
+        "Train a concept slider from prompts alone, without images.",
+        folder="textsliders",
+        family=DEFAULT_FAMILY,
+    )
+    add = parser.add_argument_group("data").add_argument
+    add("--scales", default=DEFAULT_RANGE, metavar="X, Y, …",
+        help=f"multipliers to train: all between the lowest and the highest (default: {DEFAULT_RANGE})")  # fmt: skip
+    _add_common_flags(parser, pairs="pairs of pictures")
+    return parser
+
+
+def _parser(script: str, description: str, folder: str, family: str) -> argparse.ArgumentParser:
+    """folder: the script's. The default `examples` makes of "config" and "prompts" the files to start from."""
+    ending = FAMILY_ENDINGS[family]
+    parser = Parser(
+        prog=script,
+        description=description,
+        epilog="Values in the YAML apply unless a flag overrides them.",
+        allow_abbrev=False,
+    )
+    parser.set_defaults(examples=f"trainscripts/{folder}/data/{{}}{ending}.yaml")
+    parser.add_argument("--config_file", required=True, type=Path, metavar="YAML",
+        help=f"the experiment; start from data/config{ending}.yaml")  # fmt: skip
+    return parser
+
+
+def _add_common_flags(parser: argparse.ArgumentParser, pairs: str) -> None:
+    add = parser.add_argument_group("overrides of the YAML").add_argument
     add("--attributes", default="", metavar="A, B, …",
         help="repeat each prompt set once per attribute, with the attribute in front of its prompts")  # fmt: skip
-    add = parser.add_argument_group("overrides of the YAML").add_argument
     add("--name", help="save.name")
     add("--rank", type=int, help="network.rank")
     add("--alpha", type=float, help="network.alpha")
@@ -62,7 +95,7 @@ def build_parser(family: str = DEFAULT_FAMILY) -> argparse.ArgumentParser:
     add("--optimizer", metavar="NAME", help=f"train.optimizer: {', '.join(OPTIMIZERS)}")
     add("--seed", type=int, help="train.seed")
     add("--resolution", type=int, metavar="PX", help="resolution of every prompt set")
-    add("--batch_size", type=int, metavar="PAIRS", help="batch_size of every prompt set")
+    add("--batch_size", type=int, metavar="PAIRS", help=f"batch_size of every prompt set, in {pairs}")
     add("--save_path", metavar="DIR", help="save.path")
     add("--per_steps", type=int, help="save.per_steps")
     add = parser.add_argument_group("the run").add_argument
@@ -71,7 +104,6 @@ def build_parser(family: str = DEFAULT_FAMILY) -> argparse.ArgumentParser:
     add("--resume", action="store_true", help="continue from the newest checkpoint of this run, if there is one")
     add("--overwrite", action="store_true",
         help="replace an earlier run of the same name; with --resume, only one that has no checkpoint")  # fmt: skip
-    return parser
 
 
 def join_list_flags(argv: list[str], list_flags: Sequence[str] = LIST_FLAGS) -> list[str]:
@@ -150,14 +182,24 @@ def parse_device(text: str) -> str:
 
 
 def parse_flags(argv: list[str], family: str = DEFAULT_FAMILY) -> argparse.Namespace:
-    """Parses the command line: `folders`, `scales` and `attributes` become tuples, `stylecheck` a range or None.
+    """The image trainer's: `folders`, `scales` and `attributes` become tuples, `stylecheck` a range or None.
 
     Raises InputError.
     """
-    flags = build_parser(family).parse_args(join_list_flags(argv))
+    flags = _parsed(build_parser(family), argv)
     flags.folders = parse_names(flags.folders)
+    flags.stylecheck = parse_stylecheck(flags.stylecheck) if flags.stylecheck is not None else None
+    return flags
+
+
+def parse_text_flags(argv: list[str]) -> argparse.Namespace:
+    """The text trainer's: `scales` and `attributes` become tuples. Raises InputError."""
+    return _parsed(build_text_parser(), argv)
+
+
+def _parsed(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
+    flags = parser.parse_args(join_list_flags(argv))
     flags.scales = parse_scales(flags.scales)
     flags.attributes = parse_names(flags.attributes)
-    flags.stylecheck = parse_stylecheck(flags.stylecheck) if flags.stylecheck is not None else None
     flags.device = parse_device(flags.device)
     return flags

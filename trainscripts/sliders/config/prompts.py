@@ -1,6 +1,6 @@
 """What may stand in a prompts YAML: sets of prompts, one of which is drawn for each step."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
@@ -79,6 +79,16 @@ class PromptSet(Section):
     def uses_captions(self) -> bool:
         return any(CAPTION in template for template in self._templates)
 
+    @property
+    def activation_text(self) -> str:
+        """What web UIs put into the prompt with the slider."""
+        return self.positive.replace(CAPTION, "").strip(" ,")
+
+    @property
+    def negative_text(self) -> str:
+        """What they put into the negative prompt."""
+        return self.unconditional
+
     def texts(self, caption: str) -> tuple[str, str]:
         """(neutral, positive) for an image with this caption; "" for an image without one."""
         return tuple(template.replace(CAPTION, caption) for template in self._templates)
@@ -88,13 +98,59 @@ class PromptSet(Section):
         """Start of a message about one of its keys: a file and a number, or a flag."""
         return self._place
 
-    def at(self, place: str) -> "PromptSet":
+    def at(self, place: str) -> Self:
         """The same set, known to come from `place`."""
         found = self.model_copy()
         found._place = place
         return found
 
-    def with_attribute(self, attribute: str) -> "PromptSet":
+    def with_attribute(self, attribute: str) -> Self:
         """The same set with `attribute` and a space before each of its prompts."""
         keys = ("target", "positive", "neutral", "unconditional")
         return self.model_copy(update={k: f"{attribute} {getattr(self, k)}" for k in keys})
+
+
+class TextPromptSet(PromptSet):
+    """One entry of the prompts file of a text slider, which has no images: the prompts are what it learns from.
+
+    Under `target`, at multiplier s, it is to do what the model does under `neutral`, moved by s · `strength` · (what it
+    does under `positive` − under `unconditional`).
+    """
+
+    action: Literal["enhance", "erase"] = "enhance"  # erase: multiplier 1 moves away from `positive`
+
+    @field_validator("target", "positive", "unconditional", "neutral")
+    @classmethod
+    def _no_placeholder(cls, prompt: str) -> str:
+        if "{" in prompt or "}" in prompt:
+            raise ValueError(
+                f"{prompt!r} holds a {{placeholder}}, but there are no images whose captions could fill it: write your own words"
+            )
+        return prompt
+
+    @field_validator("action", mode="before")
+    @classmethod
+    def _only_enhance(cls, action: Any) -> Any:
+        return action  # images could only be enhanced
+
+    @model_validator(mode="after")
+    def _leads_somewhere(self) -> Self:
+        if self.positive == self.unconditional:
+            raise ValueError(
+                f"positive and unconditional are both {self.positive!r}, so there is nothing between them to learn: make them differ"
+            )
+        return self
+
+    @property
+    def strength(self) -> float:
+        """η of the paper, negative to erase."""
+        return self.guidance_scale if self.action == "enhance" else -self.guidance_scale
+
+    @property
+    def activation_text(self) -> str:
+        """Nothing: the slider works under any prompt, and `positive` would add to what it does."""
+        return ""
+
+    @property
+    def negative_text(self) -> str:
+        return ""

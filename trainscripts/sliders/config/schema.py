@@ -5,7 +5,7 @@ fork's; what this project adds is marked (ours).
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -74,6 +74,7 @@ class Train(Section):
     max_timestep: Annotated[Whole, Field(ge=0, le=999)] = 999  # (ours)
     min_snr_gamma: Annotated[Number, Field(ge=0)] = 0.0  # (ours) 0: every timestep's error counts alike
     caption_dropout: Annotated[Number, Field(ge=0, lt=1)] = 0.0  # (ours) share of rows read with an empty prompt
+    scales_per_step: Annotated[Whole, Field(ge=1)] = 1  # (ours) rows that share image, noise and timestep
     max_grad_norm: Annotated[Number, Field(ge=0)] = 0.0  # (ours) 0: gradients are not clipped
     skip_nonfinite: Annotated[Whole, Field(ge=0)] = 0  # (ours) bad steps in a row that are left out, not stopped at
     seed: Annotated[Whole, Field(ge=0, lt=2**63)] = 0  # (ours)
@@ -122,6 +123,7 @@ class Preview(Section):
     multipliers: tuple[Number, ...] | None = None  # none: 0, the scales, and one step beyond the highest
     seed: Annotated[Whole, Field(ge=0, lt=2**63)] = 0  # of the first row; each row has the next one
     steps: Annotated[Whole, Field(ge=1, le=1000)] = 30
+    guidance: Annotated[Number, Field(gt=0)] | None = None  # none: guidance_scale of the first prompt set
     every: Annotated[Whole, Field(ge=0)] = 0  # also every so many training steps; 0: only next to sliders
 
     @model_validator(mode="after")
@@ -190,9 +192,26 @@ class Config(Section):
 class Data(Section):
     """Where the images lie and what multiplier each folder stands for; both tuples are in ascending order of scale."""
 
+    kind: ClassVar[str] = "images"
     folder_main: Path
     folders: tuple[str, ...]
     scales: tuple[float, ...]
+
+    @property
+    def trained_at(self) -> str:
+        """The multipliers, in words."""
+        return ", ".join(f"{folder} = {scale:g}" for folder, scale in zip(self.folders, self.scales, strict=True))
+
+
+class TextData(Section):
+    """No images: the prompts say what is learnt, at any multiplier between the first and the last of `scales`."""
+
+    kind: ClassVar[str] = "text"
+    scales: tuple[float, ...]  # ascending, at least two
+
+    @property
+    def trained_at(self) -> str:
+        return f"all multipliers from {self.scales[0]:g} to {self.scales[-1]:g}"
 
 
 class Settings(Section):
@@ -208,7 +227,7 @@ class Settings(Section):
     logging: Logging
     other: Other
     prompts: tuple[PromptSet, ...]
-    data: Data
+    data: Data | TextData
     device: str  # "cpu", "mps" or a CUDA index
     overwrite: bool = False
     resume: bool = False

@@ -9,8 +9,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from sliders.config import schema
-from sliders.config.flags import parse_flags
-from sliders.config.prompts import PromptSet
+from sliders.config.flags import parse_flags, parse_text_flags
+from sliders.config.prompts import PromptSet, TextPromptSet
 from sliders.system.errors import InputError
 
 FLAG_TO_KEY = {
@@ -38,22 +38,43 @@ def load_settings(
     family: a key of schema.FAMILY_ENDINGS.
     """
     flags = parse_flags(argv, family)
-    examples = f"trainscripts/imagesliders/data/{{}}{schema.FAMILY_ENDINGS[family]}.yaml"
-    config = _load_config(flags, examples.format("config"))
-    prompts = _load_prompts(config, flags, examples.format("prompts"))
+    config = _load_config(flags)
+    prompts = _load_prompts(config, flags, PromptSet)
     folders, scales = _match_folders_and_scales(flags.folders, flags.scales)
     runs = []
     for folder_main, name in _main_folders(flags, config):
-        save = config.save.model_copy(update={"name": validated(schema.Save, {"name": name}, "--stylecheck").name})
         data = schema.Data(folder_main=folder_main, folders=folders, scales=scales)
-        rest = {k: getattr(config, k) for k in ("pretrained_model", "network", "train", "preview", "logging", "other")}
-        runs.append(
-            schema.Settings(
-                config_file=flags.config_file, family=family, prompts=prompts, data=data, save=save,
-                device=flags.device, overwrite=flags.overwrite, resume=flags.resume, **rest,
-            )
-        )  # fmt: skip
+        runs.append(_settings(flags, family, config, prompts, data, name))
     return runs, flags
+
+
+def load_text_settings(
+    argv: list[str], family: str = schema.DEFAULT_FAMILY
+) -> tuple[list[schema.Settings], argparse.Namespace]:
+    """Like `load_settings`, for a slider that is trained from prompts alone."""
+    flags = parse_text_flags(argv)
+    config = _load_config(flags)
+    prompts = _load_prompts(config, flags, TextPromptSet)
+    scales = tuple(sorted(set(flags.scales)))
+    if len(scales) < 2:
+        raise InputError(f"--scales: {scales[0]:g} alone is no range: give the lowest and the highest, such as -1, 1.")
+    return [_settings(flags, family, config, prompts, schema.TextData(scales=scales), config.save.name)], flags
+
+
+def _settings(
+    flags: argparse.Namespace,
+    family: str,
+    config: schema.Config,
+    prompts: tuple[PromptSet, ...],
+    data: schema.Data | schema.TextData,
+    name: str,
+) -> schema.Settings:
+    save = config.save.model_copy(update={"name": validated(schema.Save, {"name": name}, "--stylecheck").name})
+    rest = {k: getattr(config, k) for k in ("pretrained_model", "network", "train", "preview", "logging", "other")}
+    return schema.Settings(
+        config_file=flags.config_file, family=family, prompts=prompts, data=data, save=save,
+        device=flags.device, overwrite=flags.overwrite, resume=flags.resume, **rest,
+    )  # fmt: skip
 
 
 def _main_folders(flags: argparse.Namespace, config: schema.Config) -> list[tuple[Path, str]]:
@@ -81,10 +102,10 @@ def _match_folders_and_scales(folders: tuple[str, ...], scales: tuple[float, ...
     return tuple(f for _, f in pairs), tuple(s for s, _ in pairs)
 
 
-def _load_config(flags: argparse.Namespace, example: str) -> schema.Config:
+def _load_config(flags: argparse.Namespace) -> schema.Config:
     raw = _read_yaml(flags.config_file, "--config_file")
     if not isinstance(raw, dict):
-        raise InputError(f"{flags.config_file}: is not a YAML mapping: start from {example}.")
+        raise InputError(f"{flags.config_file}: is not a YAML mapping: start from {flags.examples.format('config')}.")
     places = {}
     for flag, (section, key) in FLAG_TO_KEY.items():
         value = getattr(flags, flag)
@@ -98,15 +119,15 @@ def _load_config(flags: argparse.Namespace, example: str) -> schema.Config:
     return validated(schema.Config, raw, str(flags.config_file), places)
 
 
-def _load_prompts(config: schema.Config, flags: argparse.Namespace, example: str) -> tuple[PromptSet, ...]:
-    """The prompt sets, overridden by flags and repeated for each attribute."""
+def _load_prompts(config: schema.Config, flags: argparse.Namespace, kind: type[PromptSet]) -> tuple[PromptSet, ...]:
+    """The prompt sets, each a `kind`, overridden by flags and repeated for each attribute."""
     path = Path(config.prompts_file)
     beside = flags.config_file.parent / path
     if flags.prompts_file is None and not path.exists() and beside.exists():
         path = beside
     raw = _read_yaml(path, "prompts_file")
     if not isinstance(raw, list) or not raw:
-        raise InputError(f"{path}: is not a YAML list of prompt sets: start from {example}.")
+        raise InputError(f"{path}: is not a YAML list of prompt sets: start from {flags.examples.format('prompts')}.")
     sizes = {flag: getattr(flags, flag) for flag in ("resolution", "batch_size") if getattr(flags, flag) is not None}
     places = {flag: f"--{flag}" for flag in sizes}
     sets = []
@@ -114,7 +135,7 @@ def _load_prompts(config: schema.Config, flags: argparse.Namespace, example: str
         source = f"{path}, prompt set {number}"
         given = {**item, **sizes} if isinstance(item, dict) else item
         place = "--" if "resolution" in sizes else f"{source}: "
-        sets.append(validated(PromptSet, given, source, places).at(place))
+        sets.append(validated(kind, given, source, places).at(place))
     if flags.attributes:
         sets = [s.with_attribute(a) for s in sets for a in flags.attributes]
     return tuple(sets)

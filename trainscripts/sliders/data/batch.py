@@ -1,7 +1,8 @@
 """A draw becomes the tensors of one step."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -14,23 +15,44 @@ from sliders.models.base import Conditioning, Geometry, Model, PromptEmbeds
 
 @dataclass(frozen=True)
 class Batch:
-    """The B rows of one optimizer step."""
+    """The B rows of one optimizer step. What else a loss needs is in the subclass of its source."""
 
-    latents: Tensor  # [B, c, h, w] float32, scaled by the VAE's factor: the image of the row's scale
-    noise: Tensor  # [B, c, h, w] float32
-    timesteps: Tensor  # [B] int64; noises the latents and conditions the denoiser
+    timesteps: Tensor  # [B] int64; conditions the denoiser, and is how noisy the latents it gets are
     scales: Tensor  # [B] float32: the multiplier of each row
-    conditioning: Conditioning
+    conditioning: Conditioning  # of the adapted model
 
     def tensors(self) -> tuple[Tensor, ...]:
         """All tensors, always in the same order."""
-        own = (getattr(self, f.name) for f in fields(self) if f.name != "conditioning")
-        return (*own, *self.conditioning.values())
+        values = (getattr(self, field.name) for field in fields(self))
+        return tuple(t for value in values for t in (value.values() if isinstance(value, dict) else (value,)))
 
-    def map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
+    def map(self, function: Callable[[Tensor], Tensor]) -> Self:
         """The batch with `function` applied to every tensor."""
-        own = {f.name: function(getattr(self, f.name)) for f in fields(self) if f.name != "conditioning"}
-        return Batch(**own, conditioning={key: function(value) for key, value in self.conditioning.items()})
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: _mapped(function, value) for name, value in values.items()})
+
+    def to(self, device: str) -> Self:
+        """The batch on the device."""
+        return self.map(lambda tensor: moved(tensor, device))
+
+
+def _mapped(function: Callable[[Tensor], Tensor], value: Tensor | Conditioning) -> Tensor | Conditioning:
+    return {key: function(t) for key, t in value.items()} if isinstance(value, dict) else function(value)
+
+
+def moved(tensor: Tensor, device: str) -> Tensor:
+    """To the device without waiting for it: only a copy from pinned memory is asynchronous."""
+    if device.startswith("cuda") and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+@dataclass(frozen=True)
+class ImageBatch(Batch):
+    """Images, to be noised."""
+
+    latents: Tensor  # [B, c, h, w] float32, scaled by the VAE's factor: the image of the row's scale
+    noise: Tensor  # [B, c, h, w] float32
 
 
 def prompts_to_encode(prompts: tuple[PromptSet, ...], captions: tuple[str, ...]) -> list[str]:
@@ -41,7 +63,7 @@ def prompts_to_encode(prompts: tuple[PromptSet, ...], captions: tuple[str, ...])
 
 @dataclass(frozen=True)
 class BatchMaker:
-    """`maker(draw)` returns the `Batch` on `device`. `prompt_embeds`: of all `prompts_to_encode`, on that device."""
+    """`maker(draw)` returns the `ImageBatch` on `device`. `prompt_embeds`: of all `prompts_to_encode`, on that device."""
 
     model: Model
     cache: LatentCache
@@ -51,20 +73,20 @@ class BatchMaker:
     scales: tuple[float, ...]
     device: str
 
-    def __call__(self, draw: StepDraw) -> Batch:
+    def __call__(self, draw: StepDraw) -> ImageBatch:
         chosen = self.prompts[draw.prompt]
         view = View(draw.resolution, chosen.dynamic_crops)
         rows = [self._row(row, self.cache[row.name, view]) for row in draw.rows]
         latents, noise, geometry = zip(*rows, strict=True)
         embeds = [self.prompt_embeds[self.text(chosen, row)] for row in draw.rows]
-        batch = Batch(
+        batch = ImageBatch(
             latents=torch.stack(latents),
             noise=torch.stack(noise),
             timesteps=torch.tensor([row.timestep for row in draw.rows]),
             scales=torch.tensor([self.scales[row.scale] for row in draw.rows]),
             conditioning=self.model.conditioning(embeds, geometry),
         )
-        return batch.map(self._move)
+        return batch.to(self.device)
 
     def text(self, chosen: PromptSet, row: RowDraw) -> str:
         """The prompt that a row is read with."""
@@ -80,9 +102,3 @@ class BatchMaker:
         mean, std = (moments[row.scale][window] for moments in (image.mean, image.std))
         noise, deviation = (torch.randn(mean.shape, generator=generator) for _ in range(2))
         return (mean + std * deviation) * self.cache.scaling_factor, noise, geometry
-
-    def _move(self, tensor: Tensor) -> Tensor:
-        """To the device without waiting for it: only a copy from pinned memory is asynchronous."""
-        if self.device.startswith("cuda") and tensor.device.type == "cpu":
-            return tensor.pin_memory().to(self.device, non_blocking=True)
-        return tensor.to(self.device)

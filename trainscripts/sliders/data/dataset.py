@@ -2,14 +2,17 @@
 
 import hashlib
 import unicodedata
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from tqdm import tqdm
 
+from sliders.config.prompts import CAPTION, PromptSet
 from sliders.config.schema import Data
 from sliders.data.captions import find_captions
+from sliders.data.draws import RowDraw
 from sliders.data.images import fitted_size, is_image_name, match_key, read_image
 from sliders.system.errors import InputError
 
@@ -78,6 +81,70 @@ class ScaleFolders:
     def fitted_size(self, name: int, resolution: int) -> tuple[int, int]:
         """(width, height) in px at which an image is trained."""
         return fitted_size(self.sizes[name], resolution, self.size_multiple)
+
+    def fitted_sizes(self, resolution: int) -> list[tuple[int, int]]:
+        """Those of all images, each once, ascending."""
+        return sorted({self.fitted_size(name, resolution) for name in range(len(self.names))})
+
+    def scale_of(self, row: RowDraw) -> float:
+        return self.scales[row.scale]
+
+    def place(self, row: RowDraw) -> str:
+        """Which row it is, for messages."""
+        return f"{self.names[row.name]} at {self.scale_of(row):g}, timestep {row.timestep}"
+
+    def identity(self) -> dict:
+        """What must be the same when a run is resumed. Images are identified by their content, so a data set may be moved."""
+        return {
+            "scales": self.scales,
+            "images": self.digests,
+            **({"captions": self.captions} if self.captions else {}),
+        }
+
+    def metadata(self, prompts: tuple[PromptSet, ...]) -> dict[str, str | dict | list]:
+        """What a slider file tells of its images."""
+        resolution = max(p.resolution for p in prompts)
+        sizes = Counter(self.fitted_size(name, resolution) for name in range(len(self.names)))
+        buckets = {i: {"resolution": s, "count": n * len(self.scales)} for i, (s, n) in enumerate(sizes.items())}
+        return {
+            "ss_dataset_dirs": {f: {"n_repeats": 1, "img_count": len(self.names)} for f in self.folders},
+            "ss_bucket_info": {"buckets": buckets},
+            "ss_tag_frequency": {f: self._tags(prompts) for f in self.folders},
+            "sliders.folders": dict(zip(self.folders, self.scales, strict=True)),
+        }
+
+    def _tags(self, prompts: tuple[PromptSet, ...]) -> dict[str, int]:
+        """{tag: how many images of a folder have it}, as kohya's scripts count them: what a prompt's commas separate.
+
+        A1111 shows them as training words.
+        """
+        tags: Counter[str] = Counter()
+        for caption in self.captions or ("",) * len(self.names):
+            texts = dict.fromkeys(chosen.texts(caption)[1] for chosen in prompts)
+            tags.update({tag for text in texts for word in text.split(",") if (tag := word.strip())})
+        return dict(sorted(tags.items()))
+
+    def describe(self, prompts: tuple[PromptSet, ...]) -> list[str]:
+        """Lines of the plan."""
+        return [f"images  {len(self.names)} names × {len(self.scales)} scales", "", self.table()]
+
+    def remarks(self, prompts: tuple[PromptSet, ...]) -> list[str]:
+        """What is allowed, but perhaps not meant."""
+        remarks = []
+        if self.ignored:
+            more = " …" if len(self.ignored) > SHOWN else ""
+            remarks.append(f"ignored, because they are not images: {', '.join(self.ignored[:SHOWN])}{more}.")
+        if self.captions and not any(p.uses_captions for p in prompts):
+            remarks.append(
+                f"the {len(self.captions)} captions are not used: write {CAPTION} into the prompts, or leave all four empty."
+            )
+        resolution = max(p.resolution for p in prompts)
+        small = [n for n, (w, h) in zip(self.names, self.sizes, strict=True) if w * h < 0.8 * resolution**2]
+        if small:
+            remarks.append(
+                f"{len(small)} name(s), such as {small[0]}, are smaller than {resolution} px and will be enlarged."
+            )
+        return remarks
 
     def table(self) -> str:
         """Image × scale, as text: which file stands for which multiplier, and each image's caption."""

@@ -5,7 +5,7 @@ Only Python's own Mersenne Twister seeded with a string is used: the same draws 
 
 import random
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sliders.config.prompts import PromptSet
 from sliders.data.timesteps import TimestepDistribution
@@ -28,12 +28,22 @@ class RowDraw:
 
 
 @dataclass(frozen=True)
+class TextRowDraw:
+    """One noise from which the adapted model makes latents."""
+
+    scale: float  # the multiplier
+    timestep: int  # how noisy the latents still are
+    noise_seed: int
+    crop: tuple[float, float, float]  # size and place, top and left, of a random crop to speak of, each in [0, 1)
+
+
+@dataclass(frozen=True)
 class StepDraw:
     """The rows of one optimizer step, all of one latent shape."""
 
     prompt: int  # index of the prompt set
     resolution: int  # px
-    rows: tuple[RowDraw, ...]
+    rows: tuple[RowDraw, ...] | tuple[TextRowDraw, ...]
 
 
 def resolutions(prompts: PromptSet) -> tuple[int, ...]:
@@ -50,7 +60,8 @@ class Draws:
     `shape_of(name, resolution)` is the shape of an image's latents; the images of one step must agree in it to form a
     batch. Prompt set, resolution, name and scale are drawn uniformly, the timestep from `timesteps`. Rows alternate
     between the lower and the higher of two different scales, which decides the prompt they are read with. Each has its
-    own image, noise and timestep, because rows that shared them would teach less.
+    own image, noise and timestep, because rows that share them were measured to teach less; with `scales_per_step` above
+    1, groups of so many rows share them and differ in the scale alone.
     """
 
     seed: int
@@ -60,6 +71,7 @@ class Draws:
     timesteps: TimestepDistribution
     shape_of: Callable[[int, int], Hashable]
     caption_dropout: float = 0.0
+    scales_per_step: int = 1
     rank: int = 0
 
     def __call__(self, step: int) -> StepDraw:
@@ -72,7 +84,15 @@ class Draws:
         alike = [n for n in range(self.num_names) if self.shape_of(n, resolution) == shape]
         names = [first] + [rng.choice(alike) for _ in range(ROWS_PER_PAIR * chosen.batch_size - 1)]
         rows = tuple(self._row(rng, name, positive=bool(i % 2)) for i, name in enumerate(names))
+        if self.scales_per_step > 1:
+            groups = [rows[i : i + self.scales_per_step] for i in range(0, len(rows), self.scales_per_step)]
+            rows = tuple(row for group in groups for row in self._alike(rng, group))
         return StepDraw(prompt, resolution, rows)
+
+    def _alike(self, rng: random.Random, group: tuple[RowDraw, ...]) -> list[RowDraw]:
+        """The first row of the group at as many different scales as the group has rows, ascending."""
+        scales = sorted(rng.sample(range(self.num_scales), len(group)))
+        return [replace(group[0], scale=s, positive=2 * i >= len(group)) for i, s in enumerate(scales)]
 
     def _row(self, rng: random.Random, name: int, positive: bool) -> RowDraw:
         low, high = sorted(rng.sample(range(self.num_scales), 2))
@@ -84,4 +104,37 @@ class Draws:
             timestep=self.timesteps.draw(rng.random()),
             noise_seed=rng.getrandbits(63),
             crop=(rng.random(), rng.random()),
+        )
+
+
+@dataclass(frozen=True)
+class TextDraws:
+    """`draws(step)` returns the `StepDraw` of a step without images.
+
+    Rows alternate between the lower and the upper half of the range of multipliers, within which they are drawn
+    uniformly, so that a range around 0 trains both signs in every step. The cleanest row, whose latents take longest to
+    make, comes first.
+    """
+
+    seed: int
+    prompts: Sequence[PromptSet]
+    scales: tuple[float, ...]  # the range reaches from the first to the last
+    timesteps: TimestepDistribution
+    rank: int = 0
+
+    def __call__(self, step: int) -> StepDraw:
+        rng = random.Random(f"{self.seed}/{step}/{self.rank}")
+        prompt = rng.randrange(len(self.prompts))
+        chosen = self.prompts[prompt]
+        resolution = rng.choice(resolutions(chosen))
+        rows = [self._row(rng, upper=i % 2) for i in range(ROWS_PER_PAIR * chosen.batch_size)]
+        return StepDraw(prompt, resolution, tuple(sorted(rows, key=lambda row: row.timestep)))
+
+    def _row(self, rng: random.Random, upper: int) -> TextRowDraw:
+        low, high = self.scales[0], self.scales[-1]
+        return TextRowDraw(
+            scale=low + (high - low) * (upper + rng.random()) / 2,
+            timestep=self.timesteps.draw(rng.random()),
+            noise_seed=rng.getrandbits(63),
+            crop=(rng.random(), rng.random(), rng.random()),
         )

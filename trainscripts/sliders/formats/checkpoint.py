@@ -15,7 +15,7 @@ import torch
 
 from sliders import __version__
 from sliders.config.schema import Settings
-from sliders.data.dataset import ScaleFolders
+from sliders.data.sources import Checked
 from sliders.system.errors import InputError
 from sliders.system.files import SAME_NAME, remove, written_whole
 
@@ -112,11 +112,8 @@ def prune_checkpoints(settings: Settings, step: int) -> None:
         remove(checkpoints[other])
 
 
-def identity(settings: Settings, data: ScaleFolders) -> dict:
-    """Everything that must not change when a run is resumed, as JSON values.
-
-    Images are identified by their content, so a data set may be moved.
-    """
+def identity(settings: Settings, data: Checked) -> dict:
+    """Everything that must not change when a run is resumed, as JSON values."""
     name = settings.pretrained_model.name_or_path
     found = {
         "pretrained_model": {
@@ -126,9 +123,7 @@ def identity(settings: Settings, data: ScaleFolders) -> dict:
         "network": settings.network.model_dump(mode="json"),
         "train": settings.train.model_dump(mode="json", exclude=MAY_CHANGE),
         "prompts": [p.model_dump(mode="json") for p in settings.prompts],
-        "scales": data.scales,
-        "images": data.digests,
-        **({"captions": data.captions} if data.captions else {}),
+        **data.identity(),
     }
     return json.loads(json.dumps(found))
 

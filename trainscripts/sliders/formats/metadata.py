@@ -2,29 +2,23 @@
 
 import json
 import time
-from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
 
 from sliders import __version__
 from sliders.config.schema import Settings
-from sliders.data.dataset import ScaleFolders
+from sliders.data.sources import Checked
 from sliders.models import Family
 from sliders.models.schedule import EPSILON, V_PREDICTION
 
 
 def slider_metadata(
-    settings: Settings, data: ScaleFolders, family: Family, *, stem: str, steps: int, started: float, prediction: str
+    settings: Settings, data: Checked, family: Family, *, stem: str, steps: int, started: float, prediction: str
 ) -> dict[str, str]:
     """What web UIs show, and how the slider was made: strings only, JSON where a value has parts."""
     network, train = settings.network, settings.train
     resolution = max(p.resolution for p in settings.prompts)
     predicted = {EPSILON: "epsilon", V_PREDICTION: "v"}[prediction]
-    buckets: dict[tuple[int, int], int] = {}
-    for name in range(len(data.names)):
-        size = data.fitted_size(name, resolution)
-        buckets[size] = buckets.get(size, 0) + len(data.scales)
-    folders = dict(zip(data.folders, data.scales, strict=True))
     found = {
         **family.metadata(prediction),
         "ss_output_name": stem,
@@ -41,18 +35,13 @@ def slider_metadata(
         "ss_seed": train.seed,
         "ss_mixed_precision": train.precision,
         "ss_resolution": f"({resolution}, {resolution})",
-        "ss_dataset_dirs": {f: {"n_repeats": 1, "img_count": len(data.names)} for f in data.folders},
-        "ss_bucket_info": {
-            "buckets": {str(i): {"resolution": s, "count": n} for i, (s, n) in enumerate(buckets.items())}
-        },
-        "ss_tag_frequency": {f: _tags(settings, data) for f in data.folders},
+        **data.metadata(settings.prompts),
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.title": stem,
         "modelspec.date": time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(started)),
         "modelspec.resolution": f"{resolution}x{resolution}",
         "modelspec.prediction_type": predicted,
         "sliders.version": __version__,
-        "sliders.folders": folders,
         "sliders.prompts": [p.model_dump() for p in settings.prompts],
         "sliders.config": _shareable(settings),
         "sliders.versions": {name: version(name) for name in ("torch", "diffusers", "transformers", "safetensors")},
@@ -72,15 +61,3 @@ def _model_name(settings: Settings) -> str:
     """Hub id as it is, of a path only the last part."""
     name = settings.pretrained_model.name_or_path
     return Path(name).name if Path(name).exists() else name
-
-
-def _tags(settings: Settings, data: ScaleFolders) -> dict[str, int]:
-    """{tag: how many images of a folder have it}, as kohya's scripts count them: what a prompt's commas separate.
-
-    A1111 shows them as training words.
-    """
-    tags: Counter[str] = Counter()
-    for caption in data.captions or ("",) * len(data.names):
-        texts = dict.fromkeys(prompts.texts(caption)[1] for prompts in settings.prompts)
-        tags.update({tag for text in texts for word in text.split(",") if (tag := word.strip())})
-    return dict(sorted(tags.items()))

@@ -4,7 +4,6 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from sliders.config.prompts import CAPTION
 from sliders.config.schema import Settings
 from sliders.models import Family
 from sliders.system.files import written_whole
@@ -13,15 +12,14 @@ from sliders.system.files import written_whole
 def sidecar(settings: Settings, stem: str, family: Family) -> dict[str, str | float]:
     """Exactly six keys: A1111 shows and rewrites these and no others."""
     first, data = settings.prompts[0], settings.data
-    scales = ", ".join(f"{folder} = {scale:g}" for folder, scale in zip(data.folders, data.scales, strict=True))
     return {
         "description": f"Concept slider {settings.save.name}, made with fractional-sliders",
         "sd version": family.facts.webui_version,
-        "activation text": first.positive.replace(CAPTION, "").strip(" ,"),
+        "activation text": first.activation_text,
         "preferred weight": middle_scale(data.scales),
-        "negative text": first.unconditional,
+        "negative text": first.negative_text,
         "notes": (
-            f"Trained at {scales}.\n"
+            f"Trained at {data.trained_at}.\n"
             "All of them side by side, with Dynamic Prompts in combinatorial mode and a fixed seed:\n"
             f"{multiplier_template(stem, data.scales)}"
         ),

@@ -52,12 +52,14 @@ class Facts:
 
 
 class Model(ABC):
-    """A frozen model, loaded on the CPU. The caller moves its parts to other devices.
+    """A frozen model, loaded on the CPU. The caller moves its parts to other devices, the UNet with `place`.
 
-    unet: the denoiser, to which adaptors are attached. schedule: the noise of training. scheduler: diffusers' sampler.
+    dtype: what all but the VAE computes in; until they are placed, weights may be in that of their file. unet: the
+    denoiser, to which adaptors are attached. schedule: the noise of training. scheduler: diffusers' sampler.
     """
 
     facts: Facts
+    dtype: torch.dtype
     unet: nn.Module
     schedule: NoiseSchedule
     scheduler: SchedulerMixin
@@ -78,7 +80,7 @@ class Model(ABC):
 
     @abstractmethod
     def encode_prompts(self, prompts: Sequence[str], device: str) -> dict[str, PromptEmbeds]:
-        """Returns {prompt: its embeddings}. The text encoders are on `device` only during the call."""
+        """Returns {prompt: its embeddings}. The text encoders stay on `device` until `free_text_encoders`."""
 
     @abstractmethod
     def negative(self, prompt: str, embeds: dict[str, PromptEmbeds]) -> PromptEmbeds:
@@ -170,7 +172,7 @@ class Family(ABC):
 
     @abstractmethod
     def load(self, settings: PretrainedModel, dtype: torch.dtype) -> Model:
-        """Loads a model on the CPU, its VAE in float32, the rest in `dtype`. Raises InputError if that fails."""
+        """Loads a model on the CPU, its VAE in float32, the rest for `dtype`. Raises InputError if that fails."""
 
     @abstractmethod
     def weightless_denoiser(self, name_or_path: str) -> nn.Module:

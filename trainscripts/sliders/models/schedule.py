@@ -60,6 +60,13 @@ class NoiseSchedule:
             return (noisy - sigma * prediction) / alpha
         return alpha * noisy - sigma * prediction
 
+    def noise(self, noisy: Tensor, prediction: Tensor, timesteps: Tensor) -> Tensor:
+        """The noise ε that follows from a prediction for `noisy`; shapes as for `image`."""
+        if self.prediction_type == EPSILON:
+            return prediction
+        alpha, sigma = self.coefficients(timesteps)
+        return alpha * prediction + sigma * noisy
+
     def min_snr_weight(self, timesteps: Tensor, gamma: float) -> Tensor:
         """Weight [B] float32 of the squared error: min(SNR, γ) / SNR for ε, min(SNR, γ) / (SNR + 1) for v.
 

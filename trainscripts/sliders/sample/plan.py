@@ -108,8 +108,9 @@ def _groups(prompt: str, settings: SampleSettings, metadata: dict[str, str]) -> 
 
 
 def _trained_multipliers(metadata: dict[str, str]) -> tuple[float, ...]:
-    """The scales of the slider's folders and one step beyond; 0, 1 and 2 if the file does not contain them."""
-    scales = sorted(json.loads(metadata.get("sliders.folders", "{}")).values())
+    """The slider's scales and one step beyond; 0, 1 and 2 if the file does not contain them."""
+    folders = json.loads(metadata.get("sliders.folders", "{}"))
+    scales = sorted(folders.values() or json.loads(metadata.get("sliders.scales", "[]")))
     return preview_multipliers(scales) if len(scales) > 1 else (0.0, 1.0, 2.0)
 
 

@@ -38,10 +38,12 @@ def sample_grid(
     return pictures.view(len(prompts), len(multipliers), *pictures.shape[1:])
 
 
-def preview_sampling(width: int, height: int, steps: int, guidance: float, decode_on_cpu: bool = True) -> Sampling:
+def preview_sampling(
+    width: int, height: int, steps: int, guidance: float, decode_on_cpu: bool = True, cuda_graph: bool = True
+) -> Sampling:
     """Sampling in batches that fit beside training: at 1024 px one picture, which with guidance is two UNet rows."""
     rows = rows_within(1024**2, width, height)
-    return Sampling(width, height, steps, guidance, batch_size=rows, decode_on_cpu=decode_on_cpu)
+    return Sampling(width, height, steps, guidance, batch_size=rows, cuda_graph=cuda_graph, decode_on_cpu=decode_on_cpu)
 
 
 @contextmanager

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from sliders.compute.device import DTYPES, use_device
+from sliders.compute.device import DTYPES, place, use_device
+from sliders.compute.fusion import speed_up
 from sliders.config.schema import SAMPLERS
 from sliders.formats.slider_file import open_slider
 from sliders.models.base import Model
@@ -75,7 +76,9 @@ def _pictures(settings: SampleSettings, plan: Plan, model: Model) -> Iterator[tu
     device, sampling = plan.device, plan.sampling
     embeds = model.encode_prompts([settings.negative, *(g.text for g in plan.groups)], device)
     model.free_text_encoders()
-    model.unet.to(device)
+    place(model.unet, device, model.dtype)
+    if device.startswith("cuda"):
+        speed_up(model.unet, device)
     model.vae.to(device)
     networks = [open_slider(path, model.unet, plan.family) for path in plan.sliders.values()]
     rows = []

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 
 import diffusers
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sliders.adaptors.network import AdaptorNetwork
 from sliders.config.schema import SAMPLERS
 from sliders.models.base import AfterStep, Model, PromptEmbeds
+from sliders.sample.captured import CapturedDenoiser
 
 MAX_ROWS = 16
 PIXELS_PER_BATCH = 4 * 1024**2  # what a 24 GB card can sample at once, with guidance
@@ -32,6 +33,11 @@ def pixels_per_batch(device: str) -> int:
     return int(PIXELS_PER_BATCH * min(1, total / CARD_24_GB))
 
 
+def can_capture(unet: nn.Module) -> bool:
+    """Whether CUDA graphs can replay calls of `unet`."""
+    return unet.device.type == "cuda"
+
+
 def rows_within(pixels: int, width: int, height: int) -> int:
     """How many pictures of width × height px make up at most `pixels`: at least 1, at most MAX_ROWS."""
     return min(MAX_ROWS, max(1, pixels // (width * height)))
@@ -48,6 +54,7 @@ class Sampling:
     sampler: str | None = None  # a key of SAMPLERS; None: the model's own scheduler
     from_step: int = 0  # steps before the slider joins; keeps the layout (Gandikota et al. 2024, section 4.4)
     batch_size: int = MAX_ROWS  # pictures
+    cuda_graph: bool = True  # whether a GPU may replay the denoiser as a CUDA graph
     decode_on_cpu: bool = True  # if the device has no memory left for the VAE; otherwise sampling raises
 
 
@@ -84,16 +91,17 @@ def sample(
     """
     use_sampler(model, sampling.sampler)
     at_once, start = sampling.batch_size, 0
-    while start < len(rows):
-        batch = rows[start : start + at_once]
-        found = _sample_if_it_fits(model, networks, batch, negative, sampling)
-        if found is None:
-            at_once = len(batch) // 2
-            torch.cuda.empty_cache()  # cached blocks have the sizes of the larger batch
-            continue
-        start += len(batch)
-        for latents in found:
-            yield _decode(model, latents, sampling.decode_on_cpu)
+    with CapturedDenoiser(model.unet, networks, sampling.cuda_graph and can_capture(model.unet)) as graphs:
+        while start < len(rows):
+            batch = rows[start : start + at_once]
+            found = _sample_if_it_fits(model, networks, batch, negative, sampling)
+            if found is None:
+                at_once = len(batch) // 2
+                torch.cuda.empty_cache()  # cached blocks have the sizes of the larger batch
+                continue
+            start += len(batch)
+            for latents in found:
+                yield _decode(model, latents, graphs, sampling.decode_on_cpu)
 
 
 def _sample_if_it_fits(
@@ -141,12 +149,15 @@ def _apply_multipliers(networks: Sequence[AdaptorNetwork], rows: Sequence[Row], 
     return after_step
 
 
-def _decode(model: Model, latents: Tensor, decode_on_cpu: bool) -> Tensor:
-    """Latents [c, h, w] → picture [3, H, W] in [0, 1] on the CPU."""
+def _decode(model: Model, latents: Tensor, graphs: CapturedDenoiser, decode_on_cpu: bool) -> Tensor:
+    """Latents [c, h, w] → picture [3, H, W] in [0, 1] on the CPU. The graphs make room for it if necessary."""
     try:
         return model.decode(latents).cpu()
     except torch.OutOfMemoryError:
-        if not decode_on_cpu:
+        if not (graphs.captured or decode_on_cpu):
             raise
+    if graphs.captured:
+        graphs.forget()
+        return _decode(model, latents, graphs, decode_on_cpu)
     model.vae.to("cpu")
     return model.decode(latents)

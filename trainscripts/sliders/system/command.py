@@ -1,4 +1,4 @@
-"""What every entry script does with errors and signals: a message and an exit status, no traceback."""
+"""What every entry script does: errors and signals end with a message and an exit status, and torch's threads share processors."""
 
 import errno
 import functools
@@ -11,6 +11,7 @@ from contextlib import redirect_stderr, redirect_stdout, suppress
 from typing import TextIO
 
 from sliders.system.errors import InputError
+from sliders.system.processors import share_processors
 from sliders.system.signals import Stopped
 
 
@@ -50,13 +51,14 @@ def command(main: Callable[[list[str]], int | None]) -> Callable[[list[str]], in
 
     @functools.wraps(main)
     def wrapped(argv: list[str]) -> int:
+        share_processors()  # main imports torch only later
         with redirect_stdout(LastingStream(sys.stdout)), redirect_stderr(LastingStream(sys.stderr)):
             try:
                 return main(argv) or 0
             except InputError as error:
                 return _failed(str(error))
             except Stopped as stopped:
-                again = resume_command(script or sys.argv[0], argv)
+                again = resume_command([script or sys.argv[0], *argv])
                 print(f"stopped by {stopped.name}; continue with\n  {again}", file=sys.stderr)
                 return stopped.status
             except OSError as error:
@@ -76,15 +78,18 @@ def _failed(message: str) -> int:
     return 2
 
 
-def resume_command(script: str, argv: list[str]) -> str:
-    """The command that resumes this run. Keeps `--overwrite`: later runs of a --stylecheck may still have files to replace."""
-    words = [script, *(w for w in argv if w != "--resume"), "--resume"]
+def resume_command(words: list[str]) -> str:
+    """The command that resumes the run that was started with the script and arguments `words`.
+
+    Keeps `--overwrite`: later runs of a --stylecheck may still have files to replace.
+    """
+    words = [*(w for w in words if w != "--resume"), "--resume"]
     if sys.platform == "win32":  # not verified on Windows: `uv run` alone would reinstall PyTorch without CUDA
-        return " ".join(for_powershell(w) for w in ["uv", "run", "--no-sync", *words])
+        return " ".join(_for_powershell(w) for w in ["uv", "run", "--no-sync", *words])
     return shlex.join(["uv", "run", *words])
 
 
-def for_powershell(word: str) -> str:
+def _for_powershell(word: str) -> str:
     """The word, in single quotes if PowerShell could interpret it. Not verified on Windows."""
     if re.fullmatch(r"[\w.:\\/=+-]+", word):
         return word

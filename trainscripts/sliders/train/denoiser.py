@@ -1,15 +1,19 @@
 """The frozen model with its adaptors, as a loss calls it."""
 
+import torch
 from torch import Tensor
 
 from sliders.adaptors.network import AdaptorNetwork
 from sliders.data.batch import Batch
-from sliders.models.base import Model
+from sliders.models.base import Conditioning, Model
 from sliders.models.schedule import NoiseSchedule
 
 
 class AdaptedDenoiser:
-    """Predictions for noisy latents [B, c, h, w] float32 at a batch's timesteps, under its conditioning."""
+    """Predictions for noisy latents [B, c, h, w] float32.
+
+    A loss that calls both methods calls `adapted` last: the multipliers must stay set until its backward pass is done.
+    """
 
     def __init__(self, model: Model, network: AdaptorNetwork):
         self._model, self._network = model, network
@@ -19,9 +23,15 @@ class AdaptedDenoiser:
         return self._model.schedule
 
     def adapted(self, noisy: Tensor, batch: Batch) -> Tensor:
-        """The prediction with each row at its own scale, float32 [B, c, h, w].
+        """The prediction at the batch's timesteps, with each row at its own scale, float32 [B, c, h, w].
 
         The scales stay set: gradient checkpointing runs the forward again during backward.
         """
         self._network.set_multipliers(batch.scales)
         return self._model.denoise(noisy, batch.timesteps, batch.conditioning)
+
+    @torch.no_grad()
+    def frozen(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+        """The prediction of the model without adaptors, float32 [B, c, h, w]. No gradient flows through it."""
+        self._network.set_multipliers(None)
+        return self._model.denoise(noisy, timesteps, conditioning)

@@ -8,10 +8,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sliders.adaptors.flat_weights import FlatWeights
+from sliders.compute.graphs import CannotCaptureError, CapturedCall
 from sliders.data.batch import Batch
-from sliders.system.errors import first_line
 
-WARM_UPS = 3  # steps before a capture, in which libraries choose their algorithms
 MAX_GRAPHS = 32  # each takes time to capture, and GPU memory for the arguments of thousands of kernels
 
 
@@ -39,58 +38,15 @@ class Gradients:
         torch.cuda.empty_cache()
 
 
-class CannotCaptureError(Exception):
-    """A step cannot be captured as a CUDA graph. The message is the reason."""
-
-
-class StepGraph:
-    """`Gradients` for batches of one shape, as a CUDA graph.
-
-    A graph launches the step's thousands of kernels at once; one by one, launching them takes longer than running them.
-    """
+class StepGraph(CapturedCall):
+    """`Gradients` for batches of one shape, as a CUDA graph."""
 
     def __init__(self, gradients: Gradients, batch: Batch, stream: torch.cuda.Stream, beside: "StepGraph | None"):
-        """Captures a step on `stream`: the same for all graphs, because PyTorch keeps workspaces for each stream.
-
-        beside: another graph, whose memory pool is shared. The step is then not warmed up again: libraries have chosen
-        their algorithms, and an uncaptured step might not fit beside that pool.
-
-        Raises CannotCaptureError, and whatever the step itself raises while warming up.
-        """
-        self._static = batch.map(torch.clone)
-        if beside is None:
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                for _ in range(WARM_UPS):
-                    gradients(self._static)
-            torch.cuda.current_stream().wait_stream(stream)
-        torch.cuda.synchronize()
-        gc.collect()
-        torch.cuda.empty_cache()  # the graph's own pool cannot use memory cached for earlier steps
-        self._graph = torch.cuda.CUDAGraph()
-        current = torch.cuda.current_stream()
-        try:
-            with torch.cuda.graph(self._graph, pool=beside and beside._graph.pool(), stream=stream):
-                self._result = gradients(self._static)
-            self._check()
-        except RuntimeError as error:
-            torch.cuda.set_stream(current)  # a capture that fails leaves torch on its capture stream
-            if isinstance(error, torch.OutOfMemoryError):
-                raise
-            raise CannotCaptureError(first_line(error)) from error
-
-    def _check(self) -> None:
-        """Rejects an empty graph, which would train on the same gradient forever."""
-        self._result.fill_(-1)  # which neither a loss nor a norm can be
-        self._graph.replay()
-        if (self._result == -1).any():
-            raise CannotCaptureError("the captured graph is empty")
+        static = batch.map(torch.clone)
+        super().__init__(lambda: gradients(static), static.tensors(), stream, beside)
 
     def __call__(self, batch: Batch) -> Tensor:
-        for static, tensor in zip(self._static.tensors(), batch.tensors(), strict=True):
-            static.copy_(tensor, non_blocking=True)
-        self._graph.replay()
-        return self._result.clone()
+        return super().__call__(batch.tensors())
 
 
 class CapturedGradients:
@@ -106,7 +62,7 @@ class CapturedGradients:
         self._seen: set[tuple] = set()
         self._made_room_for: set[tuple] = set()
         self._given_up = False
-        self._stream = torch.cuda.Stream()
+        self._stream = torch.cuda.Stream(priority=-1)  # before that of `GradientSink`
 
     @property
     def captured(self) -> int:

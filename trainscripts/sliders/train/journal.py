@@ -13,7 +13,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sliders.config.schema import Settings
-from sliders.data.draws import StepDraw
+from sliders.data.draws import RowDraw, StepDraw, TextRowDraw
+
+Row = RowDraw | TextRowDraw
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,8 @@ class Log:
 class Journal:
     """Collects steps whose values are still on the device, until `write` reads them all at once."""
 
-    def __init__(self, read: Callable[[list[StepResult]], list[tuple[float, float]]], scales: tuple[float, ...]):
-        self._read, self._scales = read, scales
+    def __init__(self, read: Callable[[list[StepResult]], list[tuple[float, float]]], scale_of: Callable[[Row], float]):
+        self._read, self._scale_of = read, scale_of
         self._unread: list[StepResult] = []
         self._since = time.perf_counter()
         self._seconds: list[float] = []  # per step: the mean of each reading
@@ -81,7 +83,7 @@ class Journal:
         for result, (loss, norm) in zip(self._unread, values, strict=True):
             log.log({"loss": loss, "lr": result.lr, "grad_norm": norm}, step=result.step + 1)
             self.losses.append(loss)
-        scales = " ".join(f"{self._scales[row.scale]:g}" for row in result.draw.rows[:2])
+        scales = " ".join(f"{self._scale_of(row):.3g}" for row in result.draw.rows[:2])
         shown = f"loss {loss:.4f} lr {result.lr:.2e} scales {scales}"
         bar.set_postfix_str(shown, refresh=False)
         now = time.perf_counter()

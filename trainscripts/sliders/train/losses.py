@@ -1,4 +1,4 @@
-"""Objectives: batch -> loss of each row. `train.loss` is looked up in `LOSSES`.
+"""Objectives: batch -> loss of each row. `train.loss` is looked up in `LOSSES`, under what the run trains on.
 
 A loss owns the forward call and returns unreduced values, so that a new one needs no edit of the loop.
 """
@@ -7,13 +7,14 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from sliders.data.batch import Batch
+from sliders.data.batch import Batch, ImageBatch
+from sliders.data.text import TextBatch
 from sliders.train.denoiser import AdaptedDenoiser
 
 Loss = Callable[[AdaptedDenoiser, Batch], Tensor]
 
 
-def reference(denoiser: AdaptedDenoiser, batch: Batch) -> Tensor:
+def reference(denoiser: AdaptedDenoiser, batch: ImageBatch) -> Tensor:
     """Concept Sliders' image loss (Gandikota et al. 2024, arXiv:2311.12092, section 4.2): noise the image of scale s
     and, at multiplier s, predict that noise (or v, for a v-prediction model).
 
@@ -25,4 +26,18 @@ def reference(denoiser: AdaptedDenoiser, batch: Batch) -> Tensor:
     return (denoiser.adapted(noisy, batch) - target).square().flatten(1).mean(1)
 
 
-LOSSES: dict[str, Loss] = {"reference": reference}
+def text_reference(denoiser: AdaptedDenoiser, batch: TextBatch) -> Tensor:
+    """Concept Sliders' text loss (Gandikota et al. 2024, arXiv:2311.12092, section 4.1), at any multiplier s: under
+    `target`, predict what the frozen model predicts under `neutral`, moved by s · η · (under `positive` − under
+    `unconditional`). The paper trains s = 1 alone.
+
+    Returns the mean squared error of each row, float32 [B].
+    """
+    thrice = batch.noisy.repeat(3, 1, 1, 1), batch.timesteps.repeat(3)
+    positive, unconditional, neutral = denoiser.frozen(*thrice, batch.frozen).chunk(3)
+    step = (batch.scales * batch.strength).view(-1, 1, 1, 1)
+    target = neutral + step * (positive - unconditional)
+    return (denoiser.adapted(batch.noisy, batch) - target).square().flatten(1).mean(1)
+
+
+LOSSES: dict[str, dict[str, Loss]] = {"images": {"reference": reference}, "text": {"reference": text_reference}}

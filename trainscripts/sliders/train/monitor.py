@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from sliders.data.dataset import ScaleFolders
+from sliders.data.sources import Checked
 from sliders.system.errors import InputError
 from sliders.train.journal import StepResult
 
@@ -24,7 +24,7 @@ class NonFiniteError(InputError):
 class Watch:
     """Reads the values that steps leave on the device, in the order of the steps."""
 
-    def __init__(self, data: ScaleFolders, master: Tensor, tolerated: int):
+    def __init__(self, data: Checked, master: Tensor, tolerated: int):
         """tolerated: how many steps in a row may have non-finite values. master: the weights, before the first step."""
         self._data, self._master, self._tolerated = data, master, tolerated
         self._row: list[StepResult] = []  # the steps since the last finite one
@@ -63,10 +63,7 @@ class Watch:
         )
 
     def _place(self, result: StepResult) -> str:
-        data = self._data
-        rows = "; ".join(
-            f"{data.names[r.name]} at {data.scales[r.scale]:g}, timestep {r.timestep}" for r in result.draw.rows
-        )
+        rows = "; ".join(map(self._data.place, result.draw.rows))
         return f"step {result.step + 1} ({rows})"
 
 

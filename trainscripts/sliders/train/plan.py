@@ -15,9 +15,9 @@ from sliders.compute.compilation import check_compilation
 from sliders.compute.device import how_to_get_gpu, is_gpu_missing, torch_device, why_no_gpu
 from sliders.compute.quantization import check_quantization
 from sliders.config.optimizers import OPTIMIZERS
-from sliders.config.prompts import CAPTION, PromptSet
+from sliders.config.prompts import PromptSet
 from sliders.config.schema import Network, Settings
-from sliders.data.dataset import ScaleFolders
+from sliders.data.sources import SOURCES, Checked
 from sliders.data.timesteps import allowed_timesteps
 from sliders.formats.checkpoint import Checkpoint, check_same_run, checkpoints_of, identity, newest_checkpoint
 from sliders.models import Family, find_family
@@ -37,7 +37,7 @@ class Plan:
     settings: Settings
     family: Family
     device: str  # as torch calls it
-    data: ScaleFolders
+    data: Checked
     layers: tuple[str, ...]  # module paths that get an adaptor
     parameters: int  # of all adaptors together
     checkpoint: Checkpoint | None  # to resume from
@@ -70,8 +70,7 @@ def make_plan(settings: Settings) -> Plan:
         )
     optimizer = build_optimizer(settings.train, [torch.nn.Parameter(torch.zeros(1))])
     build_lr_scheduler(settings.train, optimizer)
-    data = ScaleFolders.find(settings.data, family.facts.size_multiple)
-    _check_captions(settings, data)
+    data = SOURCES[settings.data.kind].find(settings, family.facts.size_multiple)
     timesteps = allowed_timesteps(settings.train)
     _check_output(settings)
     checkpoint, damaged = _checkpoint_to_resume(settings)
@@ -85,23 +84,12 @@ def make_plan(settings: Settings) -> Plan:
 def _check_names(settings: Settings) -> None:
     """Names that are looked up in the table of the file that owns them."""
     chosen = (
-        ("train.loss", settings.train.loss, LOSSES),
+        ("train.loss", settings.train.loss, LOSSES[settings.data.kind]),
         ("network.algo", settings.network.algo, ALGORITHMS),
     )
     for key, name, table in chosen:
         if name not in table:
             raise InputError(f"{key}: {name!r} is not known: use {either(table)}.")
-
-
-def _check_captions(settings: Settings, data: ScaleFolders) -> None:
-    if data.captions:
-        return
-    for prompts in settings.prompts:
-        if prompts.needs_captions:
-            raise InputError(
-                f"{prompts.place}{CAPTION} stands for the caption of each image, but {data.folder_main} holds no captions: write "
-                "NAME.txt beside each NAME.png, or remove it."
-            )
 
 
 def _check_device(settings: Settings, device: str) -> None:
@@ -176,9 +164,7 @@ def describe(plan: Plan) -> str:
         + ("measured on the images" if train.timestep_bias == "auto" else f"bias {train.timestep_bias:g}"),
         *([f"resume  {_resumption(plan)}"] if settings.resume else []),
         f"files   {saves + 1}: {f'every {settings.save.per_steps} steps, and ' if saves else ''}{settings.stem}_last.safetensors",
-        f"images  {len(data.names)} names × {len(data.scales)} scales",
-        "",
-        data.table(),
+        *data.describe(settings.prompts),
         *_remarks(plan),
     ]
     if settings.logging.verbose:
@@ -197,8 +183,8 @@ def _resumption(plan: Plan) -> str:
     return f"there is no checkpoint: from step 1{hint}"
 
 
-def _sizes(data: ScaleFolders, prompts: PromptSet) -> str:
-    sizes = sorted({data.fitted_size(name, prompts.resolution) for name in range(len(data.names))})
+def _sizes(data: Checked, prompts: PromptSet) -> str:
+    sizes = data.fitted_sizes(prompts.resolution)
     shown = ", ".join(f"{w}×{h}" for w, h in sizes[:4]) + (" …" if len(sizes) > 4 else "")
     smaller = " and smaller" if prompts.dynamic_resolution else ""
     return shown + smaller + (" in random crops" if prompts.dynamic_crops else "")
@@ -206,21 +192,8 @@ def _sizes(data: ScaleFolders, prompts: PromptSet) -> str:
 
 def _remarks(plan: Plan) -> list[str]:
     """What is allowed, but perhaps not meant."""
-    settings, data, remarks = plan.settings, plan.data, []
-    if data.ignored:
-        remarks.append(
-            f"ignored, because they are not images: {', '.join(data.ignored[:8])}{' …' if len(data.ignored) > 8 else ''}."
-        )
-    if data.captions and not any(p.uses_captions for p in settings.prompts):
-        remarks.append(
-            f"the {len(data.captions)} captions are not used: write {CAPTION} into the prompts, or leave all four empty."
-        )
-    resolution = max(p.resolution for p in settings.prompts)
-    small = [n for n, (w, h) in zip(data.names, data.sizes, strict=True) if w * h < 0.8 * resolution**2]
-    if small:
-        remarks.append(
-            f"{len(small)} name(s), such as {small[0]}, are smaller than {resolution} px and will be enlarged."
-        )
+    settings = plan.settings
+    remarks = plan.data.remarks(settings.prompts)
     train = settings.train
     if OPTIMIZERS[train.optimizer].finds_lr and train.lr < 0.1:
         remarks.append(

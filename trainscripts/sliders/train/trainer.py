@@ -14,16 +14,15 @@ from sliders.adaptors.flat_weights import FlatWeights
 from sliders.adaptors.network import AdaptorNetwork
 from sliders.compute.attention import set_attention
 from sliders.compute.compilation import compile_unet
-from sliders.compute.device import DTYPES, use_device
-from sliders.compute.fusion import can_fuse, fuse_blocks
+from sliders.compute.device import DTYPES, place, use_device
+from sliders.compute.fusion import fuse_blocks
+from sliders.compute.kernel_support import can_fuse
 from sliders.compute.quantization import quantize
-from sliders.data.batch import Batch, BatchMaker, prompts_to_encode
-from sliders.data.draws import Draws
-from sliders.data.latents import LatentCache, View, views
-from sliders.data.noise_levels import measure_noise_levels
-from sliders.data.timesteps import NUM_TRAIN_TIMESTEPS, TimestepDistribution, biased, measured
+from sliders.data.batch import Batch
+from sliders.data.sources import SOURCES, Source
+from sliders.data.timesteps import NUM_TRAIN_TIMESTEPS, TimestepDistribution
 from sliders.formats.checkpoint import changeable, check_same_run, checkpoint_path, first_difference
-from sliders.models.base import Model
+from sliders.models.base import Model, PromptEmbeds
 from sliders.sample.grids import labelled_grid
 from sliders.sample.preview import preview_multipliers, preview_sampling, sample_grid, sampling_from
 from sliders.system.errors import InputError
@@ -68,46 +67,36 @@ class Trainer:
             torch.cuda.reset_peak_memory_stats(self.device)
         self.model = model or plan.family.load(settings.pretrained_model, DTYPES[settings.train.precision])
         self.outputs.know_model(self.model)
+        source = SOURCES[settings.data.kind](settings, data, plan.timesteps, self.device)
         with during(ENCODING):
-            self.make_batch = self._encode()
+            self.embeds = self._encode(source)
         with during(PLACING):
             self.network = self._adapt()
         train = settings.train
         self.weights = FlatWeights(self.network, self.model.unet.dtype)
         self.learner = Learner(train, self.weights, self.device)
         self.watch = Watch(data, self.weights.master, train.skip_nonfinite)
-        self.loss = LOSSES[train.loss]
+        self.loss = LOSSES[settings.data.kind][train.loss]
         self.denoiser = AdaptedDenoiser(self.model, self.network)
         self.gradients = Gradients(self.forward, self.weights, train.max_grad_norm)
         if self.device.startswith("cuda") and settings.other.cuda_graph != "off":
             self.gradients = CapturedGradients(self.gradients)
-        timesteps = self._timesteps()
-        self.weights_of_timesteps = None
-        if timesteps.weights is not None:
-            table = dict(zip(timesteps.timesteps, timesteps.weights, strict=True))
-            self.weights_of_timesteps = torch.tensor([table.get(t, 0.0) for t in range(NUM_TRAIN_TIMESTEPS)]).to(
-                self.device
-            )
-        self.draw = Draws(
-            seed=train.seed, prompts=settings.prompts, num_names=len(data.names), num_scales=len(data.scales),
-            timesteps=timesteps, shape_of=data.fitted_size, caption_dropout=train.caption_dropout,
-        )  # fmt: skip
+        self.draw, self.make_batch, timesteps = source.start(self.model, self.network, self.embeds)
+        self.weights_of_timesteps = self._weights_of(timesteps)
 
-    def _encode(self) -> BatchMaker:
+    def _encode(self, source: Source) -> dict[str, PromptEmbeds]:
         """Encode images and prompts once; VAE and text encoders then leave the device."""
-        settings, device, model = self.settings, self.device, self.model
-        cache = LatentCache(model, self.data, views(settings.prompts), device)
-        captions = self.data.captions
-        texts = prompts_to_encode(settings.prompts, captions)
-        embeds = model.encode_prompts([*texts, *settings.preview.prompts], device)
-        model.free_text_encoders()
-        model.schedule = model.schedule.to(device)
-        return BatchMaker(model, cache, settings.prompts, captions, embeds, self.data.scales, device)
+        texts = source.encode(self.model)
+        embeds = self.model.encode_prompts([*texts, *self.settings.preview.prompts], self.device)
+        self.model.free_text_encoders()
+        self.model.schedule = self.model.schedule.to(self.device)
+        return embeds
 
     def _adapt(self) -> AdaptorNetwork:
         other, unet = self.settings.other, self.model.unet
-        quantize(unet, self.settings.pretrained_model.quantize, self.device)
-        unet.to(self.device, memory_format=torch.channels_last)
+        quantize(unet, self.settings.pretrained_model.quantize, self.device, self.model.dtype)
+        place(unet, self.device, self.model.dtype)
+        unet.to(memory_format=torch.channels_last)
         set_attention(unet, other)
         if other.torch_compile == "off" and can_fuse(self.device):
             fuse_blocks(unet)
@@ -118,19 +107,12 @@ class Trainer:
         compile_unet(unet, other.torch_compile)
         return network
 
-    def _timesteps(self) -> TimestepDistribution:
-        """By `train.timestep_bias`, or measured on the images, each under the neutral prompt of the first prompt set."""
-        bias, allowed = self.settings.train.timestep_bias, self.plan.timesteps
-        if bias != "auto":
-            return biased(allowed, bias)
-        chosen, make_batch = self.settings.prompts[0], self.make_batch
-        captions = self.data.captions or ("",) * len(self.data.names)
-        embeds = [make_batch.prompt_embeds[chosen.texts(caption)[0]] for caption in captions]
-        self.network.set_multipliers(None)
-        view = View(chosen.resolution, chosen.dynamic_crops)
-        found = measured(allowed, measure_noise_levels(self.model, make_batch.cache, view, embeds, self.device))
-        print(f"note: timesteps measured on the images: half of the draws are above {found.median}", flush=True)
-        return found
+    def _weights_of(self, timesteps: TimestepDistribution) -> Tensor | None:
+        """Weights of the rows' losses by timestep, [1000] float32, or None if all weigh alike."""
+        if timesteps.weights is None:
+            return None
+        table = dict(zip(timesteps.timesteps, timesteps.weights, strict=True))
+        return torch.tensor([table.get(t, 0.0) for t in range(NUM_TRAIN_TIMESTEPS)]).to(self.device)
 
     def forward(self, batch: Batch) -> Tensor:
         """Loss of the step, float32, 0-dim: twice the mean of the rows, so that one pair's is the sum of its two."""
@@ -159,7 +141,7 @@ class Trainer:
         Raises Stopped after a signal, NonFiniteError, and InputError if the last slider cannot be written.
         """
         interrupts = interrupts or Interrupts()
-        journal = Journal(self.read, self.data.scales)
+        journal = Journal(self.read, self.data.scale_of)
         self.outputs.begin(self.done)
         with interrupts.deferred():
             try:
@@ -281,13 +263,16 @@ class Trainer:
         return self.preview()
 
     def preview(self, decode_on_cpu: bool = True) -> Image.Image:
-        """`preview.prompts` in rows, multipliers in columns, at the size and guidance of the first prompt set."""
+        """`preview.prompts` in rows, multipliers in columns, at the size of the first prompt set."""
         settings, first = self.settings.preview, self.settings.prompts[0]
         width, height = self.data.fitted_size(0, first.resolution)
         multipliers = settings.multipliers or preview_multipliers(self.data.scales)
-        embeds = self.make_batch.prompt_embeds
+        embeds = self.embeds
         jobs = [(embeds[prompt], settings.seed + row) for row, prompt in enumerate(settings.prompts)]
-        sampling = preview_sampling(width, height, settings.steps, first.guidance_scale, decode_on_cpu)
+        guidance = settings.guidance or first.guidance_scale
+        other = self.settings.other
+        graph = other.cuda_graph != "off" and other.torch_compile != "full"  # which would compile the capture itself
+        sampling = preview_sampling(width, height, settings.steps, guidance, decode_on_cpu, graph)
         with sampling_from(self.model, self.network, self.device):
             negative = self.model.negative("", embeds)
             pictures = sample_grid(self.model, self.network, jobs, negative, multipliers, sampling)

@@ -1,4 +1,4 @@
-"""Triton kernels, forward and backward, for operations that no library fuses.
+"""Triton kernels for operations that no library fuses.
 
 They compute in float32, whatever the tensors' dtype. Affine parameters are frozen and get no gradient.
 """
@@ -6,5 +6,6 @@ They compute in float32, whatever the tensors' dtype. Affine parameters are froz
 from sliders.compute.kernels.geglu import GEGLU
 from sliders.compute.kernels.group_norm import GroupNormSiLU
 from sliders.compute.kernels.layer_norm import AddLayerNorm
+from sliders.compute.kernels.rows import reads_float8, unpack_rows
 
-__all__ = ["GEGLU", "AddLayerNorm", "GroupNormSiLU"]
+__all__ = ["GEGLU", "AddLayerNorm", "GroupNormSiLU", "reads_float8", "unpack_rows"]

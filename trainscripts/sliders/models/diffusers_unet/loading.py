@@ -10,7 +10,14 @@ from diffusers import AutoencoderKL, DiffusionPipeline, SchedulerMixin, UNet2DCo
 from safetensors import SafetensorError
 
 from sliders.config.schema import PretrainedModel
-from sliders.models.diffusers_unet.sources import SINGLE_FILES, TINY, Kind, check_unet, not_a_base_model
+from sliders.models.diffusers_unet.sources import (
+    SINGLE_FILES,
+    TINY,
+    Kind,
+    check_unet,
+    not_a_base_model,
+    stored_dtype,
+)
 from sliders.models.schedule import EPSILON, V_PREDICTION, NoiseSchedule
 from sliders.system.errors import InputError, first_line
 
@@ -19,7 +26,7 @@ def load_pipeline(
     pipeline: type[DiffusionPipeline], kind: Kind, settings: PretrainedModel, dtype: torch.dtype,
     build_tiny: Callable[[], DiffusionPipeline], **options,
 ) -> DiffusionPipeline:  # fmt: skip
-    """Returns the pipeline on the CPU, its VAE in float32, the rest in `dtype`.
+    """Returns the pipeline on the CPU, its VAE in float32, the rest in `dtype`, or for `place` to convert.
 
     options: for the pipeline's loaders. Raises InputError if the source is missing, damaged or of another kind.
     """
@@ -46,11 +53,20 @@ def load_pipeline(
 def _load_single_file(
     pipeline: type[DiffusionPipeline], settings: PretrainedModel, dtype: torch.dtype, options: dict
 ) -> DiffusionPipeline:
-    """Code in a .ckpt is not run: diffusers reads it with torch's weights-only unpickler."""
+    """Weights of a .safetensors file stay in its dtype if they all have the same: they need not be read yet, nor copied.
+
+    Code in a .ckpt is not run: diffusers reads it with torch's weights-only unpickler.
+    """
     path, config = settings.name_or_path, settings.config
-    vae_config = {} if config is None else {"config": config, "subfolder": "vae"}
-    vae = AutoencoderKL.from_single_file(path, dtype=torch.float32, **vae_config)
-    return pipeline.from_single_file(path, vae=vae, dtype=dtype, config=config, **options)
+
+    def part(cls: type, name: str, dtype: torch.dtype) -> torch.nn.Module:
+        place = {} if config is None else {"config": config, "subfolder": name}
+        return cls.from_single_file(path, dtype=dtype, **place)
+
+    dtype = stored_dtype(Path(path)) or dtype
+    vae = part(AutoencoderKL, "vae", torch.float32)
+    unet = part(UNet2DConditionModel, "unet", dtype)  # its own mapping: the encoders' pages can go before its own come
+    return pipeline.from_single_file(path, vae=vae, unet=unet, dtype=dtype, config=config, **options)
 
 
 def _load_folder_or_hub(

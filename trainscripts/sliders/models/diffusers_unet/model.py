@@ -7,6 +7,7 @@ import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
 from torch import Tensor, nn
 
+from sliders.compute.device import place
 from sliders.models.base import AfterStep, Model, PromptEmbeds, fingerprint
 from sliders.models.schedule import NoiseSchedule
 
@@ -14,14 +15,19 @@ from sliders.models.schedule import NoiseSchedule
 class PipelineModel(Model):
     """Implements what pipelines share. Subclasses know what the denoiser is conditioned on.
 
-    name: the model as the user wrote it. clip_skip: text-encoder layers to skip, counted back from the usual one.
+    name: the model as the user wrote it. clip_skip: text-encoder layers to skip, counted back from the usual one. dtype:
+    the UNet's, unless it is still to be converted to another.
     """
 
     encoders: tuple[str, ...]  # names of the text encoders in the pipeline
 
-    def __init__(self, pipe: DiffusionPipeline, schedule: NoiseSchedule, name: str, clip_skip: int | None = None):
+    def __init__(
+        self, pipe: DiffusionPipeline, schedule: NoiseSchedule, name: str, clip_skip: int | None = None,
+        dtype: torch.dtype | None = None,
+    ):  # fmt: skip
         self.pipe, self.schedule, self.name, self.clip_skip = pipe, schedule, name, clip_skip
         self.unet = pipe.unet.requires_grad_(False).eval()
+        self.dtype = dtype or self.unet.dtype
         pipe.vae.requires_grad_(False).eval()
         pipe.set_progress_bar_config(disable=True)
 
@@ -47,15 +53,12 @@ class PipelineModel(Model):
 
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str], device: str) -> dict[str, PromptEmbeds]:
-        encoders = [getattr(self.pipe, name) for name in self.encoders]
-        for encoder in encoders:
-            encoder.to(device)
+        for name in self.encoders:
+            place(getattr(self.pipe, name), device, self.dtype)
         found = {}
         for prompt in dict.fromkeys(prompts):
             self._warn_if_cut(prompt)
             found[prompt] = self._encode(prompt, torch.device(device))
-        for encoder in encoders:
-            encoder.to("cpu")
         return found
 
     @abstractmethod

@@ -15,6 +15,8 @@ from sliders.system.errors import InputError, cannot_be_read
 
 TINY = "tiny"
 SINGLE_FILES = (".safetensors", ".ckpt")
+VAE_PREFIX = "first_stage_model."  # of names in single files
+STORED = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}  # names in .safetensors files
 HUB_ID = r"[A-Za-z0-9][\w.-]*/[\w.-]+"
 FIRST_CONVOLUTION = "model.diffusion_model.input_blocks.0.0.weight"  # [out, in, 3, 3]
 LATENT_CHANNELS = 4  # inpainting, depth and upscaling models have further input channels
@@ -150,6 +152,16 @@ def _check_single_file(path: Path, wanted: Kind) -> tuple[bool, bool]:
         )
     check_channels(str(path), (*shapes.get(FIRST_CONVOLUTION, ()), LATENT_CHANNELS, LATENT_CHANNELS)[1], wanted)
     return "v_pred" in shapes, "ztsnr" in shapes
+
+
+def stored_dtype(path: Path) -> torch.dtype | None:
+    """The dtype of all weights but the VAE's in a .safetensors file. None if they have several, and for a .ckpt."""
+    if path.suffix.lower() != ".safetensors":
+        return None
+    with safe_open(path, framework="pt") as file:
+        kinds = {file.get_slice(key).get_dtype() for key in file.keys() if not key.startswith(VAE_PREFIX)}  # noqa: SIM118
+    kinds -= {"I64"}  # position ids
+    return STORED.get(kinds.pop()) if len(kinds) == 1 else None
 
 
 def _shapes_of_safetensors(path: Path) -> dict[str, Shape]:

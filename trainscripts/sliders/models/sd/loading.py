@@ -27,7 +27,7 @@ def check_source(settings: PretrainedModel) -> tuple[bool, bool] | None:
 
 
 def load_sd(settings: PretrainedModel, dtype: torch.dtype) -> StableDiffusion:
-    """Returns the model on the CPU, its VAE in float32, the rest in `dtype`.
+    """Returns the model on the CPU, its VAE in float32, the rest in `dtype`, or for `place` to convert.
 
     Raises InputError if the source is missing, damaged or not a base model of the version that `v2` says.
     """
@@ -36,4 +36,4 @@ def load_sd(settings: PretrainedModel, dtype: torch.dtype) -> StableDiffusion:
     build_tiny = partial(build_narrow_sd, v2=settings.v2)
     pipe = load_pipeline(StableDiffusionPipeline, kind, settings, dtype, build_tiny, **NO_CHECKER)
     schedule = set_noise(pipe, settings, announced)
-    return StableDiffusion(facts, pipe, schedule, settings.name_or_path, settings.clip_skip)
+    return StableDiffusion(facts, pipe, schedule, settings.name_or_path, settings.clip_skip, dtype)

@@ -12,7 +12,7 @@ from sliders.models.sdxl.sources import check_source
 
 
 def load_sdxl(settings: PretrainedModel, dtype: torch.dtype) -> SDXL:
-    """Returns the model on the CPU, its VAE in float32, the rest in `dtype`.
+    """Returns the model on the CPU, its VAE in float32, the rest in `dtype`, or for `place` to convert.
 
     Raises InputError if the source is missing, damaged or not an SDXL base model.
     """
@@ -20,4 +20,4 @@ def load_sdxl(settings: PretrainedModel, dtype: torch.dtype) -> SDXL:
     pipe = load_pipeline(
         StableDiffusionXLPipeline, sources.SDXL, settings, dtype, build_narrow_sdxl, add_watermarker=False
     )
-    return SDXL(pipe, set_noise(pipe, settings, announced), settings.name_or_path, settings.clip_skip)
+    return SDXL(pipe, set_noise(pipe, settings, announced), settings.name_or_path, settings.clip_skip, dtype)

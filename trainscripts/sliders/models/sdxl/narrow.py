@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from sliders.models.diffusers_unet.narrow import build_scheduler, build_vae, seeded, text_config
@@ -42,7 +42,7 @@ def build_narrow_sdxl(
     vocab, merges = clip_vocabulary(words)
     with seeded(seed):
         unet = build_unet(widths)
-        vae = build_vae(widths.vae_block_out_channels, widths.vae_norm_groups, widths.sample_size, 0.13025)
+        vae = build_sdxl_vae(widths)
         text_encoder, text_encoder_2 = build_text_encoders(widths, vocab)
     return StableDiffusionXLPipeline(
         vae=vae.eval(),
@@ -76,6 +76,10 @@ def build_unet(widths: NarrowSDXL) -> UNet2DConditionModel:
         # six time ids (original size, crop, target size), each embedded, next to the pooled text
         projection_class_embeddings_input_dim=6 * widths.addition_time_embed_dim + widths.text_projection_dim,
     )
+
+
+def build_sdxl_vae(widths: NarrowSDXL) -> AutoencoderKL:
+    return build_vae(widths.vae_block_out_channels, widths.vae_norm_groups, widths.sample_size, scaling_factor=0.13025)
 
 
 def build_text_encoders(widths: NarrowSDXL, vocab: dict[str, int]) -> tuple[CLIPTextModel, CLIPTextModelWithProjection]:

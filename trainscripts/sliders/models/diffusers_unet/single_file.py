@@ -1,11 +1,15 @@
-"""Write a diffusers pipeline of SDXL or Stable Diffusion as one original-layout checkpoint, the way model sites do."""
+"""Writes a pipeline as one file in the original layout, as model sites distribute it; for tests and benchmarks."""
 
 import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
+from diffusers import DiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import save_file
-from sliders.models.sd.keys import original_sd_name
-from sliders.models.sdxl.keys import sgm_name
+from torch import Tensor
+
+from sliders.models.diffusers_unet.keys import original_name
 
 UNET_ENDS = {
     "conv_in": "input_blocks.0.0",
@@ -30,12 +34,13 @@ OPEN_CLIP = (
 )
 
 
-def unet_name(parameter, original_name):
+def unet_name(parameter: str, has_attention: Callable[[int], bool]) -> str:
+    """has_attention: whether an up block, by its index, has transformers."""
     module, _, kind = parameter.rpartition(".")
-    return f"{UNET_ENDS[module] if module in UNET_ENDS else original_name(module)}.{kind}"
+    return f"{UNET_ENDS[module] if module in UNET_ENDS else original_name(module, has_attention)}.{kind}"
 
 
-def vae_name(parameter, levels=4):
+def vae_name(parameter: str, levels: int = 4) -> str:
     name = re.sub(r"decoder\.up_blocks\.(\d+)", lambda m: f"decoder.up.{levels - 1 - int(m[1])}", parameter)
     name = name.replace("encoder.down_blocks.", "encoder.down.")
     name = name.replace("mid_block.resnets.0", "mid.block_1").replace("mid_block.resnets.1", "mid.block_2")
@@ -48,7 +53,7 @@ def vae_name(parameter, levels=4):
     return name
 
 
-def open_clip_state(state):
+def open_clip_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
     found = {}
     for parameter, tensor in state.items():
         if ".self_attn." in parameter and "_proj" in parameter and "out_proj" not in parameter:
@@ -68,7 +73,7 @@ def open_clip_state(state):
     return found
 
 
-def text_states(pipe):
+def text_states(pipe: DiffusionPipeline) -> list[tuple[str, dict[str, Tensor]]]:
     """(prefix, state dict) of each text encoder: OpenAI's CLIP, OpenCLIP in SD 2, both in SDXL."""
     first = pipe.text_encoder.state_dict()
     clip = {f"transformer.text_model.{name.removeprefix('text_model.')}": tensor for name, tensor in first.items()}
@@ -80,20 +85,27 @@ def text_states(pipe):
     return [("cond_stage_model.", clip)]
 
 
-def original_state(pipe, announce=()):
-    """State dict in the original layout; `announce` adds marker keys such as `v_pred` and `ztsnr`."""
-    original_name = sgm_name if "text_encoder_2" in pipe.components else original_sd_name
-    found = {f"model.diffusion_model.{unet_name(k, original_name)}": v for k, v in pipe.unet.state_dict().items()}
+def unet_state(unet: UNet2DConditionModel) -> dict[str, Tensor]:
+    def has_attention(block: int) -> bool:
+        return "CrossAttn" in unet.config.up_block_types[block]
+
+    return {unet_name(name, has_attention): tensor for name, tensor in unet.state_dict().items()}
+
+
+def original_state(pipe: DiffusionPipeline, announce: Sequence[str] = ()) -> dict[str, Tensor]:
+    """The state dict in the original layout. announce: marker keys to add, such as `v_pred` and `ztsnr`."""
+    found = {f"model.diffusion_model.{name}": tensor for name, tensor in unet_state(pipe.unet).items()}
     for name, tensor in pipe.vae.state_dict().items():
         attention = re.search(r"attentions\.0\.to_.*weight", name)
         found[f"first_stage_model.{vae_name(name)}"] = tensor[:, :, None, None] if attention else tensor
     for prefix, state in text_states(pipe):
         found |= {prefix + name: tensor for name, tensor in state.items()}
     found |= {key: torch.zeros(()) for key in announce}
-    return {key: tensor.contiguous().clone() for key, tensor in found.items()}
+    return {key: tensor.contiguous() for key, tensor in found.items()}
 
 
-def save_single_file(pipe, path, announce=()):
+def save_single_file(pipe: DiffusionPipeline, path: Path, announce: Sequence[str] = ()) -> Path:
+    """Writes a .safetensors or .ckpt. Returns `path`."""
     state = original_state(pipe, announce)
     if path.suffix == ".ckpt":
         torch.save({"state_dict": state}, path)

@@ -1,0 +1,32 @@
+"""Tensors that lie next to each other in memory, so that one kernel can read them as one tensor."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def make_neighbours(parts: Sequence[Tensor]) -> Tensor:
+    """Moves tensors [n, …] into one, which is returned, below each other. They keep their values, as views of it."""
+    joint = torch.cat([part.detach() for part in parts])
+    for part, view in zip(parts, joint.split([len(part) for part in parts]), strict=True):
+        part.data = view
+    return joint
+
+
+def stacked_view(parts: Sequence[Tensor]) -> Tensor | None:
+    """Parts of one shape [n, …] → [parts · n, …], a view of their common memory, or None if they are not neighbours."""
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    size = first.numel() * first.element_size()
+    adjacent = all(p.is_contiguous() and p.data_ptr() == first.data_ptr() + i * size for i, p in enumerate(parts))
+    if not adjacent or first.untyped_storage().data_ptr() != parts[-1].untyped_storage().data_ptr():
+        return None
+    return first.detach().as_strided((len(parts) * first.shape[0], *first.shape[1:]), first.stride())
+
+
+def stacked(parts: Sequence[Tensor]) -> Tensor:
+    """Parts [n, …] → [parts · n, …]: a view if they are neighbours, otherwise a copy."""
+    view = stacked_view(parts)
+    return torch.cat(tuple(parts)) if view is None else view

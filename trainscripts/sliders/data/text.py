@@ -1,0 +1,142 @@
+"""What a text slider trains on: a range of multipliers, and latents that the adapted model itself makes from noise."""
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from sliders.adaptors.network import AdaptorNetwork
+from sliders.config.prompts import PromptSet, TextPromptSet
+from sliders.data.batch import Batch, moved
+from sliders.data.draws import StepDraw, TextRowDraw
+from sliders.models.base import Conditioning, Geometry, Model, PromptEmbeds
+
+GUIDANCE = 3.0  # at which latents are made, as in Concept Sliders
+CROPS_OF = 3.0  # dynamic_crops: the picture that a crop is said to be from is at most this many times as large
+
+
+@dataclass(frozen=True)
+class MultiplierRange:
+    """All multipliers from the first to the last of `scales`, which are ascending."""
+
+    scales: tuple[float, ...]
+
+    def fitted_size(self, name: int, resolution: int) -> tuple[int, int]:
+        """(width, height) in px of the pictures, whatever their name."""
+        return resolution, resolution
+
+    def fitted_sizes(self, resolution: int) -> list[tuple[int, int]]:
+        return [(resolution, resolution)]
+
+    def scale_of(self, row: TextRowDraw) -> float:
+        return row.scale
+
+    def place(self, row: TextRowDraw) -> str:
+        """Which row it is, for messages."""
+        return f"multiplier {row.scale:.2f}, timestep {row.timestep}"
+
+    def identity(self) -> dict:
+        return {"scales": self.scales}
+
+    def metadata(self, prompts: tuple[PromptSet, ...]) -> dict[str, str | dict | list]:
+        return {"sliders.scales": list(self.scales)}
+
+    def describe(self, prompts: tuple[TextPromptSet, ...]) -> list[str]:
+        lines = [f"range   multipliers {self.scales[0]:g} to {self.scales[-1]:g}, without images", ""]
+        for chosen in prompts:
+            lines.append(
+                f"under {chosen.target!r}, multiplier 1 is {chosen.neutral!r} {chosen.strength:+g} · "
+                f"({chosen.positive!r} − {chosen.unconditional!r})"
+            )
+        return lines
+
+    def remarks(self, prompts: tuple[TextPromptSet, ...]) -> list[str]:
+        return []
+
+
+@dataclass(frozen=True)
+class TextBatch(Batch):
+    """Partly denoised latents, and what the frozen model is asked about them."""
+
+    noisy: Tensor  # [B, c, h, w] float32
+    strength: Tensor  # [B] float32: `TextPromptSet.strength`
+    frozen: Conditioning  # [3 B, …]: under `positive`, then `unconditional`, then `neutral`
+
+
+@dataclass(frozen=True)
+class TextBatchMaker:
+    """`maker(draw)` returns the `TextBatch` on `device`.
+
+    The latents are made outside of the loss: however many denoising steps they take, the step that follows is the same,
+    and can be captured as a graph. path: timesteps of the denoising, noisiest first. prompt_embeds: of all prompts and
+    of "", on that device.
+    """
+
+    model: Model
+    network: AdaptorNetwork
+    prompts: tuple[TextPromptSet, ...]
+    prompt_embeds: dict[str, PromptEmbeds]
+    path: tuple[int, ...]
+    device: str
+
+    def __call__(self, draw: StepDraw) -> TextBatch:
+        chosen, rows = self.prompts[draw.prompt], draw.rows
+        geometry = [_geometry(draw.resolution, row.crop if chosen.dynamic_crops else None) for row in rows]
+
+        def under(prompt: str) -> Conditioning:
+            return self.model.conditioning([self.prompt_embeds[prompt]] * len(rows), geometry)
+
+        negative = [self.model.negative("", self.prompt_embeds)] * len(rows)
+        batch = TextBatch(
+            timesteps=torch.tensor([row.timestep for row in rows]),
+            scales=torch.tensor([row.scale for row in rows]),
+            conditioning=under(chosen.target),
+            noisy=torch.stack([self._noise(row, draw.resolution) for row in rows]),
+            strength=torch.full((len(rows),), chosen.strength),
+            frozen=_joined(under(chosen.positive), under(chosen.unconditional), under(chosen.neutral)),
+        ).to(self.device)
+        unprompted = {k: moved(v, self.device) for k, v in self.model.conditioning(negative, geometry).items()}
+        self._denoise(batch, unprompted, rows)
+        return batch
+
+    def _noise(self, row: TextRowDraw, resolution: int) -> Tensor:
+        facts, generator = self.model.facts, torch.Generator().manual_seed(row.noise_seed)
+        side = resolution // facts.latent_factor
+        return torch.randn((facts.latent_channels, side, side), generator=generator)
+
+    @torch.no_grad()
+    def _denoise(self, batch: TextBatch, unprompted: Conditioning, rows: tuple[TextRowDraw, ...]) -> None:
+        """Denoises `batch.noisy` in place, each row at its multiplier under `target` until its timestep.
+
+        With the deterministic DDIM (Song et al. 2020, arXiv:2010.02502, eq. 12 with σ = 0).
+        """
+        schedule = self.model.schedule
+        for now, after in pairwise(self.path):
+            left = sum(row.timestep < now for row in rows)  # these come first
+            if not left:
+                return
+            noisy = batch.noisy[:left]
+            here, there = (torch.full((left,), t, device=noisy.device) for t in (now, after))
+            conditioning = _joined(*({k: v[:left] for k, v in c.items()} for c in (unprompted, batch.conditioning)))
+            self.network.set_multipliers(batch.scales[:left].repeat(2))
+            both = self.model.denoise(noisy.repeat(2, 1, 1, 1), here.repeat(2), conditioning)
+            without, prompted = both.chunk(2)
+            prediction = without + GUIDANCE * (prompted - without)
+            image, noise = schedule.image(noisy, prediction, here), schedule.noise(noisy, prediction, here)
+            batch.noisy[:left] = schedule.add_noise(image, noise, there)
+
+
+def _joined(*parts: Conditioning) -> Conditioning:
+    return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+
+
+def _geometry(side: int, crop: tuple[float, float, float] | None) -> Geometry:
+    """A whole picture of side × side px, or a crop of that size from a larger one."""
+    if crop is None:
+        return Geometry((side, side), (0, 0), (side, side))
+    size, *place = crop
+    whole = int(side * (1 + (CROPS_OF - 1) * size))
+    top, left = (math.floor(p * (whole - side + 1)) for p in place)
+    return Geometry((whole, whole), (top, left), (side, side))

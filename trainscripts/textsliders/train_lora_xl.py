@@ -1,0 +1,19 @@
+"""Train a concept slider for SDXL from prompts alone, without images. `--help` lists the flags."""
+
+import sys
+
+from sliders.config.settings import load_text_settings
+from sliders.system.command import command
+
+
+@command
+def main(argv: list[str]) -> None:
+    runs, flags = load_text_settings(argv, family="sdxl")
+    # imports torch, which --help and a mistyped key need not wait for
+    from sliders.train.runs import run_all
+
+    run_all(runs, dry_run=flags.dry_run)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
