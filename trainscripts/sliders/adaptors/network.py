@@ -1,6 +1,7 @@
 """Adaptors attached to a frozen denoiser, with one multiplier per row of the batch, and removed without a trace."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,8 @@ class AdaptorNetwork(nn.Module):
             )
         generator = torch.Generator().manual_seed(seed)
         algorithm = ALGORITHMS[settings.algo]
+        if settings.factor is not None:
+            algorithm = partial(algorithm, factor=settings.factor)
         self.module_paths = tuple(layers)
         self.adaptors = nn.ModuleList(
             algorithm(layer, settings.rank, settings.alpha, generator) for layer in layers.values()

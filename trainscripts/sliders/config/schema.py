@@ -48,10 +48,22 @@ class PretrainedModel(Section):
 
 class Network(Section):
     type: Literal["lierla", "c3lier"] = "lierla"  # which layers
-    algo: str = "lora"  # (ours) which mathematics: a name in adaptors.ALGORITHMS
+    algo: Annotated[str, spelled({})] = "lora"  # (ours) which mathematics: a name in adaptors.ALGORITHMS
+    factor: Annotated[Whole, Field(ge=2)] | None = None  # (ours) of algo lokr; none: as square as possible
     rank: Annotated[Whole, Field(ge=1, le=4096)] = 4
     alpha: Annotated[Number, Field(gt=0)] = 1.0
     training_method: Literal[TRAINING_METHODS] = "full"
+
+    @field_validator("factor", mode="before")
+    @classmethod
+    def _as_lycoris_says_none(cls, factor: Any) -> Any:
+        return None if factor == -1 else factor
+
+    @model_validator(mode="after")
+    def _factor_has_an_effect(self) -> "Network":
+        if self.factor is not None and self.algo != "lokr":
+            raise ValueError(f"factor is for algo lokr, and this is {self.algo}: remove it")
+        return self
 
 
 class Train(Section):
@@ -146,16 +158,9 @@ class Other(Section):
     use_pytorch_SDPA: bool = True  # noqa: N815 - the fork's spelling; false is its way to say attention: math
     cuda_graph: Annotated[Literal["auto", "off"], switch("auto")] = "auto"  # (ours)
     torch_compile: Annotated[Literal["off", "regional", "full"], switch("regional")] = "off"
-    lycorisize: bool = False
+    lycorisize: bool = False  # the fork's way to say network.algo: glora
     gradient_checkpointing: bool = False
     torch_amp: bool = False
-
-    @field_validator("lycorisize")
-    @classmethod
-    def _no_lycoris_yet(cls, lycorisize: bool) -> bool:
-        if lycorisize:
-            raise ValueError("LyCORIS adaptors are not offered yet: set it to false to train a LoRA (network.algo)")
-        return lycorisize
 
     @property
     def attention_backend(self) -> str:
@@ -184,6 +189,16 @@ class Config(Section):
             sections = ("network", "train", "save", "preview", "logging", "other")
             return {k: v for k, v in data.items() if not (k in sections and v is None)}
         return data
+
+    @model_validator(mode="after")
+    def _lycorisize_means_glora(self) -> "Config":
+        if not self.other.lycorisize or self.network.algo == "glora":
+            return self
+        if "algo" in self.network.model_fields_set:
+            raise ValueError(
+                f"other.lycorisize: true means network.algo: glora, but network.algo is {self.network.algo}: remove one of them"
+            )
+        return self.model_copy(update={"network": self.network.model_copy(update={"algo": "glora"})})
 
 
 class Data(Section):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from sliders.adaptors import ALGORITHMS
+from sliders.adaptors import ALGORITHMS, UNSUITABLE
 from sliders.adaptors.network import AdaptorNetwork
 from sliders.compute.attention import check_attention
 from sliders.compute.compilation import check_compilation
@@ -84,6 +84,10 @@ def make_plan(settings: Settings) -> Plan:
 
 def _check_names(settings: Settings) -> None:
     """Names that are looked up in the table of the file that owns them."""
+    if reason := UNSUITABLE.get(settings.network.algo):
+        raise InputError(
+            f"network.algo: {settings.network.algo} cannot be a slider: {reason}. Use {either(ALGORITHMS)}."
+        )
     chosen = (
         ("train.loss", settings.train.loss, LOSSES),
         ("network.algo", settings.network.algo, ALGORITHMS),
