@@ -93,9 +93,14 @@ class Adaptor(nn.Module, ABC):
         return {part: tensor * factor if part in cls.SCALED else tensor for part, tensor in tensors.items()}
 
     @classmethod
-    def rank_of(cls, tensors: dict[str, Tensor]) -> int | None:
-        """The rank of an adaptor with these tensors, or None if it does not follow from them."""
-        return None
+    def is_complete(cls, tensors: dict[str, Tensor]) -> bool:
+        """Whether a layer's parts are those of this algorithm, with or without alpha."""
+        return tensors.keys() - {ALPHA} == cls.PARTS.keys()
+
+    @classmethod
+    def settings_of(cls, layers: Sequence[dict[str, Tensor]]) -> dict[str, int]:
+        """The settings of `network` besides alpha that give adaptors with these tensors."""
+        return {}
 
 
 def shape_of(base: nn.Linear | nn.Conv2d) -> tuple[int, ...]:

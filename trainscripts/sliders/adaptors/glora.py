@@ -1,7 +1,7 @@
 """GLoRA without its terms for the bias (Chavan et al. 2023, arXiv:2306.07967), as LyCORIS defines it."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import torch
@@ -43,5 +43,5 @@ class GLoRA(Adaptor):
         return base_forward(moved) + F.conv2d(F.conv2d(x, b2, None, *self.geometry) * strength, b1)
 
     @classmethod
-    def rank_of(cls, tensors: dict[str, Tensor]) -> int:
-        return tensors["a2.weight"].shape[0]
+    def settings_of(cls, layers: Sequence[dict[str, Tensor]]) -> dict[str, int]:
+        return {"rank": max(tensors["a2.weight"].shape[0] for tensors in layers)}

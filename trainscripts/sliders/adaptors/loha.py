@@ -1,6 +1,7 @@
 """LoHa: the Hadamard product of two low-rank matrices (Hyeon-Woo et al. 2022, FedPara, arXiv:2108.06098)."""
 
 import math
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -34,8 +35,8 @@ class LoHa(DeltaAdaptor):
         return product(*weights).view(self.shape)
 
     @classmethod
-    def rank_of(cls, tensors: dict[str, Tensor]) -> int:
-        return tensors["hada_w1_b"].shape[0]
+    def settings_of(cls, layers: Sequence[dict[str, Tensor]]) -> dict[str, int]:
+        return {"rank": max(tensors["hada_w1_b"].shape[0] for tensors in layers)}
 
 
 def _product(w1_a: Tensor, w1_b: Tensor, w2_a: Tensor, w2_b: Tensor) -> Tensor:

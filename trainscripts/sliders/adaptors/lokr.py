@@ -1,13 +1,14 @@
 """LoKr: a Kronecker product as the difference of a layer's weight (Yeh et al. 2024, LyCORIS, arXiv:2309.14859)."""
 
 import math
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sliders.adaptors.base import Adaptor, per_row, shape_of, zeros
+from sliders.adaptors.base import ALPHA, Adaptor, per_row, shape_of, zeros
 
 
 class LoKr(Adaptor):
@@ -61,8 +62,20 @@ class LoKr(Adaptor):
         return (self.weight("w2_a", x) @ self.weight("w2_b", x)).view(self.shape)
 
     @classmethod
-    def rank_of(cls, tensors: dict[str, Tensor]) -> int | None:
-        return tensors["lokr_w2_b"].shape[0] if "lokr_w2_b" in tensors else None
+    def is_complete(cls, tensors: dict[str, Tensor]) -> bool:
+        return tensors.keys() - {ALPHA} in ({"lokr_w1", "lokr_w2"}, {"lokr_w1", "lokr_w2_a", "lokr_w2_b"})
+
+    @classmethod
+    def settings_of(cls, layers: Sequence[dict[str, Tensor]]) -> dict[str, int]:
+        ranks = [tensors["lokr_w2_b"].shape[0] for tensors in layers if "lokr_w2_b" in tensors]
+        whole = [max(tensors["lokr_w2"].shape[:2]) for tensors in layers if "lokr_w2" in tensors]
+        found = {"rank": max(ranks or whole)}
+        second = ((t["lokr_w2"].shape[0] if "lokr_w2" in t else len(t["lokr_w2_a"])) for t in layers)
+        splits = [(len(t["lokr_w1"]), k) for t, k in zip(layers, second, strict=True)]
+        for factor in (None, *sorted({side for split in splits for side in split if side > 1})):
+            if all(factorized(l * k, factor) == (l, k) for l, k in splits):  # noqa: E741
+                return found if factor is None else {**found, "factor": factor}
+        return found
 
 
 def factorized(size: int, factor: int | None = None) -> tuple[int, int]:

@@ -64,6 +64,5 @@ class LoRA(Adaptor):
         return joint
 
     @classmethod
-    def rank_of(cls, tensors: dict[str, Tensor]) -> int:
-        """Web UIs' loaders divide alpha by it to get the gain."""
-        return tensors["lora_down.weight"].shape[0]
+    def settings_of(cls, layers: Sequence[dict[str, Tensor]]) -> dict[str, int]:
+        return {"rank": max(tensors["lora_down.weight"].shape[0] for tensors in layers)}

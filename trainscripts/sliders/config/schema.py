@@ -9,7 +9,18 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from sliders.config.fields import Folder, Number, Place, SavePrecision, Section, TrainPrecision, Whole, spelled, switch
+from sliders.config.fields import (
+    Folder,
+    Number,
+    Place,
+    SavePrecision,
+    Section,
+    TrainPrecision,
+    Whole,
+    one_or_more,
+    spelled,
+    switch,
+)
 from sliders.config.optimizers import OPTIMIZERS
 from sliders.config.prompts import PromptSet
 
@@ -46,6 +57,19 @@ class PretrainedModel(Section):
     clip_skip: Annotated[Whole, Field(ge=0, le=10)] | None = None  # text-encoder layers skipped before the usual one
 
 
+class LayerPattern(Section):
+    """(ours) Layers to adapt besides those that type and training_method select, or with another rank or alpha."""
+
+    pattern: Annotated[str, Field(min_length=1)]
+    rank: Annotated[Whole, Field(ge=1, le=4096)] | None = None  # none: the network's
+    alpha: Annotated[Number, Field(gt=0)] | None = None  # none: what keeps the network's alpha / rank
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_string_is_a_pattern(cls, value: Any) -> Any:
+        return {"pattern": value} if isinstance(value, str) else value
+
+
 class Network(Section):
     type: Literal["lierla", "c3lier"] = "lierla"  # which layers
     algo: Annotated[str, spelled({})] = "lora"  # (ours) which mathematics: a name in adaptors.ALGORITHMS
@@ -53,6 +77,8 @@ class Network(Section):
     rank: Annotated[Whole, Field(ge=1, le=4096)] = 4
     alpha: Annotated[Number, Field(gt=0)] = 1.0
     training_method: Literal[TRAINING_METHODS] = "full"
+    include: Annotated[tuple[LayerPattern, ...], one_or_more] = ()  # (ours) see models/layers.py
+    exclude: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], one_or_more] = ()  # (ours)
 
     @field_validator("factor", mode="before")
     @classmethod
@@ -64,6 +90,17 @@ class Network(Section):
         if self.factor is not None and self.algo != "lokr":
             raise ValueError(f"factor is for algo lokr, and this is {self.algo}: remove it")
         return self
+
+    @property
+    def ranks(self) -> set[tuple[int, float]]:
+        """(rank, alpha) that layers may have."""
+        own = {self.rank_and_alpha(item) for item in self.include if item.rank or item.alpha}
+        return {(self.rank, self.alpha), *own}
+
+    def rank_and_alpha(self, item: LayerPattern) -> tuple[int, float]:
+        """Of the layers that `item` includes. A rank without an alpha keeps the gain, alpha / rank."""
+        rank = item.rank or self.rank
+        return rank, item.alpha or self.alpha * rank / self.rank
 
 
 class Train(Section):

@@ -24,6 +24,7 @@ DIGEST, LENGTH = hashlib.sha256().digest_size, 8  # bytes
 SUFFIX = ".state"
 # Keys of train that may change when a run is resumed: its length, and what NonFiniteError suggests changing. The sections
 # save, preview, logging and other may change too, and so may the device.
+ADDED = ("include", "exclude", "factor")
 MAY_CHANGE = {"iterations", "lr", "max_grad_norm", "precision", "skip_nonfinite"}
 
 
@@ -123,7 +124,10 @@ def identity(settings: Settings, data: ScaleFolders) -> dict:
             **settings.pretrained_model.model_dump(mode="json", exclude={"config"}),
             "name_or_path": Path(name).name if Path(name).exists() else name,
         },
-        "network": settings.network.model_dump(mode="json"),
+        # only if set, because checkpoints of earlier versions lack these keys
+        "network": settings.network.model_dump(
+            mode="json", exclude={k for k in ADDED if not getattr(settings.network, k)}
+        ),
         "train": settings.train.model_dump(mode="json", exclude=MAY_CHANGE),
         "prompts": [p.model_dump(mode="json") for p in settings.prompts],
         "scales": data.scales,
