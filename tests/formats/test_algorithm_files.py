@@ -7,6 +7,7 @@ import copy
 
 import pytest
 import torch
+from lycoris import modules as lycoris
 from networks import random_network, unet_output
 from safetensors.torch import load_file
 from sliders.adaptors import ALGORITHMS
@@ -171,7 +172,6 @@ def test_a_loader_makes_of_the_file_what_the_network_computed(sliders, loader, c
 @pytest.mark.parametrize("case", CASES)
 def test_lycoris_makes_of_the_file_what_the_network_computed(sliders, case):
     """Through its modules' forward passes: LoKr's `get_diff_weight` and GLoRA's bypass would apply the gain twice."""
-    lycoris = pytest.importorskip("lycoris.modules")
     unet, outputs, path = sliders(case)
     tensors, adapted = load_file(path), copy.deepcopy(unet).requires_grad_(False)
     made = []
