@@ -9,6 +9,7 @@ import torch
 from conftest import make_scale_folders, write_experiment
 from networks import random_inputs
 from safetensors.torch import load_file
+from sliders.adaptors import ALGORITHMS
 from sliders.adaptors.network import AdaptorNetwork
 from sliders.compute.attention import set_attention
 from sliders.compute.fusion import fuse_blocks
@@ -111,8 +112,9 @@ def count_waits(trainer, step):
 
 
 @pytest.mark.parametrize("graph", ["auto", "off"])
-def test_a_step_never_waits_for_the_gpu(tmp_path, graph):
-    trainer = make_trainer(tmp_path, "0", other={"cuda_graph": graph})
+@pytest.mark.parametrize("algo", ALGORITHMS)
+def test_a_step_never_waits_for_the_gpu(tmp_path, graph, algo):
+    trainer = make_trainer(tmp_path, "0", other={"cuda_graph": graph}, network={"algo": algo})
     for step in range(2):  # the second captures
         trainer.step(step)
     assert count_waits(trainer, 2) == 0
@@ -161,8 +163,9 @@ def test_graphs_learn_the_same_as_single_kernels(tmp_path, settings):
     assert graph.gradients.captured == 3
 
 
-def test_each_replay_computes_the_gradient_of_its_own_batch(tmp_path):
-    trainer = make_trainer(tmp_path, "0")
+@pytest.mark.parametrize("algo", ALGORITHMS)
+def test_each_replay_computes_the_gradient_of_its_own_batch(tmp_path, algo):
+    trainer = make_trainer(tmp_path, "0", network={"algo": algo})
     for step in range(3):
         trainer.step(step)
     assert trainer.gradients.captured == 1
