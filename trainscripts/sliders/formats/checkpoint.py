@@ -24,8 +24,9 @@ DIGEST, LENGTH = hashlib.sha256().digest_size, 8  # bytes
 SUFFIX = ".state"
 # Keys of train that may change when a run is resumed: its length, and what NonFiniteError suggests changing. The sections
 # save, preview, logging and other may change too, and so may the device.
-ADDED = ("include", "exclude", "factor")
 MAY_CHANGE = {"iterations", "lr", "max_grad_norm", "precision", "skip_nonfinite"}
+# Keys of network that checkpoints of earlier versions lack. They are part of a run's identity if they are set.
+ADDED = ("include", "exclude", "factor")
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,6 @@ def identity(settings: Settings, data: ScaleFolders) -> dict:
             **settings.pretrained_model.model_dump(mode="json", exclude={"config"}),
             "name_or_path": Path(name).name if Path(name).exists() else name,
         },
-        # only if set, because checkpoints of earlier versions lack these keys
         "network": settings.network.model_dump(
             mode="json", exclude={k for k in ADDED if not getattr(settings.network, k)}
         ),
