@@ -10,6 +10,7 @@ from conftest import make_scale_folders, write_experiment
 from experiments import TEXT_SETS, make_text_trainer
 from networks import random_inputs
 from safetensors.torch import load_file
+from sliders.adaptors import ALGORITHMS
 from sliders.adaptors.network import AdaptorNetwork
 from sliders.compute import compilation
 from sliders.compute.attention import attend_with, set_attention
@@ -160,8 +161,9 @@ def count_waits(trainer, step):
 
 
 @pytest.mark.parametrize("graph", ["auto", "off"])
-def test_a_step_never_waits_for_the_gpu(tmp_path, graph):
-    trainer = make_trainer(tmp_path, "0", other={"cuda_graph": graph})
+@pytest.mark.parametrize("algo", ALGORITHMS)
+def test_a_step_never_waits_for_the_gpu(tmp_path, graph, algo):
+    trainer = make_trainer(tmp_path, "0", other={"cuda_graph": graph}, network={"algo": algo})
     for step in range(2):  # the second captures
         trainer.step(step)
     assert count_waits(trainer, 2) == 0
@@ -231,8 +233,9 @@ def test_text_steps_with_graphs_learn_the_same_as_single_kernels_and_wait_for_no
     assert count_waits(graphs, 8) == 0
 
 
-def test_each_replay_computes_the_gradient_of_its_own_batch(tmp_path):
-    trainer = make_trainer(tmp_path, "0")
+@pytest.mark.parametrize("algo", ALGORITHMS)
+def test_each_replay_computes_the_gradient_of_its_own_batch(tmp_path, algo):
+    trainer = make_trainer(tmp_path, "0", network={"algo": algo})
     for step in range(3):
         trainer.step(step)
     assert trainer.gradients.captured == 1

@@ -383,20 +383,24 @@ def test_messages_name_the_example_of_the_commands_family(tmp_path, family, endi
         load_settings(["--config_file", str(tmp_path / "c.yaml"), "--folder_main", "anything"], family)
 
 
-def test_the_guides_lines_for_small_cards_are_keys_of_the_suggested_config(tmp_path):
-    """Each changes a key of that config, which is valid with all of them."""
-    (block,) = re.findall(r"```yaml\n(.*?)```", (SCRIPTS / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+@pytest.mark.parametrize(("section", "keys"), [("other", 3), ("network", 6)], ids=["small cards", "layers"])
+def test_the_guides_yaml_changes_keys_of_the_suggested_config(tmp_path, section, keys):
+    """Which is valid with all of them, and in which each is shown."""
+    blocks = re.findall(r"```yaml\n(.*?)```", (SCRIPTS / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert len(blocks) == 2
+    (block,) = (lines for text in blocks if section in (lines := yaml.safe_load(text)))
     config = yaml.safe_load((SCRIPTS / "data" / "config-xl.yaml").read_text(encoding="utf-8"))
     config["prompts_file"] = str(ROOT / config["prompts_file"])
-    changed = [(section, key) for section, lines in yaml.safe_load(block).items() for key in lines]
-    for section, key in changed:
-        assert config[section][key] != yaml.safe_load(block)[section][key]
-        config[section][key] = yaml.safe_load(block)[section][key]
-    path = tmp_path / "small.yaml"
+    for name, lines in block.items():
+        assert lines.keys() <= config[name].keys()
+        assert lines != {key: config[name][key] for key in lines}
+        config[name] |= lines
+    path = tmp_path / "changed.yaml"
     path.write_text(yaml.safe_dump(config), encoding="utf-8")
     (settings,), _ = load_settings(["--config_file", str(path), "--folder_main", "anything"])
-    assert len(changed) == 3
-    assert settings.other.gradient_checkpointing
+    assert sum(len(lines) for lines in block.values()) == keys
+    assert settings.other.gradient_checkpointing == (section == "other")
+    assert [item.rank for item in settings.network.include] == ([8, None] if section == "network" else [])
 
 
 def test_the_suggested_config_shows_every_key_of_train_and_the_guide_every_flag():

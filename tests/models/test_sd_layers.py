@@ -8,7 +8,7 @@ from diffusers.loaders.lora_conversion_utils import _convert_non_diffusers_lora_
 from diffusers.utils.state_dict_utils import convert_unet_state_dict_to_peft
 from sliders.adaptors.network import AdaptorNetwork
 from sliders.config.schema import Network
-from sliders.models.layers import METHODS, select_layers
+from sliders.models.layers import METHODS, reachable_layers, select_layers
 from sliders.models.sd.family import SD1_FAMILY, SD2_FAMILY
 from sliders.models.sd.keys import file_key, original_sd_name, sd_file_keys
 from sliders.models.sd.narrow import NarrowSD, build_unet
@@ -90,6 +90,12 @@ def test_the_tiny_models_have_the_same_layers(unet):
         tiny = build_unet(NarrowSD(), v2)
     assert list(select_layers(tiny, "c3lier", "full")) == list(select_layers(unet, "c3lier", "full"))
     assert {n for n, _ in tiny.named_modules()} == {n for n, _ in unet.named_modules()}
+
+
+def test_every_layer_that_patterns_reach_has_a_key_that_web_uis_know(unet):
+    keys = [file_key(path) for path in reachable_layers(unet)]
+    assert len(keys) == len(set(keys)) == 278
+    assert set(keys) == sd_file_keys()
 
 
 def checkpoint_modules():

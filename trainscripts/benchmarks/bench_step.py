@@ -26,6 +26,7 @@ from pathlib import Path
 import torch
 from bench_world import build_model, make_settings, step_flops, synchronize, write_noise_images
 from naive_step import NaiveStep
+from sliders.adaptors import ALGORITHMS
 from sliders.compute.device import torch_device, use_device
 from sliders.data.timesteps import allowed_timesteps
 from sliders.models import find_family
@@ -200,7 +201,7 @@ def main() -> int:
     name = torch.cuda.get_device_name(device) if cuda else "CPU"
     rates = [peak_rate(device)] if cuda else []
     print(
-        f"{name}, torch {torch.__version__}, {args.model} model, {args.precision}, rank {args.rank}, {args.optimizer}",
+        f"{name}, torch {torch.__version__}, {args.model} model, {args.precision}, {args.algo} rank {args.rank}, {args.optimizer}",
         flush=True,
     )
     results, comparisons = [], []
@@ -265,6 +266,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--modes", nargs="+", choices=("naive", *MODES))
     parser.add_argument("--resolutions", type=int, nargs="+")
     parser.add_argument("--pairs", type=int, nargs="+", default=[1], help="pairs of images per step (default: 1)")
+    parser.add_argument("--algo", choices=ALGORITHMS, default="lora", help="of all modes but naive (default: lora)")
+    parser.add_argument("--factor", type=int, help="of --algo lokr")
     parser.add_argument("--rank", type=int, default=96)
     parser.add_argument("--steps", type=int, default=10, help="steps in each of the five timed blocks (default: 10)")
     parser.add_argument("--precision", choices=("bfloat16", "float32"))

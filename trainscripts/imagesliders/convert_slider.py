@@ -3,7 +3,8 @@
     uv run trainscripts/imagesliders/convert_slider.py old_slider.pt --alpha 1 --out models/old_slider.safetensors
 
 Accepts `.pt` files (without running any code in them), keys in diffusers' spelling, keys that contain `_orig_mod` or
-`lycoris`, and files without alpha. Does not merge sliders.
+`lycoris`, and files without alpha, of LoRA, LoHa, LoKr, GLoRA and full differences.
+Does not merge sliders.
 """
 
 import sys
@@ -65,7 +66,7 @@ def main(argv: list[str]) -> None:
     family = find_family(name, model)
     network = convert(flags.slider, out, model.name_or_path, family, flags.alpha, flags.reverse)
     print(
-        f"saved   {out}\nlayers  {network.type} {network.training_method}, rank {network.rank}, alpha {network.alpha:g}"
+        f"saved   {out}\nlayers  {network.type} {network.training_method}: {network.algo} rank {network.rank} alpha {network.alpha:g}"
     )
     if flags.reverse:
         print(f"note: {REVERSE_NOTE}")
