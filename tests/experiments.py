@@ -6,7 +6,7 @@ from conftest import make_scale_folders, write_experiment, write_yaml
 from sliders.config.settings import load_settings, load_text_settings
 from sliders.data.dataset import ScaleFolders
 from sliders.data.timesteps import allowed_timesteps
-from sliders.models import FAMILIES
+from sliders.models import find_family
 from sliders.train.plan import Plan, make_plan
 from sliders.train.trainer import Trainer
 
@@ -24,18 +24,20 @@ RUN = "probe_alpha2.0_rank4_noxattn"
 VARIED = [{"target": "", "resolution": 128, "dynamic_resolution": True, "batch_size": 2}]
 
 
-def make_trainer(tmp_path, flags=(), prompts=None, folders=FOLDERS, names=("a", "b", "c"), **overrides):
-    data = make_scale_folders(tmp_path / "data", folders=FOLDERS, names=names)
+def make_trainer(
+    tmp_path, flags=(), prompts=None, folders=FOLDERS, names=("a", "b", "c"), family="sdxl", size=(64, 64), **overrides
+):
+    data = make_scale_folders(tmp_path / "data", folders=FOLDERS, names=names, size=size)
     scales = ", ".join(map(str, SCALES))
     flags = [*flags, "--folders", ", ".join(folders), "--scales", scales]
     argv = write_experiment(tmp_path, flags=flags, prompts=prompts or PROMPTS, data=data, **overrides)
-    (settings,), _ = load_settings(argv)
+    (settings,), _ = load_settings(argv, family)
     return Trainer(make_plan(settings))
 
 
 def unchecked_plan(settings, device="cpu"):
     """A plan that skips the checks of device and output, for what a test puts in their place."""
-    family = FAMILIES[settings.family]
+    family = find_family(settings.family, settings.pretrained_model)
     data = ScaleFolders.find(settings.data, family.facts.size_multiple)
     timesteps = allowed_timesteps(settings.train)
     return Plan(settings, family, device, data, (), 0, checkpoint=None, damaged=(), timesteps=timesteps)

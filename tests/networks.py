@@ -29,21 +29,21 @@ def unet_output(unet):
     return unet(**random_inputs()).sample
 
 
-def random_network(unet, network_type="c3lier", method="full"):
-    network = AdaptorNetwork(unet, Network(type=network_type, rank=4, alpha=2.0, training_method=method))
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for adaptor in network.adaptors:
-            adaptor.up.normal_(std=0.05, generator=generator)
+def random_network(unet, network_type="c3lier", method="full", **settings):
+    network = AdaptorNetwork(
+        unet, Network(**{"type": network_type, "rank": 4, "alpha": 2.0, "training_method": method, **settings})
+    )
+    randomize(network, seed=5)
     return network
 
 
 def randomize(network, seed=1):
-    """Away from the all-zero start, where the gradients of `down` vanish."""
+    """Away from the start, where the weights are zero that make an adaptor add nothing."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for adaptor in network.adaptors:
-            adaptor.up.normal_(std=0.05, generator=generator)
+        for parameter in network.parameters():
+            if not parameter.any():
+                parameter.normal_(std=0.05, generator=generator)
 
 
 def gathered_gradients(trainer):

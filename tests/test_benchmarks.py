@@ -42,6 +42,11 @@ def test_bench_step_compares_each_mode_with_eager(results, capsys):
     assert "graph against eager at 64 px" in capsys.readouterr().out
 
 
+def test_bench_step_measures_other_algorithms(results):
+    (found,) = results("bench_step", "--algo lokr --factor 4 --resolutions 64 --modes eager --steps 1")["results"]
+    assert found["finite"] and found["moved"] > 0
+
+
 def test_bench_sampling_makes_the_same_pictures_together_and_one_by_one(results):
     found = results("bench_sampling", "--resolution 64 --steps 2 --repeats 1")
     assert found["largest_difference"] < 1e-4

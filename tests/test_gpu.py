@@ -10,15 +10,17 @@ from conftest import make_scale_folders, write_experiment
 from experiments import TEXT_SETS, make_text_trainer
 from networks import random_inputs
 from safetensors.torch import load_file
+from sliders.adaptors import ALGORITHMS
 from sliders.adaptors.network import AdaptorNetwork
 from sliders.compute import compilation
-from sliders.compute.attention import set_attention
+from sliders.compute.attention import attend_with, set_attention
 from sliders.compute.device import place
 from sliders.compute.frozen import frozen_product, joint_product
 from sliders.compute.fusion import fuse_blocks
 from sliders.compute.quantization import BYTE, ByteLinear, quantize
 from sliders.config.schema import Network, Other
 from sliders.config.settings import load_settings
+from sliders.models.sd.narrow import build_narrow_sd
 from sliders.models.sdxl.narrow import build_narrow_sdxl
 from sliders.train.gradients import CannotCaptureError, StepGraph
 from sliders.train.plan import make_plan
@@ -29,13 +31,13 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 FOLDERS = ("--folders", "verylow, low, high, veryhigh", "--scales", "-1, 0.5, 1, 2")
 
 
-def make_trainer(tmp_path, device, flags=(), **overrides):
+def make_trainer(tmp_path, device, flags=(), family="sdxl", **overrides):
     data = make_scale_folders(tmp_path / "data")
     root = tmp_path / f"{device}{len(list(tmp_path.iterdir()))}"
     root.mkdir()
     flags = [*FOLDERS, "--iterations", "10", *flags]
     argv = [*write_experiment(root, flags=flags, data=data, **overrides), "--device", device]
-    (settings,), _ = load_settings(argv)
+    (settings,), _ = load_settings(argv, family)
     return Trainer(make_plan(settings))
 
 
@@ -55,6 +57,29 @@ def assert_learns_the_same(trainer, other):
 
 def test_a_gpu_learns_the_same_as_a_cpu(tmp_path):
     assert_learns_the_same(*(make_trainer(tmp_path, device) for device in ("cpu", "0")))
+
+
+@pytest.mark.parametrize("v2", [False, True])
+def test_a_gpu_learns_stable_diffusion_like_a_cpu(tmp_path, v2):
+    """With fused blocks and a graph."""
+    trainers = [make_trainer(tmp_path, device, family="sd", pretrained_model={"v2": v2}) for device in ("cpu", "0")]
+    assert_learns_the_same(*trainers)
+    assert trainers[1].gradients.captured == 1
+
+
+@pytest.mark.parametrize("channels", [40, 80, 160])
+def test_attention_with_the_head_sizes_of_stable_diffusion_1(channels):
+    """`auto` prefers cuDNN's kernels on Hopper, and must pass on what they do not support, also for the backward pass."""
+    generator = torch.Generator("cuda").manual_seed(0)
+    options = {"device": "cuda", "generator": generator}
+    single = [torch.randn(2, n, 8, channels, **options).bfloat16().requires_grad_() for n in (256, 77, 77)]
+    double = [t.detach().double().requires_grad_() for t in single]
+    outputs = [
+        attend_with(name, torch.device("cuda"))(*inputs) for name, inputs in (("auto", single), ("math", double))
+    ]
+    gradients = [torch.autograd.grad(out.square().sum(), x) for out, x in zip(outputs, (single, double), strict=True)]
+    for found, wanted in zip((outputs[0], *gradients[0]), (outputs[1], *gradients[1]), strict=True):
+        assert (found.double() - wanted).norm() < 0.02 * wanted.norm()
 
 
 def test_encoders_are_moved_off_the_gpu_and_adaptors_stay_float32(tmp_path):
@@ -136,8 +161,9 @@ def count_waits(trainer, step):
 
 
 @pytest.mark.parametrize("graph", ["auto", "off"])
-def test_a_step_never_waits_for_the_gpu(tmp_path, graph):
-    trainer = make_trainer(tmp_path, "0", other={"cuda_graph": graph})
+@pytest.mark.parametrize("algo", ALGORITHMS)
+def test_a_step_never_waits_for_the_gpu(tmp_path, graph, algo):
+    trainer = make_trainer(tmp_path, "0", other={"cuda_graph": graph}, network={"algo": algo})
     for step in range(2):  # the second captures
         trainer.step(step)
     assert count_waits(trainer, 2) == 0
@@ -207,8 +233,9 @@ def test_text_steps_with_graphs_learn_the_same_as_single_kernels_and_wait_for_no
     assert count_waits(graphs, 8) == 0
 
 
-def test_each_replay_computes_the_gradient_of_its_own_batch(tmp_path):
-    trainer = make_trainer(tmp_path, "0")
+@pytest.mark.parametrize("algo", ALGORITHMS)
+def test_each_replay_computes_the_gradient_of_its_own_batch(tmp_path, algo):
+    trainer = make_trainer(tmp_path, "0", network={"algo": algo})
     for step in range(3):
         trainer.step(step)
     assert trainer.gradients.captured == 1
@@ -305,6 +332,19 @@ def test_every_attention_layer_uses_the_chosen_kernel(name):
     calls = sum(event.count for event in profiler.key_averages() if event.key == KERNELS[name])
     assert calls == len(unet.attn_processors)
     assert (found - wanted).float().norm() < 0.02 * wanted.float().norm()
+
+
+def test_fused_transformers_that_project_with_convolutions_compute_the_same():
+    block = build_narrow_sd().unet.down_blocks[1].attentions[0].to("cuda", memory_format=torch.channels_last)
+    image, tokens = torch.randn(2, 32, 8, 8, device="cuda"), torch.randn(2, 7, 32, device="cuda")
+    results = []
+    for fuse in (lambda block: None, fuse_blocks):
+        fuse(block)
+        x = image.to(memory_format=torch.channels_last).requires_grad_()
+        output = block(x, tokens).sample
+        results.append((output.detach(), *torch.autograd.grad(output.square().sum(), (x, block.proj_in.weight))))
+    for plain, fused in zip(*results, strict=True):
+        assert (fused - plain).norm() <= 1e-4 * plain.norm()
 
 
 def test_fused_blocks_compute_the_same():

@@ -11,7 +11,8 @@ from safetensors import safe_open
 from sliders.adaptors.network import AdaptorNetwork
 from sliders.config.schema import Network
 from sliders.config.settings import load_settings
-from sliders.formats.slider_file import load_slider, save_slider, serialize, slider_tensors
+from sliders.formats.metadata import network_metadata
+from sliders.formats.slider_file import load_slider, open_slider, save_slider, serialize, slider_tensors
 from sliders.models.sdxl.family import SDXL_FAMILY
 from sliders.models.sdxl.keys import sdxl_file_keys
 from sliders.models.sdxl.narrow import build_narrow_sdxl
@@ -120,6 +121,56 @@ def test_metadata_identify_sdxl_and_describe_the_training(trained):
     assert json.loads(metadata["sliders.config"])["network"]["training_method"] == "full"
     assert metadata["ss_steps"] == "8"
     assert str(path.parent.parent) not in json.dumps(metadata)  # no paths of the user's disk
+
+
+@pytest.mark.parametrize(
+    ("settings", "wanted"),
+    [
+        ({}, {"ss_network_module": "networks.lora", "ss_network_dim": "8", "ss_network_alpha": "4.0"}),
+        ({"algo": "loha"}, {"ss_network_module": "lycoris.kohya", "ss_network_dim": "8", "ss_network_alpha": "4.0",
+                            "ss_network_args": {"algo": "loha", "conv_dim": "8", "conv_alpha": "4.0"}}),
+        ({"algo": "lokr", "factor": 4}, {"ss_network_module": "lycoris.kohya", "ss_network_dim": "8", "ss_network_alpha": "4.0",
+                                         "ss_network_args": {"algo": "lokr", "conv_dim": "8", "conv_alpha": "4.0", "factor": "4"}}),
+        ({"include": ["*ff*"]}, {"ss_network_module": "networks.lora", "ss_network_dim": "8", "ss_network_alpha": "4.0"}),
+        ({"include": [{"pattern": "*ff*", "rank": 2}]},
+         {"ss_network_module": "networks.lora", "ss_network_dim": "Dynamic", "ss_network_alpha": "Dynamic"}),
+    ],
+)  # fmt: skip
+def test_metadata_name_the_algorithm_as_the_scripts_that_train_it_do(settings, wanted):
+    found = network_metadata(Network(rank=8, alpha=4, **settings))
+    if "ss_network_args" in found:
+        found["ss_network_args"] = json.loads(found["ss_network_args"])
+    assert found == wanted
+
+
+def test_layers_of_several_ranks_have_them_in_the_file(tmp_path):
+    """`alpha` of each module and the rows of its weights tell a loader the gain."""
+    unet = build_narrow_sdxl().unet
+    include = [{"pattern": "*ff.net*", "rank": 2, "alpha": 3}, "*proj_in"]
+    network = random_network(unet, method="noxattn", include=include, exclude=["mid_block*"])
+    wanted = unet_output(unet)
+    config = {
+        "network": Network(
+            type="c3lier", training_method="noxattn", rank=4, alpha=2, include=include, exclude=["mid_block*"]
+        ).model_dump()
+    }
+    path = tmp_path / "slider.safetensors"
+    tensors = slider_tensors(network, SDXL_FAMILY, torch.float32)
+    save_slider(path, tensors, {"sliders.config": json.dumps(config)}, SDXL_FAMILY)
+    network.remove()
+    gains = {
+        tensors[f"{key.partition('.')[0]}.alpha"].item() / len(t) for key, t in tensors.items() if "lora_down" in key
+    }
+    assert gains == {0.5, 1.5}
+    assert {len(t) for key, t in tensors.items() if "_ff_net" in key and "lora_down" in key} == {2}
+    assert not any("middle_block" in key for key in tensors)
+
+    opened = open_slider(path, unet, SDXL_FAMILY)
+    assert torch.allclose(unet_output(unet), wanted, atol=1e-6)
+    opened.remove()
+    pipe = build_narrow_sdxl()
+    pipe.load_lora_weights(str(tmp_path), weight_name=path.name)
+    assert torch.allclose(unet_output(pipe.unet), wanted, atol=1e-5)
 
 
 def test_the_model_hash_is_the_sha256_of_everything_after_the_header(trained):

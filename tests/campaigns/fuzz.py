@@ -46,7 +46,7 @@ values = st.recursive(
     scalars, lambda v: st.lists(v, max_size=4) | st.dictionaries(st.text(max_size=8), v, max_size=4), max_leaves=8
 )
 KEYS = {
-    "network": ["type", "algo", "rank", "alpha", "training_method"],
+    "network": ["type", "algo", "factor", "rank", "alpha", "training_method", "include", "exclude"],
     "train": ["precision", "iterations", "lr", "optimizer", "optimizer_args", "lr_scheduler", "max_denoising_steps", "loss",
               "max_grad_norm", "skip_nonfinite", "seed"],
     "save": ["name", "path", "per_steps", "precision", "keep"],

@@ -10,6 +10,7 @@ import torch
 from conftest import make_scale_folders, write_experiment
 from cpu_graph import Graph, Stream, capture, replace_cuda
 from experiments import make_text_trainer, unchecked_plan
+from sliders.adaptors import ALGORITHMS
 from sliders.compute.graphs import WARM_UPS
 from sliders.config.settings import load_settings
 from sliders.train import gradients
@@ -72,6 +73,7 @@ WAYS = {  # sections of the config
     "not clipped": {"train": {"max_grad_norm": 0}},
     "checkpointed": {"other": {"gradient_checkpointing": True}},
     "autocast": {"other": {"torch_amp": True}},
+    **{algo: {"network": {"algo": algo}} for algo in ALGORITHMS if algo != "lora"},
     "bfloat16": {"train": {"precision": "bfloat16"}},
     "fp8": {"pretrained_model": {"quantize": "fp8"}, "train": {"precision": "bfloat16"}},
     "int8": {"pretrained_model": {"quantize": "int8"}},

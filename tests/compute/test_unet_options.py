@@ -132,10 +132,11 @@ def test_cross_attention_reads_the_prompts_of_each_pass(method):
     network.remove()
 
 
-def test_compilation_changes_no_names_and_no_results():
+@pytest.mark.parametrize("algo", ALGORITHMS)
+def test_compilation_changes_no_names_and_no_results(algo):
     """With dynamo's eager backend, which gets the same graphs as inductor but needs no minutes for C++."""
     unet = build_narrow_sdxl().unet
-    network = random_network(unet)
+    network = random_network(unet, algo=algo)
     names, wanted = [name for name, _ in unet.named_modules()], unet_output(unet)
     assert compile_unet(unet.mid_block, "regional", backend="eager") == 4  # two ResNets, a transformer of depth two
     assert torch.allclose(unet_output(unet), wanted, atol=1e-5)
@@ -227,12 +228,15 @@ def test_a_quantised_layer_keeps_no_input_for_its_backward_pass(kind):
     assert output.requires_grad and kept() is None
 
 
-@pytest.mark.parametrize("amp", [False, True])
-@pytest.mark.parametrize("kind", QUANTISED)
-def test_adaptors_of_a_quantised_unet_learn(kind, amp):
+@pytest.mark.parametrize(
+    ("kind", "amp", "algo"),
+    [(kind, amp, "lora") for kind in QUANTISED for amp in (False, True)]
+    + [("int8", True, algo) for algo in ALGORITHMS if algo != "lora"],
+)
+def test_adaptors_of_a_quantised_unet_learn(kind, amp, algo):
     unet = build_narrow_sdxl().unet.requires_grad_(False)
     quantize(unet, kind, "cpu", torch.float32)
-    network = random_network(unet)
+    network = random_network(unet, algo=algo)
     base = unet_output(unet)
     network.set_multipliers(torch.zeros(1))
     assert not torch.allclose(unet_output(unet), base, atol=1e-3)

@@ -166,7 +166,40 @@ case("YAML that is not UTF-8", lambda tmp_path: [write_experiment(tmp_path), (tm
 case("an empty config", config_text(""), "config.yaml", "mapping", f"{ROOT_YAML}/config-xl.yaml")
 case("Stable Diffusion 2", config(pretrained_model={"v2": True}), "pretrained_model.v2", "SDXL", "remove the key")
 case("float16 training", config(train={"precision": "float16"}), "train.precision", "float16", "use bfloat16")
-case("LyCORIS", config(other={"lycorisize": True}), "other.lycorisize", "set it to false")
+case("LyCORIS beside another algorithm", config(other={"lycorisize": True}, network={"algo": "loha"}), "other.lycorisize",
+     "glora", "loha", "remove one")  # fmt: skip
+case("unknown algorithm", config(network={"algo": "lorax"}), "network.algo: 'lorax'", "lora, loha")
+case("DoRA", config(network={"algo": "DoRA"}), "network.algo: dora", "not the base model", "Use lora")
+case("BOFT", config(network={"algo": "boft"}), "network.algo: boft", "not linear", "Use lora")
+case("Diag-OFT", config(network={"algo": "diag-oft"}), "network.algo: diag-oft", "twice", "Use lora")
+case("IA³", config(network={"algo": "ia3"}), "network.algo: ia3", "ComfyUI", "Use lora")
+case("a factor without LoKr", config(network={"factor": 8}), "network", "algo lokr", "remove it")
+case("factor 1", config(network={"algo": "lokr", "factor": 1}), "network.factor: 1", "or equal to 2")
+case("a pattern that matches nothing", config(network={"include": ["*ff.nett*"]}), "network.include: '*ff.nett*'", "none of",
+     "did you mean *ff.net*")  # fmt: skip
+case("a pattern that lacks its stars", config(network={"include": ["ff.net"]}), "network.include: 'ff.net'", "*ff.net*")
+case(
+    "a pattern for a layer that web UIs do not know",
+    config(network={"include": ["conv_in"]}),
+    "network.include: 'conv_in'",
+)
+case(
+    "a pattern that excludes nothing", config(network={"exclude": ["*attn2*"]}), "network.exclude: '*attn2*'", "none of"
+)
+case(
+    "patterns that exclude everything",
+    config(network={"exclude": ["*"]}),
+    "network",
+    "adapts no layers",
+    "exclude fewer",
+)
+case(
+    "a rank of 0 for a pattern",
+    config(network={"include": [{"pattern": "*ff*", "rank": 0}]}),
+    "network.include.0.rank: 0",
+)
+case("an unknown key beside a pattern", config(network={"include": [{"pattern": "*ff*", "rnk": 2}]}), "network.include.0.rnk",
+     "did you mean 'rank'")  # fmt: skip
 case("unknown optimizer", config(train={"optimizer": "sgdd"}), "train.optimizer", "'sgdd'", "adamw", "prodigy")
 case("optimizer that is not a string", config(train={"optimizer": 8}), "train.optimizer: 8", "'adamw8bit'")
 case("unknown schedule", config(train={"lr_scheduler": "cosin"}), "train.lr_scheduler", "'cosin'", "cosine", "linear")

@@ -18,8 +18,8 @@ from sliders.config.settings import load_settings, load_text_settings
 from sliders.system.errors import InputError
 
 REQUIRED = ["--config_file", "c.yaml", "--folder_main", "d"]
-SHIPPED = sorted((SCRIPTS / "data").glob("config-xl*.yaml"))
-SHIPPED_PROMPTS = sorted((SCRIPTS / "data").glob("prompts-xl*.yaml"))
+SHIPPED = sorted((SCRIPTS / "data").glob("config*.yaml"))
+SHIPPED_PROMPTS = sorted((SCRIPTS / "data").glob("prompts*.yaml"))
 
 GOLDEN_FLAGS = {
     "--help", "--config_file", "--folder_main", "--folders", "--scales", "--stylecheck", "--attributes", "--name", "--rank",
@@ -310,7 +310,15 @@ def test_no_flag_is_lost():
 
 
 @pytest.mark.parametrize(
-    "script", ["train_lora-scale-xl.py", "train_lora_xl.py", "sample_slider-xl.py", "convert_slider.py"]
+    "script",
+    [
+        "train_lora-scale-xl.py",
+        "train_lora_xl.py",
+        "sample_slider-xl.py",
+        "train_lora-scale.py",
+        "sample_slider.py",
+        "convert_slider.py",
+    ],
 )
 def test_help_names_every_flag_and_answers_without_torch(script):
     code = """
@@ -325,9 +333,10 @@ except SystemExit as stop:
     path = next(p for folder in (SCRIPTS, TEXT_SCRIPTS) if (p := folder / script).exists())
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    golden = {"train_lora-scale-xl.py": GOLDEN_FLAGS, "train_lora_xl.py": GOLDEN_TEXT_FLAGS}
-    wanted = golden.get(script, {"--help", "--out", "--overwrite"})
+    wanted = GOLDEN_FLAGS if script.startswith("train") else {"--help", "--out", "--overwrite"}
+    wanted = GOLDEN_TEXT_FLAGS if script == "train_lora_xl.py" else wanted
     assert [flag for flag in wanted if flag not in done.stdout] == []
+    assert f"usage: {script} " in done.stdout
 
 
 # --- what is shipped
@@ -356,20 +365,42 @@ def test_a_shipped_prompts_file_is_valid_with_the_shipped_config(path):
     assert settings.prompts
 
 
-def test_the_guides_lines_for_small_cards_are_keys_of_the_suggested_config(tmp_path):
-    """Each changes a key of that config, which is valid with all of them."""
-    (block,) = re.findall(r"```yaml\n(.*?)```", (SCRIPTS / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+def test_the_config_for_stable_diffusion_is_that_for_sdxl_with_another_model_and_size():
+    xl, sd = (
+        [yaml.safe_load((SCRIPTS / "data" / f"{name}{ending}.yaml").read_text(encoding="utf-8")) for name in ("config", "prompts")]
+        for ending in ("-xl", "")
+    )  # fmt: skip
+    assert sd[0].pop("pretrained_model").pop("v2") is False
+    xl[0].pop("pretrained_model")
+    assert {key for key in xl[0] if xl[0][key] != sd[0][key]} == {"prompts_file"}
+    assert {key for key in xl[1][0] if xl[1][0][key] != sd[1][0][key]} == {"resolution", "guidance_scale"}
+
+
+@pytest.mark.parametrize(("family", "ending"), [("sdxl", "-xl"), ("sd", "")])
+def test_messages_name_the_example_of_the_commands_family(tmp_path, family, ending):
+    (tmp_path / "c.yaml").write_text("- a list")
+    with pytest.raises(InputError, match=rf"start from trainscripts/imagesliders/data/config{ending}\.yaml"):
+        load_settings(["--config_file", str(tmp_path / "c.yaml"), "--folder_main", "anything"], family)
+
+
+@pytest.mark.parametrize(("section", "keys"), [("other", 3), ("network", 6)], ids=["small cards", "layers"])
+def test_the_guides_yaml_changes_keys_of_the_suggested_config(tmp_path, section, keys):
+    """Which is valid with all of them, and in which each is shown."""
+    blocks = re.findall(r"```yaml\n(.*?)```", (SCRIPTS / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert len(blocks) == 2
+    (block,) = (lines for text in blocks if section in (lines := yaml.safe_load(text)))
     config = yaml.safe_load((SCRIPTS / "data" / "config-xl.yaml").read_text(encoding="utf-8"))
     config["prompts_file"] = str(ROOT / config["prompts_file"])
-    changed = [(section, key) for section, lines in yaml.safe_load(block).items() for key in lines]
-    for section, key in changed:
-        assert config[section][key] != yaml.safe_load(block)[section][key]
-        config[section][key] = yaml.safe_load(block)[section][key]
-    path = tmp_path / "small.yaml"
+    for name, lines in block.items():
+        assert lines.keys() <= config[name].keys()
+        assert lines != {key: config[name][key] for key in lines}
+        config[name] |= lines
+    path = tmp_path / "changed.yaml"
     path.write_text(yaml.safe_dump(config), encoding="utf-8")
     (settings,), _ = load_settings(["--config_file", str(path), "--folder_main", "anything"])
-    assert len(changed) == 3
-    assert settings.other.gradient_checkpointing
+    assert sum(len(lines) for lines in block.values()) == keys
+    assert settings.other.gradient_checkpointing == (section == "other")
+    assert [item.rank for item in settings.network.include] == ([8, None] if section == "network" else [])
 
 
 def test_the_suggested_config_shows_every_key_of_train_and_the_guide_every_flag():

@@ -1,5 +1,6 @@
 """Converts files with every defect of the original trainers': the UNet's output stays that of the original adaptor."""
 
+import json
 import pickle
 
 import pytest
@@ -87,6 +88,33 @@ def test_a_converted_slider_does_what_the_original_did(convert_main, original, t
     network.remove()
 
 
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("case", [
+    {"algo": "loha"}, {"algo": "glora"}, {"algo": "full"}, {"algo": "lokr"}, {"algo": "lokr", "rank": 2, "factor": 2},
+], ids=lambda case: "-".join(map(str, case.values())))  # fmt: skip
+def test_files_of_lycoris_are_converted(convert_main, tmp_path, case, reverse):
+    """With the prefix that LyCORIS writes unless told otherwise, which A1111 does not know."""
+    unet = build_narrow_sdxl().unet
+    network = random_network(unet, "c3lier", "noxattn", **case)
+    network.set_multipliers(torch.tensor([0.7]))
+    wanted = unet_output(unet)
+    network.remove()
+    named = {
+        f"lycoris_{path.replace('.', '_')}.{part}": tensor.contiguous()
+        for path, parts in network.tensors().items() for part, tensor in parts.items()
+    }  # fmt: skip
+    save_file(named, tmp_path / "a.safetensors")
+    flags = ["--reverse"] if reverse else []
+    assert convert_main([str(tmp_path / "a.safetensors"), "--model", "tiny", *flags]) == 0
+    path = tmp_path / "a_converted.safetensors"
+    with safe_open(path, framework="pt") as file:
+        assert file.metadata()["ss_network_module"] == "lycoris.kohya"
+        assert json.loads(file.metadata()["ss_network_args"])["algo"] == case["algo"]
+    again = open_slider(path, unet, SDXL_FAMILY)
+    again.set_multipliers(torch.tensor([-0.7 if reverse else 0.7]))
+    assert torch.allclose(unet_output(unet), wanted, atol=1e-5)
+
+
 def test_reversed_it_does_at_minus_x_what_it_did_at_x(convert_main, original, tmp_path, capsys):
     unet, tensors, outputs = original
     save_file(keyed(tensors, file_key), tmp_path / "a.safetensors")
@@ -111,11 +139,20 @@ def half(tensors):
     return found
 
 
+def mixed(tensors):
+    """One layer has a full difference instead of a LoRA."""
+    first = file_key(min(tensors))
+    others = {key: tensor for key, tensor in keyed(tensors, file_key).items() if not key.startswith(f"{first}.")}
+    return {**others, f"{first}.diff": torch.ones(1)}
+
+
 BAD = {
     "no alpha": (lambda t: keyed(t, file_key, ("lora_down.weight", "lora_up.weight")), [], ["lack their alpha", "--alpha"]),
-    "half a layer": (half, [], ["only half of its weights"]),
+    "half a layer": (half, [], ["only a part of its weights"]),
     "a LoRA of more layers": (lambda t: {**keyed(t, file_key), "lora_te1_x.alpha": torch.ones(())}, [],
                               ["1 of", "lora_te1_x.alpha", "only such sliders"]),
+    "two algorithms": (mixed, [], ["mixes", "full", "lora", "as it is"]),
+    "a DoRA": (lambda t: {**keyed(t, file_key), f"{file_key(min(t))}.dora_scale": torch.ones(1)}, [], ["dora_scale"]),
     "layers of no training_method": (lambda t: keyed(dict(list(t.items())[:7]), file_key), [], ["its 7 layers", "--model"]),
     "another model's size": (lambda t: {k: torch.cat([v, v], 1) if "down" in k else v for k, v in keyed(t, file_key).items()},
                              [], ["another size"]),

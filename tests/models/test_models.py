@@ -12,10 +12,10 @@ from networks import SDXL_BETAS
 from safetensors.torch import load_file, save_file
 from sliders.compute.device import place
 from sliders.config.schema import PretrainedModel
+from sliders.models.diffusers_unet.single_file import save_single_file
 from sliders.models.schedule import NoiseSchedule
 from sliders.models.sdxl.loading import load_sdxl
 from sliders.models.sdxl.narrow import NarrowSDXL, build_narrow_sdxl
-from sliders.models.sdxl.single_file import save_single_file
 from sliders.models.sdxl.sources import check_source
 from sliders.system.errors import InputError
 

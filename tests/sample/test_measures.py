@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from skimage import data, filters, metrics
-from sliders.models.sdxl.narrow import build_tokenizer, clip_vocabulary
+from sliders.models.diffusers_unet.tokenizer import build_tokenizer, clip_vocabulary
 from sliders.sample.learned_measures import ClipScore, Lpips
 from sliders.sample.measures import MEASURES, edge_difference, mean_difference, ssim
 from sliders.system.errors import InputError

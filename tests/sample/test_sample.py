@@ -159,7 +159,7 @@ def test_the_sample_command_reads_the_image_size_from_the_slider(tmp_path):
                             prompts=[{"target": "", "resolution": 256}])  # fmt: skip
     (settings,), _ = load_settings(argv)
     found = ScaleFolders.find(settings.data, 32)
-    metadata = slider_metadata(settings, found, stem="s", steps=1, started=0.0, prediction="epsilon")
+    metadata = slider_metadata(settings, found, SDXL_FAMILY, stem="s", steps=1, started=0.0, prediction="epsilon")
     assert trained_size(metadata, SDXL_FAMILY) == found.fitted_size(found.names.index("c"), 256)
     assert trained_size(metadata, SDXL_FAMILY)[0] < trained_size(metadata, SDXL_FAMILY)[1]
 

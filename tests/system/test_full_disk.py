@@ -183,6 +183,7 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_out_of_memory_names_the_two_settings_that_help_most(tmp_path, case):
+    from sliders.models.sdxl.family import SDXL_FAMILY
     from sliders.train.resources import out_of_memory
 
     other, prompt, wanted = CASES[case]
@@ -190,7 +191,7 @@ def test_out_of_memory_names_the_two_settings_that_help_most(tmp_path, case):
     (settings,), _ = load_settings(argv)
     prompts = tuple(PromptSet.model_validate({**p.model_dump(), **prompt}) for p in settings.prompts)
     settings = settings.model_copy(update={"prompts": prompts})
-    sentence = out_of_memory(settings, torch.OutOfMemoryError(SAID), 22 * 2**30)
+    sentence = out_of_memory(settings, SDXL_FAMILY, torch.OutOfMemoryError(SAID), 22 * 2**30)
     assert f"set {wanted[0]}, or {wanted[1]}, and" in sentence
     assert "2.50 GiB more was needed after a peak of 22.0 GiB" in sentence and "GPU of 23.64 GiB" in sentence
 
@@ -212,8 +213,12 @@ def test_out_of_memory_ends_a_run_with_advice_for_that_phase(tmp_path, train_mai
     def full(*_, **__):
         raise torch.OutOfMemoryError(SAID)
 
-    place = {"encoding": "LatentCache", "placing": "quantize", "training": "Gradients.__call__"}[phase.split()[0]]
-    monkeypatch.setattr(f"sliders.train.trainer.{place}", full)
+    places = {
+        "encoding": "data.sources.LatentCache",
+        "placing": "train.trainer.quantize",
+        "training": "train.trainer.Gradients.__call__",
+    }
+    monkeypatch.setattr(f"sliders.{places[phase.split()[0]]}", full)
     assert train_main(experiment(tmp_path / "run", prompts=prompts)) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert f"set {', or '.join(wanted)}, and" in error

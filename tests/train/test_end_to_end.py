@@ -34,6 +34,38 @@ def mean_loss(trainer, steps=20):
     return sum(trainer.forward(trainer.make_batch(trainer.draw(s))).item() for s in range(steps)) / steps
 
 
+def parts_of(folder):
+    (path,) = folder.glob("*/*_last.safetensors")
+    return {key.split(".", 1)[1] for key in load_file(path)}
+
+
+def test_lycorisize_means_glora_as_in_the_fork(tmp_path, train_main):
+    assert train_main(write_experiment(tmp_path, other={"lycorisize": True})) == 0
+    assert parts_of(tmp_path / "models") == {"a1.weight", "a2.weight", "b1.weight", "b2.weight", "alpha"}
+
+
+@pytest.mark.parametrize("algo", ["loha", "lokr", "full"])
+def test_each_algorithm_trains_and_resumes(tmp_path, train_main, capsys, algo):
+    """Patterns too: the plan counts what they choose. Six steps are three and three more."""
+    network = {
+        "algo": algo,
+        "include": [{"pattern": "*ff.net*", "rank": 2, "alpha": 2}],
+        "exclude": "mid_block.resnets*",
+    }
+    argv = write_experiment(tmp_path, network=network, save={"path": str(tmp_path / "once")}, train={"iterations": 6})
+    assert train_main(argv) == 0
+    out = capsys.readouterr().out
+    assert "of c3lier noxattn, with 34 of *ff.net* (rank 2 alpha 2), without 6 of mid_block.resnets*: " + algo in out
+    assert ("rank and alpha have no effect" in out) == (algo == "full")
+    for iterations in (3, 6):
+        save = {"path": str(tmp_path / "twice"), "per_steps": 3}
+        argv = write_experiment(tmp_path, ["--resume"], network=network, save=save, train={"iterations": iterations})
+        assert train_main(argv) == 0
+    once, twice = (load_file(next((tmp_path / f).glob("*/*_last.safetensors"))) for f in ("once", "twice"))
+    assert once.keys() == twice.keys() and all((once[key] == twice[key]).all() for key in once)
+    assert any("_ff_net_" in key for key in once) and not any("middle_block_0_" in key for key in once)
+
+
 def test_photographs_train_a_slider(tmp_path, train_main, capsys):
     """Through the command line. The loss on 20 fixed draws is lower at the end than at the start."""
     flags = [

@@ -199,6 +199,14 @@ def test_resuming_with_another_rank_names_the_existing_run(finished, train_main,
     assert f"from step 1 ({RUN} has another rank, alpha or training_method)" in capsys.readouterr().out
 
 
+def test_a_checkpoint_from_before_there_were_patterns_is_resumed(finished):
+    """Its header lacks the keys that have come since."""
+    argv, _ = finished
+    plan = make_plan(settings_of([*argv, "--resume"]))
+    assert plan.checkpoint is not None
+    assert not {"include", "exclude", "factor"} & plan.checkpoint.header["run"]["network"].keys()
+
+
 def test_resuming_without_a_checkpoint_starts_from_the_beginning(tmp_path, train_main, capsys):
     assert train_main(experiment(tmp_path / "run", iterations=1, flags=["--resume"])) == 0
     assert "there is no checkpoint: from step 1" in capsys.readouterr().out
@@ -249,6 +257,9 @@ def test_loading_a_checkpoint_runs_no_code(tmp_path):
 
 CHANGED = {
     "layers": ([], {"network": {"type": "lierla"}}, "network.type was \"c3lier\""),
+    "algorithm": ([], {"network": {"algo": "loha"}}, 'network.algo was "lora" and is now "loha"'),
+    "included layers": ([], {"network": {"include": ["*ff*"]}}, "network.include was nothing"),
+    "excluded layers": ([], {"network": {"exclude": ["mid*"]}}, 'network.exclude was nothing and is now ["mid*"]'),
     "prompt": ([], {"prompts": [{"target": "a", "resolution": 64}]}, "prompts 1."),
     "seed": (["--seed", "7"], {}, "train.seed was 0 and is now 7"),
     "optimizer": (["--optimizer", "lion8bit"], {}, 'train.optimizer was "adamw" and is now "lion8bit"'),

@@ -1,4 +1,4 @@
-"""Time the kernels of `other.attention` on the shapes of SDXL's UNet, forward and backward. `auto` follows the results.
+"""Time the kernels of `other.attention` on the shapes of SDXL's and SD 1's UNets, forward and backward. `auto` follows the results.
 
 uv run trainscripts/benchmarks/bench_attention.py
 """
@@ -9,24 +9,28 @@ import importlib.util
 import torch
 from sliders.compute.attention import PACKAGES, SDPA, attend_with
 
-# {name: (image tokens, context tokens, heads)}; heads have 64 channels
+# {name: (image tokens, context tokens, heads, channels of a head)}
 SHAPES = {
-    "1024 px, outer": (4096, 4096, 10),
-    "1024 px, inner": (1024, 1024, 20),
-    "512 px, outer": (1024, 1024, 10),
-    "512 px, inner": (256, 256, 20),
-    "1024 px, prompt": (4096, 77, 10),
+    "1024 px, outer": (4096, 4096, 10, 64),
+    "1024 px, inner": (1024, 1024, 20, 64),
+    "512 px, outer": (1024, 1024, 10, 64),
+    "512 px, inner": (256, 256, 20, 64),
+    "1024 px, prompt": (4096, 77, 10, 64),
+    "SD 1, outer": (4096, 4096, 8, 40),
+    "SD 1, middle": (1024, 1024, 8, 80),
+    "SD 1, inner": (256, 256, 8, 160),
+    "SD 1, prompt": (4096, 77, 8, 40),
 }
 RUNS = 20
 
 
-def milliseconds(name: str, tokens: int, context: int, heads: int, rows: int) -> float:
+def milliseconds(name: str, tokens: int, context: int, heads: int, channels: int, rows: int) -> float:
     """Median time of a forward and a backward pass in bfloat16. rows: rows of the batch."""
     device = torch.device("cuda")
     attend = attend_with(name, device)
     shapes = (tokens, context, context)
     options = {"device": device, "dtype": torch.bfloat16, "requires_grad": True}
-    query, key, value = (torch.randn(rows, n, heads, 64, **options) for n in shapes)
+    query, key, value = (torch.randn(rows, n, heads, channels, **options) for n in shapes)
 
     def forward_and_backward() -> None:
         out = attend(query, key, value)
@@ -57,11 +61,11 @@ def main() -> None:
     rows = parser.parse_args().rows
     names = ["auto", "sdpa", *SDPA, *(n for n, (module, _) in PACKAGES.items() if importlib.util.find_spec(module))]
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {rows} rows, ms for forward and backward")
-    for shape, (tokens, context, heads) in SHAPES.items():
+    for shape, sizes in SHAPES.items():
         found = []
         for name in names:
             try:
-                found.append(f"{name} {milliseconds(name, tokens, context, heads, rows):.3f}")
+                found.append(f"{name} {milliseconds(name, *sizes, rows):.3f}")
             except RuntimeError as error:
                 found.append(f"{name} – ({str(error).splitlines()[0]})")
         print(f"{shape:16s} {'  '.join(found)}", flush=True)

@@ -21,19 +21,10 @@ import torch
 import yaml
 from diffusers import StableDiffusionXLPipeline
 from PIL import Image
-from sliders.models.sdxl.narrow import (
-    END,
-    END_OF_WORD,
-    START,
-    NarrowSDXL,
-    build_scheduler,
-    build_text_encoders,
-    build_tokenizer,
-    build_unet,
-    build_vae,
-    byte_symbols,
-)
-from sliders.models.sdxl.single_file import save_single_file
+from sliders.models.diffusers_unet.narrow import build_scheduler
+from sliders.models.diffusers_unet.single_file import save_single_file
+from sliders.models.diffusers_unet.tokenizer import END, END_OF_WORD, START, build_tokenizer, byte_symbols
+from sliders.models.sdxl.narrow import NarrowSDXL, build_sdxl_vae, build_text_encoders, build_unet
 from start_probe import PHASES
 
 SIZES = {
@@ -75,7 +66,7 @@ def write_model(folder: Path, widths: NarrowSDXL) -> None:
     torch.set_default_dtype(torch.float16)
     first, second = build_text_encoders(widths, vocab)
     pipe = StableDiffusionXLPipeline(
-        vae=build_vae(widths), unet=build_unet(widths), text_encoder=first, text_encoder_2=second,
+        vae=build_sdxl_vae(widths), unet=build_unet(widths), text_encoder=first, text_encoder_2=second,
         tokenizer=build_tokenizer(vocab, merges, pad_token=END), tokenizer_2=build_tokenizer(vocab, merges, pad_token="!"),
         scheduler=build_scheduler(), add_watermarker=False,
     )  # fmt: skip

@@ -26,9 +26,10 @@ from pathlib import Path
 import torch
 from bench_world import build_model, make_settings, step_flops, synchronize, write_noise_images
 from naive_step import NaiveStep
+from sliders.adaptors import ALGORITHMS
 from sliders.compute.device import torch_device, use_device
 from sliders.data.timesteps import allowed_timesteps
-from sliders.models import FAMILIES
+from sliders.models import find_family
 from sliders.models.layers import select_layers
 from sliders.models.sdxl.model import SDXL
 from sliders.train.plan import Plan
@@ -83,9 +84,8 @@ def measure_mode(args: argparse.Namespace, mode: str, resolution: int, pairs: in
         settings = make_settings(args, Path(folder), resolution, pairs, graph, compiled)
         model = build_in_main_memory(args, device)
         began = time.perf_counter()
-        plan = Plan(
-            settings, FAMILIES[settings.family], device, data, (), 0, None, (), allowed_timesteps(settings.train)
-        )
+        family = find_family(settings.family, settings.pretrained_model)
+        plan = Plan(settings, family, device, data, (), 0, None, (), allowed_timesteps(settings.train))
         trainer = Trainer(plan, model)
     loading = peak_memory(device)
     start = trainer.weights.master.detach().cpu().clone()
@@ -201,7 +201,7 @@ def main() -> int:
     name = torch.cuda.get_device_name(device) if cuda else "CPU"
     rates = [peak_rate(device)] if cuda else []
     print(
-        f"{name}, torch {torch.__version__}, {args.model} model, {args.precision}, rank {args.rank}, {args.optimizer}",
+        f"{name}, torch {torch.__version__}, {args.model} model, {args.precision}, {args.algo} rank {args.rank}, {args.optimizer}",
         flush=True,
     )
     results, comparisons = [], []
@@ -266,6 +266,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--modes", nargs="+", choices=("naive", *MODES))
     parser.add_argument("--resolutions", type=int, nargs="+")
     parser.add_argument("--pairs", type=int, nargs="+", default=[1], help="pairs of images per step (default: 1)")
+    parser.add_argument("--algo", choices=ALGORITHMS, default="lora", help="of all modes but naive (default: lora)")
+    parser.add_argument("--factor", type=int, help="of --algo lokr")
     parser.add_argument("--rank", type=int, default=96)
     parser.add_argument("--steps", type=int, default=10, help="steps in each of the five timed blocks (default: 10)")
     parser.add_argument("--precision", choices=("bfloat16", "float32"))

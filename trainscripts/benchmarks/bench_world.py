@@ -75,11 +75,18 @@ def make_settings(
 
 
 def make_network(args: argparse.Namespace) -> Network:
-    return Network(type="c3lier", rank=args.rank, alpha=args.rank / 2, training_method="noxattn")
+    return Network(
+        type="c3lier",
+        algo=args.algo,
+        factor=args.factor,
+        rank=args.rank,
+        alpha=args.rank / 2,
+        training_method="noxattn",
+    )
 
 
 def step_flops(args: argparse.Namespace, resolution: int, pairs: int) -> int:
-    """Floating-point operations of one step's forward and backward pass, with LoRA, without gradients of frozen weights."""
+    """Floating-point operations of one step's forward and backward pass, with adaptors, without gradients of frozen weights."""
     unet = weightless_unet(args.model).requires_grad_(False)
     network = AdaptorNetwork(unet, make_network(args))
     rows, side, shape = 2 * pairs, resolution // SDXL.facts.latent_factor, unet.config

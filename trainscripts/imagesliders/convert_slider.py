@@ -3,13 +3,15 @@
     uv run trainscripts/imagesliders/convert_slider.py old_slider.pt --alpha 1 --out models/old_slider.safetensors
 
 Accepts `.pt` files (without running any code in them), keys in diffusers' spelling, keys that contain `_orig_mod` or
-`lycoris`, and files without alpha. Does not merge sliders.
+`lycoris`, and files without alpha, of LoRA, LoHa, LoKr, GLoRA and full differences.
+Does not merge sliders.
 """
 
 import sys
 from pathlib import Path
 
 from sliders.config.flags import Parser
+from sliders.config.schema import PretrainedModel
 from sliders.system.command import command
 from sliders.system.errors import InputError
 from sliders.system.files import check_folder
@@ -18,6 +20,9 @@ REVERSE_NOTE = (
     "--reverse restores the slider's direction. If all scales it was trained with were positive, it does not restore its "
     "strengths: use sample_slider-xl.py to find the multipliers you want."
 )
+
+
+VERSIONS = {"sdxl": ("sdxl", False), "sd1": ("sd", False), "sd2": ("sd", True)}  # --family → (family, v2)
 
 
 def build_parser() -> Parser:
@@ -33,8 +38,10 @@ def build_parser() -> Parser:
     add("--reverse", action="store_true",
         help="make multiplier X do what -X did, for sliders of the fork, whose direction is swapped; restores only the "
         "direction, not the old strengths, if all scales were positive")  # fmt: skip
-    add("--model", default="stabilityai/stable-diffusion-xl-base-1.0", metavar="NAME_OR_PATH",
-        help="the model it was trained on, if its layers differ in size from SDXL's; no weights are loaded")  # fmt: skip
+    add("--family", default="sdxl", choices=VERSIONS,
+        help="the kind of model that it is for: sdxl (default), or sd1 or sd2 for Stable Diffusion")  # fmt: skip
+    add("--model", metavar="NAME_OR_PATH",
+        help="the model it was trained on, if its layers differ in size from the usual model's; no weights are loaded")  # fmt: skip
     add("--overwrite", action="store_true", help="replace an existing file")
     return parser
 
@@ -52,11 +59,14 @@ def main(argv: list[str]) -> None:
     check_folder(out.parent, "--out", "choose another --out", out.name)
     # imports torch, which --help and a mistyped flag need not wait for
     from sliders.formats.conversion import convert
-    from sliders.models import FAMILIES
+    from sliders.models import FAMILIES, find_family
 
-    network = convert(flags.slider, out, flags.model, FAMILIES["sdxl"], flags.alpha, flags.reverse)
+    name, v2 = VERSIONS[flags.family]
+    model = PretrainedModel(name_or_path=flags.model or FAMILIES[name].facts.example, v2=v2)
+    family = find_family(name, model)
+    network = convert(flags.slider, out, model.name_or_path, family, flags.alpha, flags.reverse)
     print(
-        f"saved   {out}\nlayers  {network.type} {network.training_method}, rank {network.rank}, alpha {network.alpha:g}"
+        f"saved   {out}\nlayers  {network.type} {network.training_method}: {network.algo} rank {network.rank} alpha {network.alpha:g}"
     )
     if flags.reverse:
         print(f"note: {REVERSE_NOTE}")

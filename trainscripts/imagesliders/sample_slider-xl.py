@@ -12,7 +12,7 @@ from sliders.system.command import command
 
 @command
 def main(argv: list[str]) -> None:
-    settings = load_sample_settings(argv)
+    settings = load_sample_settings(argv, family="sdxl")
     # imports torch, which --help and a mistyped flag need not wait for
     from sliders.sample.run import run
 

@@ -1,4 +1,4 @@
-"""Concept sliders for SDXL, trained from folders of images at fractional, asymmetric multipliers."""
+"""Concept sliders for SDXL and Stable Diffusion, trained from folders of images at fractional, asymmetric multipliers."""
 
 import logging
 import os

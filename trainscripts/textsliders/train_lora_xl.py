@@ -7,12 +7,12 @@ from sliders.system.command import command
 
 
 @command
-def main(argv: list[str]) -> int:
+def main(argv: list[str]) -> None:
     runs, flags = load_text_settings(argv, family="sdxl")
     # imports torch, which --help and a mistyped key need not wait for
-    from sliders.train.runs import run_command
+    from sliders.train.runs import run_all
 
-    return run_command(runs, flags.dry_run, [sys.argv[0] if __name__ == "__main__" else __file__, *argv])
+    run_all(runs, dry_run=flags.dry_run)
 
 
 if __name__ == "__main__":

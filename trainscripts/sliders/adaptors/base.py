@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -9,38 +10,55 @@ from torch import Tensor, nn
 from sliders.adaptors.gradient_sink import GradientSink
 
 Joint = Callable[[Tensor, Tensor], tuple[Tensor, ...]]  # x [B, …], strength [B] or [1] → the output of each layer
+ALPHA = "alpha"  # part of a file key
 
 
 class Adaptor(nn.Module, ABC):
-    """A trainable addition to the output of a frozen layer, linear in its strength, which is multiplier · gain.
+    """A trainable addition to a frozen layer, whose effect is linear in its strength, multiplier · gain.
 
-    A subclass sets `alpha` and `gain`, which is alpha / rank. All its weights are float32 parameters, because most
-    updates at a slider's learning rate would round to nothing in bfloat16. It reads them with `weight`, in the dtype of
-    the activations. Weights are 2-D, or 4-D for convolutions.
+    All its weights are float32 parameters, because most updates at a slider's learning rate would round to nothing in
+    bfloat16. It reads them with `weight`, in the dtype of the activations. Weights are 2-D, or 4-D for convolutions.
+
+    gain: alpha / rank, or 1 if there is no rank.
     """
 
-    alpha: float
-    gain: float
+    PARTS: ClassVar[dict[str, str]]  # {part of a file key, as LyCORIS and kohya's scripts write it: parameter}
+    SCALED: ClassVar[tuple[str, ...]]  # parts that are to be multiplied by c to make the effect c times as strong
+    HAS_ALPHA: ClassVar[bool] = True  # whether files contain it
 
     @abstractmethod
-    def __init__(self, base: nn.Module, rank: int, alpha: float, generator: torch.Generator | None = None):
+    def __init__(self, base: nn.Module, rank: int | None, alpha: float, generator: torch.Generator | None = None):
         """base: a Linear or Conv2d, which is not changed. Initially the adaptor must add nothing."""
         super().__init__()
         self._base = (base,)  # in a tuple, because a module would be registered as ours
         self._copies: dict[str, Tensor] = {}
         self.sink: GradientSink | None = None
+        self.rank, self.alpha = rank, alpha
+        self.gain = 1.0 if rank is None else alpha / rank
+        # stride, padding and dilation of a convolution, as F.conv2d takes them
+        self.geometry = (base.stride, base.padding, base.dilation) if isinstance(base, nn.Conv2d) else None
 
-    @abstractmethod
     def forward(self, x: Tensor, strength: Tensor) -> Tensor:
-        """Returns what is added to the layer's output for x [B, …], in x's dtype. strength: [B] or [1] (all rows)."""
+        """Returns what is added to the layer's output for x [B, …], in x's dtype. strength: [B] or [1] (all rows).
 
-    @abstractmethod
-    def tensors(self) -> dict[str, Tensor]:
-        """Returns {part of a file key: tensor}, by the names that web UIs know."""
+        A subclass defines it, unless its `adapted` does without.
+        """
+        raise NotImplementedError
 
-    @abstractmethod
-    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """Loads what `tensors` returned. If the file's alpha differs from this adaptor's, the effect stays the same."""
+    def adapted(self, base_forward: Callable[[Tensor], Tensor], x: Tensor, strength: Tensor) -> Tensor:
+        """Returns the adapted layer's output. A subclass may override it to need fewer passes over memory.
+
+        base_forward: the layer's `forward` without this adaptor.
+        """
+        return base_forward(x) + self(x, strength)
+
+    @classmethod
+    def join(cls, adaptors: Sequence["Adaptor"]) -> Joint | None:
+        """Returns a function that computes adapted layers with the same x at once, or None if they cannot be joined.
+
+        Joined adaptors have the same gain. By default, none are joined.
+        """
+        return None
 
     @property
     def base(self) -> nn.Module:
@@ -57,17 +75,59 @@ class Adaptor(nn.Module, ABC):
         """Returns the parameter `name`, or its copy, in the dtype of `like`."""
         return self._copies.get(name, getattr(self, name)).to(like.dtype)
 
-    def adapted(self, base_forward: Callable[[Tensor], Tensor], x: Tensor, strength: Tensor) -> Tensor:
-        """Returns the adapted layer's output. A subclass may override it to need fewer passes over memory.
+    def tensors(self) -> dict[str, Tensor]:
+        """Returns {part of a file key: tensor}, as web UIs read them."""
+        weights = dict(self.named_parameters())
+        found = {part: weights[name].detach() for part, name in self.PARTS.items() if name in weights}
+        if self.HAS_ALPHA:
+            found[ALPHA] = torch.tensor(self.alpha, dtype=torch.float32)
+        return found
 
-        base_forward: the layer's `forward` without this adaptor.
-        """
-        return base_forward(x) + self(x, strength)
+    @torch.no_grad()
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Loads what `tensors` returned. If the file's alpha differs from this adaptor's, the effect stays the same."""
+        if self.rank is not None:
+            tensors = self.scaled(tensors, float(tensors[ALPHA]) / self.alpha)
+        weights = dict(self.named_parameters())
+        for part, name in self.PARTS.items():
+            if name in weights:
+                weights[name].copy_(tensors[part])
 
     @classmethod
-    def join(cls, adaptors: Sequence["Adaptor"]) -> Joint | None:
-        """Returns a function that computes adapted layers with the same x at once, or None if they cannot be joined.
+    def scaled(cls, tensors: dict[str, Tensor], factor: float) -> dict[str, Tensor]:
+        """The tensors of an adaptor whose effect is `factor` times as strong."""
+        return {part: tensor * factor if part in cls.SCALED else tensor for part, tensor in tensors.items()}
 
-        Joined adaptors have the same gain. By default, none are joined.
-        """
-        return None
+    @classmethod
+    def is_complete(cls, tensors: dict[str, Tensor]) -> bool:
+        """Whether a layer's parts are those of this algorithm, with or without alpha."""
+        return tensors.keys() - {ALPHA} == cls.PARTS.keys()
+
+    @classmethod
+    def settings_of(cls, layers: Sequence[dict[str, Tensor]]) -> dict[str, int]:
+        """The settings of `network` besides alpha that give adaptors with these tensors."""
+        return {}
+
+
+def shape_of(base: nn.Linear | nn.Conv2d) -> tuple[int, ...]:
+    """(out, in), or (out, in, k, k) of a convolution. A quantised layer's weight may have another shape."""
+    if isinstance(base, nn.Conv2d):
+        return base.out_channels, base.in_channels, *base.kernel_size
+    return base.out_features, base.in_features
+
+
+def zeros(*shape: int) -> nn.Parameter:
+    return nn.Parameter(torch.zeros(shape, dtype=torch.float32))
+
+
+def per_row(strength: Tensor, like: Tensor) -> Tensor:
+    """strength [B] → [B, 1, …], in the dtype and number of dimensions of `like`."""
+    return strength.to(like.dtype).view(-1, *(1,) * (like.ndim - 1))
+
+
+def needs_plain_operations(x: Tensor) -> bool:
+    """The compiler cannot optimise our autograd functions, and autocast cannot cast the products in them."""
+    device = x.device.type
+    return torch.compiler.is_compiling() or (
+        torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    )

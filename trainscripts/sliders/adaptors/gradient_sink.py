@@ -51,7 +51,7 @@ class GradientSink:
 
     def finish(self) -> set[int]:
         """Returns the ids of the weights with a gradient, and starts afresh."""
-        if self._stream is not None:
+        if self._stream is not None and self._written:  # a graph may not wait for a stream that has no part in it
             torch.cuda.current_stream().wait_stream(self._stream)
         self._in_flight.clear()
         written, self._written = self._written, set()

@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sliders.adaptors.base import Adaptor, Joint
+from sliders.adaptors.base import Adaptor, Joint, needs_plain_operations, per_row, shape_of, zeros
 from sliders.adaptors.low_rank import ConvWithLoRA, JointLinearWithLoRA, LinearWithLoRA
 from sliders.compute.frozen import frozen_product, joint_product
 
@@ -19,36 +20,31 @@ class LoRA(Adaptor):
     dilation, up is [out, rank, 1, 1], and the rank is at most min(in, out).
     """
 
+    PARTS: ClassVar = {"lora_down.weight": "down", "lora_up.weight": "up"}
+    SCALED = ("lora_up.weight",)
+
     def __init__(self, base: nn.Linear | nn.Conv2d, rank: int, alpha: float, generator: torch.Generator | None = None):
-        super().__init__(base, rank, alpha, generator)
+        out, into, *kernel = shape_of(base)
+        super().__init__(base, min(rank, into, out) if kernel else rank, alpha, generator)
         self.frozen = frozen_product([base])  # None for convolutions
         is_plain_conv = type(base) is nn.Conv2d and "forward" not in base.__dict__
         self.plain = is_plain_conv or self.frozen is not None
-        self.geometry = None
-        if isinstance(base, nn.Conv2d):
-            rank = min(rank, base.in_channels, base.out_channels)
-            down = (rank, base.in_channels, *base.kernel_size)
-            up = (base.out_channels, rank, 1, 1)
-            self.geometry = (base.stride, base.padding, base.dilation)
-        else:
-            down, up = (rank, base.in_features), (base.out_features, rank)
-        self.alpha, self.gain = alpha, alpha / rank
-        self.down = nn.Parameter(torch.empty(down, dtype=torch.float32))
-        self.up = nn.Parameter(torch.zeros(up, dtype=torch.float32))
+        self.down = zeros(self.rank, into, *kernel)
+        self.up = zeros(out, self.rank, *(1,) * len(kernel))
         nn.init.kaiming_uniform_(self.down, a=math.sqrt(5), generator=generator)
 
     def forward(self, x: Tensor, strength: Tensor) -> Tensor:
         # multiplying the low-rank hidden state instead of the output saves passes over full-size tensors
-        down, up, strength = self.weight("down", x), self.weight("up", x), _per_row(strength, x)
+        down, up, strength = self.weight("down", x), self.weight("up", x), per_row(strength, x)
         if self.geometry:
             return F.conv2d(F.conv2d(x, down, None, *self.geometry) * strength, up)
         return F.linear(F.linear(x, down) * strength, up)
 
     def adapted(self, base_forward: Callable[[Tensor], Tensor], x: Tensor, strength: Tensor) -> Tensor:
         """Computes layer and LoRA in one function, unless the layer is of another kind or has another adaptor."""
-        if not self.plain or _needs_plain_operations(x):
+        if not self.plain or needs_plain_operations(x):
             return super().adapted(base_forward, x, strength)
-        weights = (self.weight("down", x), self.weight("up", x), _per_row(strength, x), self.sink)
+        weights = (self.weight("down", x), self.weight("up", x), per_row(strength, x), self.sink)
         if self.geometry:
             return ConvWithLoRA.apply(x, self.base.weight, self.base.bias, *weights, self.geometry)
         return LinearWithLoRA.apply(x, self.frozen, *weights)
@@ -63,36 +59,14 @@ class LoRA(Adaptor):
             return None
 
         def joint(x: Tensor, strength: Tensor) -> tuple[Tensor, ...]:
-            if _needs_plain_operations(x):
+            if needs_plain_operations(x):
                 return tuple(a.base(x) for a in adaptors)  # their forward is already adapted
             weights = [a.weight(name, x) for name in ("down", "up") for a in adaptors]
-            out = JointLinearWithLoRA.apply(x, frozen, _per_row(strength, x), adaptors[0].sink, *weights)
+            out = JointLinearWithLoRA.apply(x, frozen, per_row(strength, x), adaptors[0].sink, *weights)
             return out.chunk(len(adaptors), -1)
 
         return joint
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Web UIs' loaders divide alpha by the first dimension of `lora_down.weight` to get the gain."""
-        return {
-            "lora_down.weight": self.down.detach(),
-            "lora_up.weight": self.up.detach(),
-            "alpha": torch.tensor(self.alpha, dtype=torch.float32),
-        }
-
-    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
-        with torch.no_grad():
-            self.down.copy_(tensors["lora_down.weight"])
-            self.up.copy_(tensors["lora_up.weight"] * (float(tensors["alpha"]) / self.alpha))
-
-
-def _per_row(strength: Tensor, x: Tensor) -> Tensor:
-    """strength [B] → [B, 1, …], in x's dtype and number of dimensions."""
-    return strength.to(x.dtype).view(-1, *(1,) * (x.ndim - 1))
-
-
-def _needs_plain_operations(x: Tensor) -> bool:
-    """The compiler cannot optimise our autograd functions, and autocast cannot cast the products in them."""
-    device = x.device.type
-    return torch.compiler.is_compiling() or (
-        torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    )
+    @classmethod
+    def settings_of(cls, layers: Sequence[dict[str, Tensor]]) -> dict[str, int]:
+        return {"rank": max(tensors["lora_down.weight"].shape[0] for tensors in layers)}

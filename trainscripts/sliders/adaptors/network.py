@@ -1,6 +1,7 @@
 """Adaptors attached to a frozen denoiser, with one multiplier per row of the batch, and removed without a trace."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -9,12 +10,12 @@ from sliders.adaptors import ALGORITHMS
 from sliders.adaptors.base import Adaptor, Joint
 from sliders.compute.attention import join_projections, self_attention_projections, separate_projections
 from sliders.config.schema import Network
-from sliders.models.layers import select_layers
+from sliders.models.layers import choose_layers
 from sliders.system.errors import InputError
 
 
 class AdaptorNetwork(nn.Module):
-    """Adaptors for the layers of a UNet that `network.type` and `network.training_method` select.
+    """Adaptors for the layers of a UNet that the settings choose.
 
     The UNet's modules are not replaced or renamed: until `remove()`, their `forward` is shadowed. Do not change the
     multipliers between a forward pass and its backward pass: gradient checkpointing repeats the forward pass, and with
@@ -24,18 +25,19 @@ class AdaptorNetwork(nn.Module):
     def __init__(self, unet: nn.Module, settings: Network, seed: int = 0):
         """Attaches the adaptors, with multiplier 1. seed: of their weights. Raises InputError if no layer is selected."""
         super().__init__()
-        layers = select_layers(unet, settings.type, settings.training_method)
-        if not layers:
+        chosen = choose_layers(unet, settings)
+        if not chosen:
             raise InputError(
-                f"network: type {settings.type} with training_method {settings.training_method} adapts no layers: use c3lier."
+                f"network: type {settings.type} with training_method {settings.training_method} adapts no layers"
+                + (", or exclude removes them all: exclude fewer." if settings.exclude else ": use c3lier.")
             )
         generator = torch.Generator().manual_seed(seed)
         algorithm = ALGORITHMS[settings.algo]
-        self.module_paths = tuple(layers)
-        self.adaptors = nn.ModuleList(
-            algorithm(layer, settings.rank, settings.alpha, generator) for layer in layers.values()
-        )
-        self._layers = tuple(layers.values())  # not a ModuleList, which would register them as ours
+        if settings.factor is not None:
+            algorithm = partial(algorithm, factor=settings.factor)
+        self.module_paths = tuple(chosen)
+        self.adaptors = nn.ModuleList(algorithm(c.layer, c.rank, c.alpha, generator) for c in chosen.values())
+        self._layers = tuple(c.layer for c in chosen.values())  # not a ModuleList, which would register them as ours
         self._shadowed = tuple(layer.__dict__.get("forward") for layer in self._layers)
         self._device = next(unet.parameters()).device
         self._dtype = unet.dtype

@@ -52,11 +52,11 @@ def place(module: nn.Module, device: str, dtype: torch.dtype) -> None:
         tensor.data = tensor.data.to(device).to(converted)
 
 
-def why_no_gpu(work: str, full_size: bool) -> str:
-    """Says that the CPU is used instead of a missing GPU. work: what it does, such as `trains`."""
+def why_no_gpu(work: str, full_size: bool, model: str = "SDXL") -> str:
+    """Says that the CPU is used instead of a missing GPU. work: what it does, such as `trains`. model: the kind of model."""
     if _is_cpu_build():
         return how_to_get_gpu()
-    return f"no CUDA GPU was found, so the CPU {work}" + (": for SDXL that is far too slow." if full_size else ".")
+    return f"no CUDA GPU was found, so the CPU {work}" + (f": for {model} that is far too slow." if full_size else ".")
 
 
 def how_to_get_gpu() -> str:

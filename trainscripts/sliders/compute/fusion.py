@@ -33,7 +33,7 @@ def fuse_blocks(unet: nn.Module) -> None:
             isinstance(module, BasicTransformerBlock) and module.norm_type == "layer_norm" and module.attn2 is not None
         ):
             module.forward = MethodType(_transformer_block, module)
-        elif isinstance(module, Transformer2DModel) and module.use_linear_projection:
+        elif isinstance(module, Transformer2DModel) and module.is_input_continuous:
             module._operate_on_continuous_inputs = MethodType(_transformer_in, module)
             module._get_output_for_continuous_inputs = MethodType(_transformer_out, module)
 
@@ -79,15 +79,26 @@ def _geglu(layer: GEGLU, hidden_states: Tensor) -> Tensor:
 
 def _transformer_in(block: Transformer2DModel, hidden_states: Tensor) -> tuple[Tensor, int]:
     """[B, C, h, w] → [B, h · w, C], without a copy if the image is channels-last."""
-    tokens = _norm(block.norm, hidden_states, silu=False).permute(0, 2, 3, 1).flatten(1, 2)
-    return block.proj_in(tokens), hidden_states.shape[1]
+    image = _norm(block.norm, hidden_states, silu=False)
+    if not block.use_linear_projection:  # SD 1: a 1 × 1 convolution
+        return _tokens(block.proj_in(image)), hidden_states.shape[1]
+    return block.proj_in(_tokens(image)), hidden_states.shape[1]
 
 
 def _transformer_out(
     block: Transformer2DModel, hidden_states: Tensor, residual: Tensor, height: int, width: int, **_
 ) -> Tensor:
-    image = block.proj_out(hidden_states).unflatten(1, (height, width)).permute(0, 3, 1, 2)
-    return image + residual
+    if not block.use_linear_projection:
+        return block.proj_out(_image(hidden_states, height, width)) + residual
+    return _image(block.proj_out(hidden_states), height, width) + residual
+
+
+def _tokens(image: Tensor) -> Tensor:
+    return image.permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def _image(tokens: Tensor, height: int, width: int) -> Tensor:
+    return tokens.unflatten(1, (height, width)).permute(0, 3, 1, 2)
 
 
 def _add_norm(x: Tensor, y: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:

@@ -33,6 +33,7 @@ def switch(on: str) -> BeforeValidator:
     return BeforeValidator(lambda v: (on if v else "off") if isinstance(v, bool) else v)
 
 
+one_or_more = BeforeValidator(lambda v: () if v is None else [v] if isinstance(v, str | dict) else v)
 _PRECISION_ALIASES = {"fp32": "float32", "float": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16"}
 Whole = Annotated[int, BeforeValidator(_no_bool)]
 Number = Annotated[FiniteFloat, BeforeValidator(_no_bool)]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sliders.config.optimizers import OPTIMIZERS
-from sliders.config.schema import TRAINING_METHODS
+from sliders.config.schema import DEFAULT_FAMILY, FAMILY_ENDINGS, TRAINING_METHODS
 from sliders.system.errors import InputError
 
 LIST_FLAGS = ("--scales", "--folders", "--attributes")
@@ -29,12 +29,13 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"{message[0].upper()}{message[1:]} (see --help).")
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser(family: str = DEFAULT_FAMILY) -> argparse.ArgumentParser:
     """Of the image trainer."""
     parser = _parser(
-        "train_lora-scale-xl.py",
+        f"train_lora-scale{FAMILY_ENDINGS[family]}.py",
         "Train a concept slider from folders of images, one folder per multiplier.",
-        examples="trainscripts/imagesliders/data",
+        folder="imagesliders",
+        family=family,
     )
     add = parser.add_argument_group("data").add_argument
     add("--folder_main", required=True, type=Path, metavar="DIR",
@@ -54,7 +55,8 @@ def build_text_parser() -> argparse.ArgumentParser:
     parser = _parser(
         "train_lora_xl.py",
         "Train a concept slider from prompts alone, without images.",
-        examples="trainscripts/textsliders/data",
+        folder="textsliders",
+        family=DEFAULT_FAMILY,
     )
     add = parser.add_argument_group("data").add_argument
     add("--scales", default=DEFAULT_RANGE, metavar="X, Y, …",
@@ -63,17 +65,18 @@ def build_text_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _parser(script: str, description: str, examples: str) -> argparse.ArgumentParser:
-    """examples: folder of the config files that messages about a bad one point to."""
+def _parser(script: str, description: str, folder: str, family: str) -> argparse.ArgumentParser:
+    """folder: the script's. The default `examples` makes of "config" and "prompts" the files to start from."""
+    ending = FAMILY_ENDINGS[family]
     parser = Parser(
         prog=script,
         description=description,
         epilog="Values in the YAML apply unless a flag overrides them.",
         allow_abbrev=False,
     )
-    parser.set_defaults(examples=examples)
+    parser.set_defaults(examples=f"trainscripts/{folder}/data/{{}}{ending}.yaml")
     parser.add_argument("--config_file", required=True, type=Path, metavar="YAML",
-        help="the experiment; start from data/config-xl.yaml")  # fmt: skip
+        help=f"the experiment; start from data/config{ending}.yaml")  # fmt: skip
     return parser
 
 
@@ -178,12 +181,12 @@ def parse_device(text: str) -> str:
     raise InputError(f"--device: {text!r} is not a CUDA index, cpu or mps: write for example --device 0.")
 
 
-def parse_flags(argv: list[str]) -> argparse.Namespace:
+def parse_flags(argv: list[str], family: str = DEFAULT_FAMILY) -> argparse.Namespace:
     """The image trainer's: `folders`, `scales` and `attributes` become tuples, `stylecheck` a range or None.
 
     Raises InputError.
     """
-    flags = _parsed(build_parser(), argv)
+    flags = _parsed(build_parser(family), argv)
     flags.folders = parse_names(flags.folders)
     flags.stylecheck = parse_stylecheck(flags.stylecheck) if flags.stylecheck is not None else None
     return flags

@@ -9,7 +9,18 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from sliders.config.fields import Folder, Number, Place, SavePrecision, Section, TrainPrecision, Whole, spelled, switch
+from sliders.config.fields import (
+    Folder,
+    Number,
+    Place,
+    SavePrecision,
+    Section,
+    TrainPrecision,
+    Whole,
+    one_or_more,
+    spelled,
+    switch,
+)
 from sliders.config.optimizers import OPTIMIZERS
 from sliders.config.prompts import PromptSet
 
@@ -19,6 +30,7 @@ TRAINING_METHODS = (
     "full", "noxattn", "innoxattn", "selfattn", "xattn", "xattn-strict", "noxattn-hspace", "noxattn-hspace-last",
 )  # fmt: skip
 DEFAULT_FAMILY = "sdxl"
+FAMILY_ENDINGS = {"sdxl": "-xl", "sd": ""}  # {family: how the names of its scripts and example files end}
 DPM_2M = {"algorithm_type": "dpmsolver++", "solver_order": 2, "use_karras_sigmas": False}
 SAMPLERS = {  # name → class in diffusers, the options that make it what the name promises, name in A1111
     "ddim": ("DDIMScheduler", {"clip_sample": False, "set_alpha_to_one": False}, "DDIM"),
@@ -46,12 +58,50 @@ class PretrainedModel(Section):
     clip_skip: Annotated[Whole, Field(ge=0, le=10)] | None = None  # text-encoder layers skipped before the usual one
 
 
+class LayerPattern(Section):
+    """(ours) Layers to adapt besides those that type and training_method select, or with another rank or alpha."""
+
+    pattern: Annotated[str, Field(min_length=1)]
+    rank: Annotated[Whole, Field(ge=1, le=4096)] | None = None  # none: the network's
+    alpha: Annotated[Number, Field(gt=0)] | None = None  # none: what keeps the network's alpha / rank
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_string_is_a_pattern(cls, value: Any) -> Any:
+        return {"pattern": value} if isinstance(value, str) else value
+
+
 class Network(Section):
     type: Literal["lierla", "c3lier"] = "lierla"  # which layers
-    algo: str = "lora"  # (ours) which mathematics: a name in adaptors.ALGORITHMS
+    algo: Annotated[str, spelled({})] = "lora"  # (ours) which mathematics: a name in adaptors.ALGORITHMS
+    factor: Annotated[Whole, Field(ge=2)] | None = None  # (ours) of algo lokr; none: as square as possible
     rank: Annotated[Whole, Field(ge=1, le=4096)] = 4
     alpha: Annotated[Number, Field(gt=0)] = 1.0
     training_method: Literal[TRAINING_METHODS] = "full"
+    include: Annotated[tuple[LayerPattern, ...], one_or_more] = ()  # (ours) see models/layers.py
+    exclude: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], one_or_more] = ()  # (ours)
+
+    @field_validator("factor", mode="before")
+    @classmethod
+    def _as_lycoris_says_none(cls, factor: Any) -> Any:
+        return None if factor == -1 else factor
+
+    @model_validator(mode="after")
+    def _factor_has_an_effect(self) -> "Network":
+        if self.factor is not None and self.algo != "lokr":
+            raise ValueError(f"factor is for algo lokr, and this is {self.algo}: remove it")
+        return self
+
+    @property
+    def ranks(self) -> set[tuple[int, float]]:
+        """(rank, alpha) that layers may have."""
+        own = {self.rank_and_alpha(item) for item in self.include if item.rank or item.alpha}
+        return {(self.rank, self.alpha), *own}
+
+    def rank_and_alpha(self, item: LayerPattern) -> tuple[int, float]:
+        """Of the layers that `item` includes. A rank without an alpha keeps the gain, alpha / rank."""
+        rank = item.rank or self.rank
+        return rank, item.alpha or self.alpha * rank / self.rank
 
 
 class Train(Section):
@@ -148,16 +198,9 @@ class Other(Section):
     use_pytorch_SDPA: bool = True  # noqa: N815 - the fork's spelling; false is its way to say attention: math
     cuda_graph: Annotated[Literal["auto", "off"], switch("auto")] = "auto"  # (ours)
     torch_compile: Annotated[Literal["off", "regional", "full"], switch("regional")] = "off"
-    lycorisize: bool = False
+    lycorisize: bool = False  # the fork's way to say network.algo: glora
     gradient_checkpointing: bool = False
     torch_amp: bool = False
-
-    @field_validator("lycorisize")
-    @classmethod
-    def _no_lycoris_yet(cls, lycorisize: bool) -> bool:
-        if lycorisize:
-            raise ValueError("LyCORIS adaptors are not offered yet: set it to false to train a LoRA (network.algo)")
-        return lycorisize
 
     @property
     def attention_backend(self) -> str:
@@ -186,6 +229,16 @@ class Config(Section):
             sections = ("network", "train", "save", "preview", "logging", "other")
             return {k: v for k, v in data.items() if not (k in sections and v is None)}
         return data
+
+    @model_validator(mode="after")
+    def _lycorisize_means_glora(self) -> "Config":
+        if not self.other.lycorisize or self.network.algo == "glora":
+            return self
+        if "algo" in self.network.model_fields_set:
+            raise ValueError(
+                f"other.lycorisize: true means network.algo: glora, but network.algo is {self.network.algo}: remove one of them"
+            )
+        return self.model_copy(update={"network": self.network.model_copy(update={"algo": "glora"})})
 
 
 class Data(Section):

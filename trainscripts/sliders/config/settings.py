@@ -35,9 +35,9 @@ def load_settings(
 ) -> tuple[list[schema.Settings], argparse.Namespace]:
     """Returns the settings of each run (several with `--stylecheck`) and the flags. Raises InputError.
 
-    family: a name in models.FAMILIES.
+    family: a key of schema.FAMILY_ENDINGS.
     """
-    flags = parse_flags(argv)
+    flags = parse_flags(argv, family)
     config = _load_config(flags)
     prompts = _load_prompts(config, flags, PromptSet)
     folders, scales = _match_folders_and_scales(flags.folders, flags.scales)
@@ -105,7 +105,7 @@ def _match_folders_and_scales(folders: tuple[str, ...], scales: tuple[float, ...
 def _load_config(flags: argparse.Namespace) -> schema.Config:
     raw = _read_yaml(flags.config_file, "--config_file")
     if not isinstance(raw, dict):
-        raise InputError(f"{flags.config_file}: is not a YAML mapping: start from {flags.examples}/config-xl.yaml.")
+        raise InputError(f"{flags.config_file}: is not a YAML mapping: start from {flags.examples.format('config')}.")
     places = {}
     for flag, (section, key) in FLAG_TO_KEY.items():
         value = getattr(flags, flag)
@@ -127,7 +127,7 @@ def _load_prompts(config: schema.Config, flags: argparse.Namespace, kind: type[P
         path = beside
     raw = _read_yaml(path, "prompts_file")
     if not isinstance(raw, list) or not raw:
-        raise InputError(f"{path}: is not a YAML list of prompt sets: start from {flags.examples}/prompts-xl.yaml.")
+        raise InputError(f"{path}: is not a YAML list of prompt sets: start from {flags.examples.format('prompts')}.")
     sizes = {flag: getattr(flags, flag) for flag in ("resolution", "batch_size") if getattr(flags, flag) is not None}
     places = {flag: f"--{flag}" for flag in sizes}
     sets = []

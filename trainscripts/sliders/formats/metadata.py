@@ -6,25 +6,23 @@ from importlib.metadata import version
 from pathlib import Path
 
 from sliders import __version__
-from sliders.config.schema import Settings
+from sliders.config.schema import Network, Settings
 from sliders.data.sources import Checked
-from sliders.models import FAMILIES
+from sliders.models import Family
 from sliders.models.schedule import EPSILON, V_PREDICTION
 
 
 def slider_metadata(
-    settings: Settings, data: Checked, *, stem: str, steps: int, started: float, prediction: str
+    settings: Settings, data: Checked, family: Family, *, stem: str, steps: int, started: float, prediction: str
 ) -> dict[str, str]:
     """What web UIs show, and how the slider was made: strings only, JSON where a value has parts."""
-    network, train = settings.network, settings.train
+    train = settings.train
     resolution = max(p.resolution for p in settings.prompts)
     predicted = {EPSILON: "epsilon", V_PREDICTION: "v"}[prediction]
     found = {
-        **FAMILIES[settings.family].metadata(),
+        **family.metadata(prediction),
         "ss_output_name": stem,
-        "ss_network_module": "networks.lora",
-        "ss_network_dim": network.rank,
-        "ss_network_alpha": network.alpha,
+        **network_metadata(settings.network),
         "ss_sd_model_name": _model_name(settings),
         "ss_training_started_at": started,
         "ss_steps": steps,
@@ -47,6 +45,22 @@ def slider_metadata(
         "sliders.versions": {name: version(name) for name in ("torch", "diffusers", "transformers", "safetensors")},
     }
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in found.items()}
+
+
+def network_metadata(network: Network) -> dict[str, str]:
+    """Module, rank and alpha as kohya's scripts write them, which train LyCORIS' algorithms through `lycoris.kohya`.
+
+    Where layers differ, they say "Dynamic", as kohya's resizing script does: each layer's own are those in the file.
+    """
+    found = {"ss_network_module": "networks.lora", "ss_network_dim": "Dynamic", "ss_network_alpha": "Dynamic"}
+    if len(network.ranks) == 1:
+        found |= {"ss_network_dim": str(network.rank), "ss_network_alpha": str(network.alpha)}
+    if network.algo != "lora":
+        arguments = {"algo": network.algo, "conv_dim": str(network.rank), "conv_alpha": str(network.alpha)}
+        if network.factor is not None:
+            arguments["factor"] = str(network.factor)
+        found |= {"ss_network_module": "lycoris.kohya", "ss_network_args": json.dumps(arguments)}
+    return found
 
 
 def _shareable(settings: Settings) -> dict:

@@ -5,16 +5,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sliders.config.schema import Settings
-from sliders.models import FAMILIES
+from sliders.models import Family
 from sliders.system.files import written_whole
 
 
-def sidecar(settings: Settings, stem: str) -> dict[str, str | float]:
+def sidecar(settings: Settings, stem: str, family: Family) -> dict[str, str | float]:
     """Exactly six keys: A1111 shows and rewrites these and no others."""
     first, data = settings.prompts[0], settings.data
     return {
         "description": f"Concept slider {settings.save.name}, made with fractional-sliders",
-        "sd version": FAMILIES[settings.family].facts.webui_version,
+        "sd version": family.facts.webui_version,
         "activation text": first.activation_text,
         "preferred weight": middle_scale(data.scales),
         "negative text": first.negative_text,
@@ -35,10 +35,11 @@ def middle_scale(scales: Sequence[float]) -> float:
     return min((s for s in scales if 0 < s <= 2), key=lambda s: abs(s - middle), default=1.0)
 
 
-def write_sidecar(path: Path, settings: Settings) -> None:
+def write_sidecar(path: Path, settings: Settings, family: Family) -> None:
     """`STEM.json` beside the slider at `path`."""
+    text = json.dumps(sidecar(settings, path.stem, family), indent=4, ensure_ascii=False)
     with written_whole(path.with_suffix(".json")) as temporary:
-        temporary.write_text(json.dumps(sidecar(settings, path.stem), indent=4, ensure_ascii=False), encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
 
 
 def multiplier_template(stem: str, multipliers: Sequence[float]) -> str:

@@ -124,6 +124,11 @@ def slider_layers(path: Path, family: Family) -> Network:
             f"{path}: is not a slider for {family.facts.title} (its layers are named like {min(unknown, default='nothing')}): "
             f"choose one for {family.facts.title}; convert_slider.py converts sliders of the original trainers."
         )
+    if metadata.get("ss_v2", "") not in ("", family.metadata(None)["ss_v2"]):  # alike in layers, and often in sizes
+        raise InputError(
+            f"{path}: is a slider for another version than {family.facts.title}: choose one for {family.facts.title}, or the "
+            "other version's model."
+        )
     try:
         return Network.model_validate(json.loads(metadata["sliders.config"])["network"])
     except (KeyError, ValueError) as error:

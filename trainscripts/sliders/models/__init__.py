@@ -1,9 +1,16 @@
 """Model families. Everything specific to one is in its folder; `FAMILIES` lists them."""
 
+from sliders.config.schema import PretrainedModel
 from sliders.models.base import Family
 from sliders.models.quiet import hide_progress_bars
+from sliders.models.sd.family import SD1_FAMILY
 from sliders.models.sdxl.family import SDXL_FAMILY
 
 hide_progress_bars()
 
-FAMILIES: dict[str, Family] = {"sdxl": SDXL_FAMILY}
+FAMILIES: dict[str, Family] = {"sdxl": SDXL_FAMILY, "sd": SD1_FAMILY}  # the names are those of schema.FAMILY_ENDINGS
+
+
+def find_family(name: str, settings: PretrainedModel) -> Family:
+    """The family of this name, in the version that the settings ask for. Plans keep it for everyone after them."""
+    return FAMILIES[name].variant(settings)

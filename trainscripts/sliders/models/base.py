@@ -25,7 +25,7 @@ class PromptEmbeds:
     """One prompt, encoded for the denoiser."""
 
     tokens: Tensor  # [n, C]
-    pooled: Tensor  # [P]
+    pooled: Tensor | None = None  # [P], in families whose denoiser reads it
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,9 @@ class Facts:
     """Constants of a model family."""
 
     title: str  # its name in messages
+    example: str  # the hub id of its usual model
     webui_version: str  # "sd version" in the sidecar
+    webui_clip_skip: int  # what web UIs call Clip skip where `clip_skip` is none
     size_multiple: int  # px; the sides of training images are multiples of it
     latent_factor: int  # px per latent along each side
     latent_channels: int
@@ -149,6 +151,10 @@ class Family(ABC):
 
     facts: Facts
 
+    def variant(self, settings: PretrainedModel) -> "Family":
+        """The family itself, or the one of its versions that the settings ask for."""
+        return self
+
     def check_settings(self, settings: Settings) -> None:
         """Raises InputError for settings that this family does not support."""
         multiple = self.facts.size_multiple
@@ -189,5 +195,8 @@ class Family(ABC):
         """The names of a module in other trainers' files, with dots."""
 
     @abstractmethod
-    def metadata(self) -> dict[str, str]:
-        """The entries in a slider file's metadata that identify the family to web UIs."""
+    def metadata(self, prediction_type: str | None) -> dict[str, str]:
+        """The entries in a slider file's metadata that identify the family to web UIs.
+
+        prediction_type: of the model that the slider was trained on, None if it is not known.
+        """

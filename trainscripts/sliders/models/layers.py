@@ -1,8 +1,16 @@
-"""Selects the layers of a diffusers UNet that are adapted: `network.type` and `network.training_method`."""
+"""Chooses the layers of a diffusers UNet that are adapted, by `network.type`, `training_method`, `include`, `exclude`."""
 
-from collections.abc import Callable
+import difflib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 
 from torch import nn
+
+from sliders.config.schema import Network
+from sliders.system.errors import InputError, either
+
+Layer = nn.Linear | nn.Conv2d
 
 BLOCKS = {  # {network.type: classes of the modules whose Linear and Conv2d layers are adapted}
     "lierla": ("Attention",),
@@ -24,7 +32,7 @@ METHODS: dict[str, Callable[[str, str], bool]] = {
 }
 
 
-def select_layers(unet: nn.Module, network_type: str, training_method: str) -> dict[str, nn.Linear | nn.Conv2d]:
+def select_layers(unet: nn.Module, network_type: str, training_method: str) -> dict[str, Layer]:
     """Returns {module path: layer} of the layers to adapt, in the UNet's order. May be empty."""
     keep = METHODS[training_method]
     chosen = {}
@@ -32,6 +40,75 @@ def select_layers(unet: nn.Module, network_type: str, training_method: str) -> d
         if type(module).__name__ not in BLOCKS[network_type]:
             continue
         for layer, child in module.named_modules():
-            if isinstance(child, nn.Linear | nn.Conv2d) and keep(block, layer):
+            if isinstance(child, Layer) and keep(block, layer):
                 chosen[f"{block}.{layer}"] = child
     return chosen
+
+
+@dataclass(frozen=True)
+class ChosenLayer:
+    """A layer to adapt, with the rank and alpha of its adaptor."""
+
+    layer: Layer
+    rank: int
+    alpha: float
+
+
+def reachable_layers(unet: nn.Module) -> dict[str, Layer]:
+    """{module path: layer} of all that patterns may name: those inside the blocks, whose names web UIs know."""
+    inside = ("down_blocks.", "mid_block.", "up_blocks.")
+    return {path: m for path, m in unet.named_modules() if path.startswith(inside) and isinstance(m, Layer)}
+
+
+def choose_layers(unet: nn.Module, network: Network) -> dict[str, ChosenLayer]:
+    """{module path: layer, rank and alpha} by type and training_method, plus `include`, minus `exclude`. May be empty.
+
+    Of several patterns of `include`, the last one with a rank decides. Raises InputError for a pattern without effect.
+    """
+    reachable = reachable_layers(unet)
+    usual = select_layers(unet, network.type, network.training_method)
+    chosen = {path: ChosenLayer(layer, network.rank, network.alpha) for path, layer in usual.items()}
+    for item in network.include:
+        for path in _matching(item.pattern, reachable, f"network.include: {item.pattern!r}"):
+            known = chosen.get(path, ChosenLayer(reachable[path], network.rank, network.alpha))
+            rank, alpha = network.rank_and_alpha(item)
+            chosen[path] = replace(known, rank=rank, alpha=alpha) if item.rank or item.alpha else known
+    for pattern in network.exclude:
+        for path in _matching(pattern, chosen, f"network.exclude: {pattern!r}"):
+            del chosen[path]
+    return {path: chosen[path] for path in (reachable if network.include else usual) if path in chosen}
+
+
+def describe_choice(unet: nn.Module, network: Network) -> str:
+    """`c3lier noxattn, with 140 of *ff.net* (rank 8 alpha 4), without 6 of mid_block.resnets.*`"""
+    text = f"{network.type} {network.training_method}"
+    before = choose_layers(unet, network.model_copy(update={"exclude": ()}))
+    for item in network.include:
+        rank, alpha = network.rank_and_alpha(item)
+        own = f" (rank {rank} alpha {alpha:g})" if item.rank or item.alpha else ""
+        text += f", with {sum(fnmatchcase(path, item.pattern) for path in before)} of {item.pattern}{own}"
+    for pattern in network.exclude:
+        text += f", without {sum(fnmatchcase(path, pattern) for path in before)} of {pattern}"
+    return text
+
+
+def _matching(pattern: str, paths: Iterable[str], place: str) -> list[str]:
+    """Raises InputError, with patterns that match, if this one matches nothing."""
+    paths = list(paths)
+    found = [path for path in paths if fnmatchcase(path, pattern)]
+    if not found:
+        core = pattern.strip("*.")
+        near = [core] if any(core in path for path in paths) else _similar(core, paths)
+        remedy = "with logging.verbose: true, --dry_run lists them"
+        if near:
+            remedy = f"did you mean {either(f'*{name}*' for name in near)}"
+        raise InputError(f"{place} matches none of {len(paths)} layers: {remedy}.")
+    return found
+
+
+def _similar(text: str, paths: list[str]) -> list[str]:
+    """Parts of paths, such as `ff.net` or `attn1.to_q`, that are most like `text`."""
+    parts = [path.split(".") for path in paths]
+    length = text.count(".") + 1
+    windows = {".".join(p[i : i + n]) for p in parts for n in (length, length + 1) for i in range(len(p) - n + 1)}
+    return difflib.get_close_matches(text, sorted(windows), n=3, cutoff=0.5)

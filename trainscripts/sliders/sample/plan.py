@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 
 from sliders.compute.device import is_gpu_missing, torch_device, why_no_gpu
 from sliders.formats.slider_file import check_slider
-from sliders.models import FAMILIES, Family
+from sliders.models import Family, find_family
 from sliders.sample.learned_measures import check_lpips
 from sliders.sample.preview import preview_multipliers
 from sliders.sample.sampling import Sampling, pixels_per_batch, rows_within
@@ -27,6 +27,7 @@ SIZE = TypeAdapter(tuple[Pixels, Pixels])
 class Plan:
     """A sampling run that has passed all checks."""
 
+    family: Family
     groups: tuple[Group, ...]
     sliders: dict[str, Path]  # {name in a prompt: file}, only those that the prompts name
     hashes: dict[str, str]  # {name: SHA-256 of the slider's tensors}, for the PNGs' infotext
@@ -37,7 +38,7 @@ class Plan:
 
 def make_plan(settings: SampleSettings) -> Plan:
     """Checks the settings against the files and the device. Raises InputError for anything that would stop the run later."""
-    device, family = torch_device(settings.device), FAMILIES[settings.family]
+    device, family = torch_device(settings.device), find_family(settings.family, settings.model)
     family.check_source(settings.model)
     check_folder(settings.out, "--out", "choose another --out", f"000_seed{max(settings.seeds)}_x-0.123.png")
     if settings.out.exists() and any(settings.out.iterdir()) and not settings.overwrite:
@@ -66,12 +67,14 @@ def make_plan(settings: SampleSettings) -> Plan:
     hashes = {name: metadata[name].get("sshs_model_hash") or _tensor_hash(known[name]) for name in named}
     sampling = _sampling(settings, metadata[first.stem], device, family)
     sliders = {name: known[name] for name in named}
-    return Plan(tuple(dict.fromkeys(groups)), sliders, hashes, sampling, device, tuple(_notes(settings, groups)))
+    notes = tuple(_notes(settings, family, groups))
+    return Plan(family, tuple(dict.fromkeys(groups)), sliders, hashes, sampling, device, notes)
 
 
-def _notes(settings: SampleSettings, groups: list[Group]) -> Iterator[str]:
+def _notes(settings: SampleSettings, family: Family, groups: list[Group]) -> Iterator[str]:
     if is_gpu_missing(settings.device):
-        yield why_no_gpu("makes the pictures", FAMILIES[settings.family].is_full_size(settings.model.name_or_path))
+        full_size = family.is_full_size(settings.model.name_or_path)
+        yield why_no_gpu("makes the pictures", full_size, family.facts.title)
     if plain := web_ui_syntax([*(g.text for g in groups), settings.negative]):
         shown = ", ".join(plain[:4]) + (" …" if len(plain) > 4 else "")
         yield f"prompt weights, schedules, BREAK and AND are read as plain text here, unlike in a web UI: {shown}."

@@ -11,7 +11,6 @@ from sliders.compute.device import DTYPES, place, use_device
 from sliders.compute.fusion import speed_up
 from sliders.config.schema import SAMPLERS
 from sliders.formats.slider_file import open_slider
-from sliders.models import FAMILIES
 from sliders.models.base import Model
 from sliders.sample.grids import labelled_grid, to_picture
 from sliders.sample.infotext import infotext, png_info
@@ -51,7 +50,7 @@ def run(settings: SampleSettings) -> Path:
 def _run(settings: SampleSettings, plan: Plan) -> Path:
     measures = _measures(settings, plan.device)
     precision = settings.precision or ("float16" if plan.device.startswith("cuda") else "float32")
-    model = FAMILIES[settings.family].load(settings.model, DTYPES[precision])
+    model = plan.family.load(settings.model, DTYPES[precision])
     settings.out.mkdir(parents=True, exist_ok=True)
     sections = []
     for number, (group, pictures) in enumerate(_pictures(settings, plan, model), start=1):
@@ -81,7 +80,7 @@ def _pictures(settings: SampleSettings, plan: Plan, model: Model) -> Iterator[tu
     if device.startswith("cuda"):
         speed_up(model.unet, device)
     model.vae.to(device)
-    networks = [open_slider(path, model.unet, FAMILIES[settings.family]) for path in plan.sliders.values()]
+    networks = [open_slider(path, model.unet, plan.family) for path in plan.sliders.values()]
     rows = []
     for group in plan.groups:
         variants = [group.at(m) for m in group.multipliers]
@@ -161,7 +160,7 @@ def _parameters(
         "Model": _model_name(settings),
     }
     if settings.model.clip_skip is not None:
-        fields["Clip skip"] = settings.model.clip_skip + 2  # A1111 counts the last layer as 1; SDXL's default is 2
+        fields["Clip skip"] = settings.model.clip_skip + model.facts.webui_clip_skip
     if sampling.from_step:
         fields["Slider from step"] = sampling.from_step
     variant = group.at(multiplier)

@@ -1,5 +1,6 @@
 """Turns the sample command's flags into one frozen settings object. Does not import torch, so that errors appear at once."""
 
+from argparse import BooleanOptionalAction
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -7,7 +8,7 @@ from pydantic import Field, model_validator
 
 from sliders.config.fields import Number, SavePrecision, Section, Whole
 from sliders.config.flags import Parser, join_list_flags, parse_device, parse_names, parse_scales
-from sliders.config.schema import DEFAULT_FAMILY, SAMPLERS, PretrainedModel
+from sliders.config.schema import DEFAULT_FAMILY, FAMILY_ENDINGS, SAMPLERS, PretrainedModel
 from sliders.config.settings import validated
 from sliders.system.errors import InputError
 
@@ -18,9 +19,9 @@ Pixels = Annotated[Whole, Field(ge=64, le=4096)]
 
 
 class SampleSettings(Section):
-    """All settings of one run of sample_slider-xl.py."""
+    """All settings of one run of the sample command."""
 
-    family: str = DEFAULT_FAMILY  # a key of models.FAMILIES
+    family: str  # a name in models.FAMILIES, chosen by the command
     model: PretrainedModel
     slider: tuple[Path, ...]
     lora_dir: Path | None
@@ -51,13 +52,18 @@ class SampleSettings(Section):
         return self
 
 
-def build_parser() -> Parser:
+def script_name(family: str) -> str:
+    return f"sample_slider{FAMILY_ENDINGS[family]}.py"
+
+
+def build_parser(family: str) -> Parser:
     parser = Parser(
-        prog="sample_slider-xl.py",
+        prog=script_name(family),
         description="Show what a slider does: pictures at several multipliers with fixed seeds, on one page to scrub through.",
         epilog="A prompt that does not name the slider is shown at the multipliers the slider was trained at.",
         allow_abbrev=False,
     )
+    _add_model(parser, family)
     _add_what(parser)
     _add_how(parser)
     add = parser.add_argument_group("the run").add_argument
@@ -76,13 +82,21 @@ def build_parser() -> Parser:
     return parser
 
 
-def _add_what(parser: Parser) -> None:
+def _add_model(parser: Parser, family: str) -> None:
     add = parser.add_argument
     add("--model", required=True, metavar="NAME_OR_PATH", help="hub id, folder, .safetensors or .ckpt")
     add("--model_config", metavar="DIR",
         help="diffusers folder with the JSON files of a single-file model, for use without a network")  # fmt: skip
-    add("--v_pred", action="store_true", default=None, help="for a v-prediction model whose files do not say so")
-    add("--clip_skip", type=int, metavar="N", help="web UIs' Clip skip minus 2 (default: SDXL's usual Clip skip 2)")
+    add("--v_pred", action=BooleanOptionalAction, default=None,
+        help="for a model whose files do not say that it predicts v, or, with --no-v_pred, noise")  # fmt: skip
+    if family == "sd":
+        add("--v2", action="store_true", help="the model is a Stable Diffusion 2, not 1")
+    usual = 2 if family == "sdxl" else 1
+    add("--clip_skip", type=int, metavar="N", help=f"web UIs' Clip skip minus {usual} (default: Clip skip {usual})")
+
+
+def _add_what(parser: Parser) -> None:
+    add = parser.add_argument
     add("--slider", required=True, nargs="+", type=Path, metavar="FILE",
         help="sliders: <slider:X> is the first at multiplier X, <lora:NAME:X> is any of them")  # fmt: skip
     add("--lora_dir", type=Path, metavar="DIR", help="folder of more sliders for <lora:NAME:X>")
@@ -106,10 +120,12 @@ def _add_how(parser: Parser) -> None:
         help="run N steps before the slider joins, which keeps the picture's layout (default: 0)")  # fmt: skip
 
 
-def load_sample_settings(argv: list[str]) -> SampleSettings:
+def load_sample_settings(argv: list[str], family: str = DEFAULT_FAMILY) -> SampleSettings:
     """Parses the command line. Raises InputError with one message per mistake."""
-    flags = vars(build_parser().parse_args(join_list_flags(argv, LIST_FLAGS)))
+    flags = vars(build_parser(family).parse_args(join_list_flags(argv, LIST_FLAGS)))
+    flags["family"] = family
     model = {"v_pred": flags.pop("v_pred"), "clip_skip": flags.pop("clip_skip"), "config": flags.pop("model_config")}
+    model["v2"] = flags.pop("v2", False)
     flags["model"] = {"name_or_path": flags["model"], **model}
     flags["seeds"] = _parse_seeds(flags["seeds"])
     if flags["multipliers"] is not None:
@@ -118,8 +134,8 @@ def load_sample_settings(argv: list[str]) -> SampleSettings:
     first = flags["slider"][0]
     flags["out"] = flags["out"] or first.with_name(f"{first.stem}_samples")
     places = {name: f"--{name}" for name in SampleSettings.model_fields}
-    places |= {"model.name_or_path": "--model", "model.clip_skip": "--clip_skip", "": "sample_slider-xl.py"}
-    return validated(SampleSettings, flags, "sample_slider-xl.py", places)
+    places |= {"model.name_or_path": "--model", "model.clip_skip": "--clip_skip", "": script_name(family)}
+    return validated(SampleSettings, flags, script_name(family), places)
 
 
 def _parse_seeds(text: str) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""What every entry script does: wrong input ends with a message and exit status 2, and torch's threads share processors."""
+"""What every entry script does: errors and signals end with a message and an exit status, and torch's threads share processors."""
 
 import errno
 import functools
@@ -12,6 +12,7 @@ from typing import TextIO
 
 from sliders.system.errors import InputError
 from sliders.system.processors import share_processors
+from sliders.system.signals import Stopped
 
 
 class LastingStream:
@@ -42,7 +43,11 @@ class LastingStream:
 
 
 def command(main: Callable[[list[str]], int | None]) -> Callable[[list[str]], int]:
-    """Decorates `main(argv)` to return an exit status: its own, or 0; 2 for wrong input; 130 for Ctrl-C."""
+    """Decorates `main(argv)` to return an exit status: its own, or 0; 2 for wrong input; the signal's, or 130 for Ctrl-C.
+
+    What a signal stopped can be resumed, so the message contains the command.
+    """
+    script = None if main.__module__ == "__main__" else main.__code__.co_filename
 
     @functools.wraps(main)
     def wrapped(argv: list[str]) -> int:
@@ -52,6 +57,10 @@ def command(main: Callable[[list[str]], int | None]) -> Callable[[list[str]], in
                 return main(argv) or 0
             except InputError as error:
                 return _failed(str(error))
+            except Stopped as stopped:
+                again = resume_command([script or sys.argv[0], *argv])
+                print(f"stopped by {stopped.name}; continue with\n  {again}", file=sys.stderr)
+                return stopped.status
             except OSError as error:
                 path = f"{str(error.filename)[:80]}: " if error.filename else ""
                 return _failed(f"{path}{error.strerror or error}: check the path, its permissions and the free space.")

@@ -67,7 +67,7 @@ class Outputs:
             self.save_slider(suffix, done, network)
         if self._settings.save.sidecars and slider not in failures:
             with _noted(failures, "the sidecar"):
-                write_sidecar(self.path(suffix), self._settings)
+                write_sidecar(self.path(suffix), self._settings, self._plan.family)
         return failures
 
     def save_checkpoint(self, done: int, tensors: dict) -> None:
@@ -83,6 +83,7 @@ class Outputs:
         metadata = slider_metadata(
             self._settings,
             self._plan.data,
+            self._plan.family,
             stem=path.stem,
             steps=done,
             started=self.started,

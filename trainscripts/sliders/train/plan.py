@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from sliders.adaptors import ALGORITHMS
+from sliders.adaptors import ALGORITHMS, UNSUITABLE
 from sliders.adaptors.network import AdaptorNetwork
 from sliders.compute.attention import check_attention
 from sliders.compute.compilation import check_compilation
@@ -20,7 +20,8 @@ from sliders.config.schema import Network, Settings
 from sliders.data.sources import SOURCES, Checked
 from sliders.data.timesteps import allowed_timesteps
 from sliders.formats.checkpoint import Checkpoint, check_same_run, checkpoints_of, identity, newest_checkpoint
-from sliders.models import FAMILIES, Family
+from sliders.models import Family, find_family
+from sliders.models.layers import describe_choice
 from sliders.system.errors import InputError, either
 from sliders.system.files import check_folder
 from sliders.system.installation import how_to_install
@@ -43,6 +44,7 @@ class Plan:
     checkpoint: Checkpoint | None  # to resume from
     damaged: tuple[Path, ...]  # checkpoints newer than that one, which are not whole
     timesteps: tuple[int, ...]  # that may be drawn
+    choice: str = ""  # of layers, in words
 
     @cached_property
     def identity(self) -> dict:
@@ -59,7 +61,7 @@ class Plan:
 
 def make_plan(settings: Settings) -> Plan:
     """Raises InputError for whatever would stop the run later, except a full disk, which several runs may share."""
-    device, family = torch_device(settings.device), FAMILIES[settings.family]
+    device, family = torch_device(settings.device), find_family(settings.family, settings.pretrained_model)
     _check_names(settings)
     family.check_settings(settings)
     family.check_source(settings.pretrained_model)
@@ -74,8 +76,8 @@ def make_plan(settings: Settings) -> Plan:
     timesteps = allowed_timesteps(settings.train)
     _check_output(settings)
     checkpoint, damaged = _checkpoint_to_resume(settings)
-    layers, parameters = _weightless_adaptors(family, settings.pretrained_model.name_or_path, settings.network)
-    plan = Plan(settings, family, device, data, layers, parameters, checkpoint, tuple(damaged), timesteps)
+    layers, parameters, choice = _weightless_adaptors(family, settings.pretrained_model.name_or_path, settings.network)
+    plan = Plan(settings, family, device, data, layers, parameters, checkpoint, tuple(damaged), timesteps, choice)
     if checkpoint is not None:
         check_same_run(checkpoint, {**plan.identity, "model": checkpoint.header["run"]["model"]})
     return plan
@@ -83,6 +85,10 @@ def make_plan(settings: Settings) -> Plan:
 
 def _check_names(settings: Settings) -> None:
     """Names that are looked up in the table of the file that owns them."""
+    if reason := UNSUITABLE.get(settings.network.algo):
+        raise InputError(
+            f"network.algo: {settings.network.algo} cannot be a slider: {reason}. Use {either(ALGORITHMS)}."
+        )
     chosen = (
         ("train.loss", settings.train.loss, LOSSES[settings.data.kind]),
         ("network.algo", settings.network.algo, ALGORITHMS),
@@ -105,11 +111,13 @@ def _check_device(settings: Settings, device: str) -> None:
 
 
 @lru_cache(maxsize=8)
-def _weightless_adaptors(family: Family, name_or_path: str, network: Network) -> tuple[tuple[str, ...], int]:
-    """Layers and number of parameters of the run's network, built on the meta device."""
+def _weightless_adaptors(family: Family, name_or_path: str, network: Network) -> tuple[tuple[str, ...], int, str]:
+    """Layers and number of parameters of the run's network, built on the meta device, and the layers in words."""
     with torch.device("meta"):
-        adaptors = AdaptorNetwork(family.weightless_denoiser(name_or_path), network)
-    return adaptors.module_paths, adaptors.num_parameters()
+        unet = family.weightless_denoiser(name_or_path)
+        choice = describe_choice(unet, network)
+        adaptors = AdaptorNetwork(unet, network)
+    return adaptors.module_paths, adaptors.num_parameters(), choice
 
 
 def _checkpoint_to_resume(settings: Settings) -> tuple[Checkpoint | None, list[Path]]:
@@ -156,8 +164,7 @@ def describe(plan: Plan) -> str:
     lines = [
         f"slider  {settings.run_dir}",
         f"model   {settings.pretrained_model.name_or_path}, {train.precision} on {plan.device}",
-        f"layers  {len(plan.layers)} of {network.type} {network.training_method}: {network.algo} "
-        f"rank {network.rank} alpha {network.alpha:g}, {plan.parameters:,} parameters",
+        f"layers  {len(plan.layers)} of {plan.choice}: {_algorithm(network)}, {plan.parameters:,} parameters",
         f"steps   {train.iterations} of {' or '.join(dict.fromkeys(sets))}, {train.optimizer} lr {train.lr:g} "
         f"{train.lr_scheduler}, seed {train.seed}",
         f"noise   timesteps {min(plan.timesteps)} to {max(plan.timesteps)}, "
@@ -171,6 +178,15 @@ def describe(plan: Plan) -> str:
         lines += ["", "prompts", *(f"  {p.model_dump_json()}" for p in settings.prompts)]
         lines += ["", "layers", *(f"  {p}" for p in plan.layers)]
     return "\n".join(lines)
+
+
+def _algorithm(network: Network) -> str:
+    factor = f" factor {network.factor}" if network.factor else ""
+    return (
+        network.algo
+        if network.algo == "full"
+        else f"{network.algo}{factor} rank {network.rank} alpha {network.alpha:g}"
+    )
 
 
 def _resumption(plan: Plan) -> str:
@@ -199,7 +215,9 @@ def _remarks(plan: Plan) -> list[str]:
         remarks.append(
             f"{train.optimizer} finds its step size itself and takes lr as a factor: 1.0 is usual, {train.lr:g} is not."
         )
+    if settings.network.algo == "full" and {"rank", "alpha"} & settings.network.model_fields_set:
+        remarks.append("rank and alpha have no effect on network.algo: full, except in the name of the run's folder.")
     if is_gpu_missing(settings.device):
         full_size = plan.family.is_full_size(settings.pretrained_model.name_or_path)
-        remarks.append(why_no_gpu("trains", full_size))
+        remarks.append(why_no_gpu("trains", full_size, plan.family.facts.title))
     return ["", *(f"note: {r}" for r in remarks)] if remarks else []

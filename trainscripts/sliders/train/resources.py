@@ -13,7 +13,7 @@ from sliders.config.optimizers import OPTIMIZERS
 from sliders.config.prompts import LEAST_RESOLUTION
 from sliders.config.schema import Settings
 from sliders.formats.checkpoint import checkpoints_of
-from sliders.models import FAMILIES
+from sliders.models import Family
 from sliders.system.errors import InputError
 from sliders.system.files import existing
 
@@ -80,7 +80,7 @@ def during(phase: str) -> Iterator[None]:
         raise
 
 
-def out_of_memory(settings: Settings, error: torch.OutOfMemoryError, peak: int) -> str:
+def out_of_memory(settings: Settings, family: Family, error: torch.OutOfMemoryError, peak: int) -> str:
     """One sentence: what ran out, and the two settings that help most. peak: bytes allocated at most."""
     text, phase = str(error), getattr(error, "__notes__", [TRAINING])[0]
     asked = re.search(r"[Tt]ried to allocate ([\d.]+ \w+)", text)
@@ -89,15 +89,15 @@ def out_of_memory(settings: Settings, error: torch.OutOfMemoryError, peak: int) 
     return (
         f"--device: the GPU{f' of {capacity[1]}' if capacity else ''} ran out of memory while {phase}: "
         f"{asked[1] if asked else 'some'} more was needed after a peak of {_size(peak)}: set "
-        f"{', or '.join(remedies(settings, phase)[:2])}, and check that no other program uses the GPU"
+        f"{', or '.join(remedies(settings, family, phase)[:2])}, and check that no other program uses the GPU"
         f"{'; with --resume only settings of `other` may change, any others begin a new run' if resumable else ''}."
     )
 
 
-def remedies(settings: Settings, phase: str = TRAINING) -> list[str]:
+def remedies(settings: Settings, family: Family, phase: str = TRAINING) -> list[str]:
     """`key: value` that would save memory, the most effective first."""
     largest = max(settings.prompts, key=lambda p: p.resolution**2 * p.batch_size)
-    multiple = FAMILIES[settings.family].facts.size_multiple
+    multiple = family.facts.size_multiple
     sizes = [max(LEAST_RESOLUTION, int(largest.resolution * share) // multiple * multiple) for share in (0.75, 0.5)]
     smaller = [f"resolution: {size} in the prompts" for size in dict.fromkeys(sizes) if size < largest.resolution]
     lighter = ["pretrained_model.quantize: nf4"] if settings.pretrained_model.quantize == "none" else []

@@ -1,7 +1,6 @@
 """From settings to finished sliders: check all runs, print each plan, train one after the other."""
 
 import gc
-import sys
 import time
 
 import torch
@@ -9,26 +8,12 @@ import torch
 from sliders.config.schema import Settings
 from sliders.formats.checkpoint import checkpoints_of, prune_checkpoints
 from sliders.formats.sidecar import multiplier_template
-from sliders.system.command import resume_command
 from sliders.system.errors import InputError
 from sliders.system.lock import locked
-from sliders.system.signals import Interrupts, Stopped
+from sliders.system.signals import Interrupts
 from sliders.train.plan import Plan, describe, make_plan
 from sliders.train.resources import check_disk, out_of_memory
 from sliders.train.trainer import Report, Trainer
-
-
-def run_command(runs: list[Settings], dry_run: bool, words: list[str]) -> int:
-    """`run_all` for an entry script. Returns the exit status; after a signal, prints how to continue.
-
-    words: the script, and the arguments that it was called with.
-    """
-    try:
-        run_all(runs, dry_run)
-    except Stopped as stopped:
-        print(f"stopped by {stopped.name}; continue with\n  {resume_command(words)}", file=sys.stderr)
-        return stopped.status
-    return 0
 
 
 def run_all(runs: list[Settings], dry_run: bool = False) -> list[Report]:
@@ -64,7 +49,7 @@ def train(plan: Plan, interrupts: Interrupts) -> Report:
             return trainer.run(interrupts)
         except torch.OutOfMemoryError as error:
             peak = torch.cuda.max_memory_allocated(plan.device) if plan.device.startswith("cuda") else 0
-            raise InputError(out_of_memory(plan.settings, error, peak)) from error
+            raise InputError(out_of_memory(plan.settings, plan.family, error, peak)) from error
 
 
 def plan_all(runs: list[Settings]) -> list[Plan]:

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from sliders.config.schema import PretrainedModel, Settings
+from sliders.config.schema import PretrainedModel
 from sliders.models.base import Family, Model
 from sliders.models.sdxl.keys import file_key, sdxl_file_keys, sgm_name
 from sliders.models.sdxl.loading import load_sdxl
@@ -16,14 +16,12 @@ from sliders.system.errors import InputError
 class SDXLFamily(Family):
     facts = SDXL_FACTS
 
-    def check_settings(self, settings: Settings) -> None:
-        if settings.pretrained_model.v2:
-            raise InputError(
-                "pretrained_model.v2: true means Stable Diffusion 2, but this trainer trains SDXL: remove the key."
-            )
-        super().check_settings(settings)
-
     def check_source(self, settings: PretrainedModel) -> None:
+        if settings.v2:
+            raise InputError(
+                "pretrained_model.v2: true means Stable Diffusion 2, but this is a script for SDXL: remove the key, or use "
+                "train_lora-scale.py."
+            )
         check_source(settings)
 
     def load(self, settings: PretrainedModel, dtype: torch.dtype) -> Model:
@@ -41,7 +39,7 @@ class SDXLFamily(Family):
     def spellings(self, module: str) -> tuple[str, ...]:
         return module, sgm_name(module)
 
-    def metadata(self) -> dict[str, str]:
+    def metadata(self, prediction_type: str | None) -> dict[str, str]:
         return {
             "ss_base_model_version": "sdxl_base_v1-0",  # without it, A1111 takes a file with metadata for SD 1
             "ss_v2": "False",

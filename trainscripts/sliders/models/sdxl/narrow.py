@@ -1,16 +1,13 @@
 """A narrow SDXL with random weights: SDXL's topology and module names, small enough for a CPU."""
 
-import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
-import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionModel
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-START, END, END_OF_WORD = "<|startoftext|>", "<|endoftext|>", "</w>"
-CONTEXT_LENGTH = 77
+from sliders.models.diffusers_unet.narrow import build_scheduler, build_vae, seeded, text_config
+from sliders.models.diffusers_unet.tokenizer import END, build_tokenizer, clip_vocabulary
 
 
 @dataclass(frozen=True)
@@ -43,11 +40,9 @@ def build_narrow_sdxl(
     Each of `words` is one token, other text one per byte. Raises ValueError for a word with anything but letters.
     """
     vocab, merges = clip_vocabulary(words)
-    with torch.random.fork_rng(devices=[]):
-        # torch.manual_seed would also reseed every GPU, which fork_rng(devices=[]) does not restore.
-        torch.default_generator.manual_seed(seed)
+    with seeded(seed):
         unet = build_unet(widths)
-        vae = build_vae(widths)
+        vae = build_sdxl_vae(widths)
         text_encoder, text_encoder_2 = build_text_encoders(widths, vocab)
     return StableDiffusionXLPipeline(
         vae=vae.eval(),
@@ -83,112 +78,14 @@ def build_unet(widths: NarrowSDXL) -> UNet2DConditionModel:
     )
 
 
-def build_vae(widths: NarrowSDXL) -> AutoencoderKL:
-    blocks = len(widths.vae_block_out_channels)
-    return AutoencoderKL(
-        in_channels=3,
-        out_channels=3,
-        down_block_types=("DownEncoderBlock2D",) * blocks,
-        up_block_types=("UpDecoderBlock2D",) * blocks,
-        block_out_channels=widths.vae_block_out_channels,
-        layers_per_block=2,
-        latent_channels=4,
-        norm_num_groups=widths.vae_norm_groups,
-        sample_size=widths.sample_size * 2 ** (blocks - 1),
-        scaling_factor=0.13025,
-        force_upcast=True,
-    )
+def build_sdxl_vae(widths: NarrowSDXL) -> AutoencoderKL:
+    return build_vae(widths.vae_block_out_channels, widths.vae_norm_groups, widths.sample_size, scaling_factor=0.13025)
 
 
 def build_text_encoders(widths: NarrowSDXL, vocab: dict[str, int]) -> tuple[CLIPTextModel, CLIPTextModelWithProjection]:
-    def config(encoder: int, hidden_act: str, pad_token: str) -> CLIPTextConfig:
-        return CLIPTextConfig(
-            vocab_size=len(vocab),
-            hidden_size=widths.text_hidden_sizes[encoder],
-            intermediate_size=4 * widths.text_hidden_sizes[encoder],
-            num_hidden_layers=widths.text_layers[encoder],
-            num_attention_heads=widths.text_heads[encoder],
-            max_position_embeddings=CONTEXT_LENGTH,
-            projection_dim=widths.text_projection_dim,
-            hidden_act=hidden_act,
-            bos_token_id=vocab[START],
-            eos_token_id=vocab[END],
-            pad_token_id=vocab[pad_token],
-        )
-
-    return CLIPTextModel(config(0, "quick_gelu", END)), CLIPTextModelWithProjection(config(1, "gelu", "!"))
-
-
-def build_scheduler() -> DDIMScheduler:
-    """SDXL-base's scheduler config, for a model that predicts the noise."""
-    return DDIMScheduler(
-        num_train_timesteps=1000,
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-        timestep_spacing="leading",
-        prediction_type="epsilon",
+    sizes = zip(widths.text_hidden_sizes, widths.text_layers, widths.text_heads, strict=True)
+    first, second = ((vocab, *size, widths.text_projection_dim) for size in sizes)
+    return (
+        CLIPTextModel(text_config(*first, "quick_gelu", END)),
+        CLIPTextModelWithProjection(text_config(*second, "gelu", "!")),
     )
-
-
-def build_tokenizer(vocab: dict[str, int], merges: list[tuple[str, str]], pad_token: str) -> CLIPTokenizer:
-    return CLIPTokenizer(
-        vocab=vocab,
-        merges=merges,
-        bos_token=START,
-        eos_token=END,
-        unk_token=END,
-        pad_token=pad_token,
-        model_max_length=CONTEXT_LENGTH,
-    )
-
-
-def clip_vocabulary(words: Iterable[str]) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Returns vocabulary {token: id} and merges of a byte-level CLIP tokenizer in which each of `words` is one token.
-
-    Ids are in CLIP's order: 256 bytes, 256 bytes that end a word, merged tokens, start and end of text. Raises
-    ValueError for a word with anything but letters.
-    """
-    symbols = byte_symbols()
-    merges: list[tuple[str, str]] = []
-    for word in words:
-        text = unicodedata.normalize("NFC", word).lower()
-        if not text.isalpha():
-            raise ValueError(
-                f"{word!r} cannot be one token, because CLIP splits words at everything but letters: use letters only."
-            )
-        pieces = [symbols[byte] for byte in text.encode("utf-8")]
-        pieces[-1] += END_OF_WORD
-        pieces = _merged(pieces, merges)
-        # new merges rank last, so they do not change how earlier words are merged
-        while len(pieces) > 1:
-            merges.append((pieces[0], pieces[1]))
-            pieces = _merged(pieces, merges)
-    ends = [symbol + END_OF_WORD for symbol in symbols.values()]
-    tokens = [*symbols.values(), *ends, *("".join(pair) for pair in merges), START, END]
-    # two merges can make the same token ("r"+"ed", "re"+"d"), and ids must have no gaps
-    return {token: index for index, token in enumerate(dict.fromkeys(tokens))}, merges
-
-
-def _merged(pieces: list[str], merges: list[tuple[str, str]]) -> list[str]:
-    """Byte-pair encoding of one word: merges the pair of the lowest rank, everywhere, until no pair is left."""
-    while pairs := set(pairwise(pieces)) & set(merges):
-        first = min(pairs, key=merges.index)
-        merged: list[str] = []
-        position = 0
-        while position < len(pieces):
-            width = 2 if tuple(pieces[position : position + 2]) == first else 1
-            merged.append("".join(pieces[position : position + width]))
-            position += width
-        pieces = merged
-    return pieces
-
-
-def byte_symbols() -> dict[int, str]:
-    """{byte: the printable character that represents it in byte-level BPE}, beginning with "!", CLIP's id 0."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}

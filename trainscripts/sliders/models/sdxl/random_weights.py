@@ -4,9 +4,9 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionModel
 
 from sliders.models.base import PromptEmbeds
+from sliders.models.diffusers_unet.narrow import build_scheduler
 from sliders.models.schedule import EPSILON, NoiseSchedule
 from sliders.models.sdxl.model import SDXL
-from sliders.models.sdxl.narrow import build_scheduler
 from sliders.models.sdxl.unet import SDXL_BASE_UNET
 
 SDXL_VAE = {

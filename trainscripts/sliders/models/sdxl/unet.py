@@ -1,13 +1,9 @@
 """SDXL-base's UNet without weights, so that layers can be counted before a model is downloaded."""
 
-import json
-from pathlib import Path
-
-import torch
 from diffusers import UNet2DConditionModel
 
+from sliders.models.diffusers_unet.weightless import build_weightless
 from sliders.models.sdxl.narrow import NarrowSDXL, build_unet
-from sliders.models.sdxl.sources import TINY
 
 SDXL_BASE_UNET = {
     "sample_size": 128,
@@ -29,11 +25,4 @@ SDXL_BASE_UNET = {
 
 
 def weightless_unet(name_or_path: str) -> UNet2DConditionModel:
-    """Builds a UNet on the meta device: a diffusers folder's from its config, `tiny`'s, or else SDXL-base's."""
-    config = Path(name_or_path) / "unet" / "config.json"
-    with torch.device("meta"):
-        if name_or_path == TINY:
-            return build_unet(NarrowSDXL())
-        if config.is_file():
-            return UNet2DConditionModel.from_config(json.loads(config.read_text(encoding="utf-8")))
-        return UNet2DConditionModel(**SDXL_BASE_UNET)
+    return build_weightless(name_or_path, SDXL_BASE_UNET, lambda: build_unet(NarrowSDXL()))

@@ -1,15 +1,15 @@
-"""Writes an SDXL as one file in the original (SGM) layout, as model sites distribute it; for tests and benchmarks."""
+"""Writes a pipeline as one file in the original layout, as model sites distribute it; for tests and benchmarks."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from diffusers import StableDiffusionXLPipeline
+from diffusers import DiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sliders.models.sdxl.keys import sgm_name
+from sliders.models.diffusers_unet.keys import original_name
 
 UNET_ENDS = {
     "conv_in": "input_blocks.0.0",
@@ -34,9 +34,10 @@ OPEN_CLIP = (
 )
 
 
-def unet_name(parameter: str) -> str:
+def unet_name(parameter: str, has_attention: Callable[[int], bool]) -> str:
+    """has_attention: whether an up block, by its index, has transformers."""
     module, _, kind = parameter.rpartition(".")
-    return f"{UNET_ENDS[module] if module in UNET_ENDS else sgm_name(module)}.{kind}"
+    return f"{UNET_ENDS[module] if module in UNET_ENDS else original_name(module, has_attention)}.{kind}"
 
 
 def vae_name(parameter: str, levels: int = 4) -> str:
@@ -72,21 +73,38 @@ def open_clip_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-def original_state(pipe: StableDiffusionXLPipeline, announce: Sequence[str] = ()) -> dict[str, Tensor]:
+def text_states(pipe: DiffusionPipeline) -> list[tuple[str, dict[str, Tensor]]]:
+    """(prefix, state dict) of each text encoder: OpenAI's CLIP, OpenCLIP in SD 2, both in SDXL."""
+    first = pipe.text_encoder.state_dict()
+    clip = {f"transformer.text_model.{name.removeprefix('text_model.')}": tensor for name, tensor in first.items()}
+    if "text_encoder_2" in pipe.components:
+        second = open_clip_state(pipe.text_encoder_2.state_dict())
+        return [("conditioner.embedders.0.", clip), ("conditioner.embedders.1.model.", second)]
+    if pipe.unet.config.use_linear_projection:
+        return [("cond_stage_model.model.", open_clip_state(first))]
+    return [("cond_stage_model.", clip)]
+
+
+def unet_state(unet: UNet2DConditionModel) -> dict[str, Tensor]:
+    def has_attention(block: int) -> bool:
+        return "CrossAttn" in unet.config.up_block_types[block]
+
+    return {unet_name(name, has_attention): tensor for name, tensor in unet.state_dict().items()}
+
+
+def original_state(pipe: DiffusionPipeline, announce: Sequence[str] = ()) -> dict[str, Tensor]:
     """The state dict in the original layout. announce: marker keys to add, such as `v_pred` and `ztsnr`."""
-    found = {f"model.diffusion_model.{unet_name(k)}": v for k, v in pipe.unet.state_dict().items()}
+    found = {f"model.diffusion_model.{name}": tensor for name, tensor in unet_state(pipe.unet).items()}
     for name, tensor in pipe.vae.state_dict().items():
         attention = re.search(r"attentions\.0\.to_.*weight", name)
         found[f"first_stage_model.{vae_name(name)}"] = tensor[:, :, None, None] if attention else tensor
-    for name, tensor in pipe.text_encoder.state_dict().items():
-        found[f"conditioner.embedders.0.transformer.text_model.{name.removeprefix('text_model.')}"] = tensor
-    for name, tensor in open_clip_state(pipe.text_encoder_2.state_dict()).items():
-        found[f"conditioner.embedders.1.model.{name}"] = tensor
+    for prefix, state in text_states(pipe):
+        found |= {prefix + name: tensor for name, tensor in state.items()}
     found |= {key: torch.zeros(()) for key in announce}
     return {key: tensor.contiguous() for key, tensor in found.items()}
 
 
-def save_single_file(pipe: StableDiffusionXLPipeline, path: Path, announce: Sequence[str] = ()) -> Path:
+def save_single_file(pipe: DiffusionPipeline, path: Path, announce: Sequence[str] = ()) -> Path:
     """Writes a .safetensors or .ckpt. Returns `path`."""
     state = original_state(pipe, announce)
     if path.suffix == ".ckpt":

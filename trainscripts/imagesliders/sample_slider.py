@@ -1,0 +1,25 @@
+"""Show what a slider for Stable Diffusion 1 or 2 does: pictures at several multipliers with fixed seeds, on one page.
+
+`--help` lists the flags.
+
+    uv run trainscripts/imagesliders/sample_slider.py --model stable-diffusion-v1-5/stable-diffusion-v1-5 \
+      --slider models/…/…_last.safetensors --prompt 'a robe on a mannequin {<slider:0>|<slider:0.8>|<slider:2.7>}'
+"""
+
+import sys
+
+from sliders.sample.settings import load_sample_settings
+from sliders.system.command import command
+
+
+@command
+def main(argv: list[str]) -> None:
+    settings = load_sample_settings(argv, family="sd")
+    # imports torch, which --help and a mistyped flag need not wait for
+    from sliders.sample.run import run
+
+    print(f"page    {run(settings)}")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

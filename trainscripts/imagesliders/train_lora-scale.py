@@ -1,0 +1,19 @@
+"""Train a concept slider for Stable Diffusion 1 or 2 from folders of images, one folder per multiplier. `--help` lists the flags."""
+
+import sys
+
+from sliders.config.settings import load_settings
+from sliders.system.command import command
+
+
+@command
+def main(argv: list[str]) -> None:
+    runs, flags = load_settings(argv, family="sd")
+    # imports torch, which --help and a mistyped key need not wait for
+    from sliders.train.runs import run_all
+
+    run_all(runs, dry_run=flags.dry_run)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

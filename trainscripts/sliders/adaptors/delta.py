@@ -1,0 +1,21 @@
+"""What adaptors share that compute the whole difference ΔW between the adapted and the frozen weight."""
+
+from abc import abstractmethod
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from sliders.adaptors.base import Adaptor, per_row
+
+
+class DeltaAdaptor(Adaptor):
+    """Adds strength · ΔW · x to a layer's output. It costs another product of the layer's own size."""
+
+    @abstractmethod
+    def delta(self, x: Tensor) -> Tensor:
+        """Returns ΔW [out, in], or [out, in, k, k] for a convolution, in x's dtype, at strength 1."""
+
+    def forward(self, x: Tensor, strength: Tensor) -> Tensor:
+        delta = self.delta(x)
+        out = F.conv2d(x, delta, None, *self.geometry) if self.geometry else F.linear(x, delta)
+        return out * per_row(strength, out)

@@ -1,0 +1,90 @@
+"""LoKr: a Kronecker product as the difference of a layer's weight (Yeh et al. 2024, LyCORIS, arXiv:2309.14859)."""
+
+import math
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sliders.adaptors.base import ALPHA, Adaptor, per_row, shape_of, zeros
+
+
+class LoKr(Adaptor):
+    """Adds strength · (w1 ⊗ w2) · x to a layer's output, without computing the Kronecker product.
+
+    w1 [l, m], w2 [k, n], or [k, n, kh, kw] for a convolution, with l · k = out and m · n = in. If that saves weights, w2
+    is the product of w2_a [k, rank] and w2_b [rank, n], or [rank, n · kh · kw]. Else there is no rank and the gain is 1,
+    whatever alpha: so LyCORIS and all web UIs have it.
+    """
+
+    PARTS: ClassVar = {"lokr_w1": "w1", "lokr_w2": "w2", "lokr_w2_a": "w2_a", "lokr_w2_b": "w2_b"}
+    SCALED = ("lokr_w1",)
+
+    def __init__(
+        self,
+        base: nn.Linear | nn.Conv2d,
+        rank: int,
+        alpha: float,
+        generator: torch.Generator | None = None,
+        factor: int | None = None,
+    ):
+        """factor: l and m are its divisors nearest to it. None: l · k and m · n as square as they can be."""
+        out, into, *kernel = shape_of(base)
+        (l, k), (m, n) = factorized(out, factor), factorized(into, factor)  # noqa: E741 - as in the docstring
+        low_rank = rank < max(k, n) / 2
+        super().__init__(base, rank if low_rank else None, alpha if low_rank else float(rank), generator)
+        self.w1 = zeros(l, m)
+        self.shape = (k, n, *kernel)
+        nn.init.kaiming_uniform_(self.w1, a=math.sqrt(5), generator=generator)
+        if low_rank:
+            self.w2_a, self.w2_b = zeros(k, rank), zeros(rank, n * math.prod(kernel))
+            nn.init.kaiming_uniform_(self.w2_a, a=math.sqrt(5), generator=generator)
+        else:
+            self.w2 = zeros(*self.shape)
+
+    def forward(self, x: Tensor, strength: Tensor) -> Tensor:
+        w1, strength = self.weight("w1", x), per_row(strength, x)
+        (l, m), (k, n) = w1.shape, self.shape[:2]  # noqa: E741
+        w2 = self._second(x)
+        if self.geometry is None:
+            hidden = F.linear((x * strength).unflatten(-1, (m, n)), w2)  # [B, …, m, k]
+            return (w1 @ hidden).flatten(-2)
+        rows, _, height, width = x.shape
+        hidden = F.conv2d((x * strength).reshape(rows * m, n, height, width), w2, None, *self.geometry)
+        return (w1 @ hidden.reshape(rows, m, -1)).view(rows, l * k, *hidden.shape[2:])
+
+    def _second(self, x: Tensor) -> Tensor:
+        """w2, or w2_a · w2_b in its shape, in x's dtype."""
+        if self.rank is None:
+            return self.weight("w2", x)
+        return (self.weight("w2_a", x) @ self.weight("w2_b", x)).view(self.shape)
+
+    @classmethod
+    def is_complete(cls, tensors: dict[str, Tensor]) -> bool:
+        return tensors.keys() - {ALPHA} in ({"lokr_w1", "lokr_w2"}, {"lokr_w1", "lokr_w2_a", "lokr_w2_b"})
+
+    @classmethod
+    def settings_of(cls, layers: Sequence[dict[str, Tensor]]) -> dict[str, int]:
+        ranks = [tensors["lokr_w2_b"].shape[0] for tensors in layers if "lokr_w2_b" in tensors]
+        whole = [max(tensors["lokr_w2"].shape[:2]) for tensors in layers if "lokr_w2" in tensors]
+        found = {"rank": max(ranks or whole)}
+        second = ((t["lokr_w2"].shape[0] if "lokr_w2" in t else len(t["lokr_w2_a"])) for t in layers)
+        splits = [(len(t["lokr_w1"]), k) for t, k in zip(layers, second, strict=True)]
+        for factor in (None, *sorted({side for split in splits for side in split if side > 1})):
+            if all(factorized(l * k, factor) == (l, k) for l, k in splits):  # noqa: E741
+                return found if factor is None else {**found, "factor": factor}
+        return found
+
+
+def factorized(size: int, factor: int | None = None) -> tuple[int, int]:
+    """(a, b) with a · b = size and a ≤ b, as LyCORIS finds them.
+
+    One of them is `factor` if it divides size. Else a is as large as possible, but at most `factor`, if there is one.
+    """
+    if factor is not None and size % factor == 0:
+        return tuple(sorted((factor, size // factor)))
+    limit = min(math.isqrt(size), factor or size)
+    smaller = next(divisor for divisor in range(limit, 0, -1) if size % divisor == 0)
+    return smaller, size // smaller

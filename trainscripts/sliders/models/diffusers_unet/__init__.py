@@ -1,0 +1,1 @@
+"""What the families have in common whose denoiser is diffusers' `UNet2DConditionModel`."""
