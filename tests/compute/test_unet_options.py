@@ -116,6 +116,22 @@ def test_joined_layers_compute_the_same_as_separate_ones(monkeypatch):
     assert not torch.allclose(found[0], base, atol=1e-3)
 
 
+@pytest.mark.parametrize("method", ["noxattn", "xattn"])
+def test_cross_attention_reads_the_prompts_of_each_pass(method):
+    """Its keys and values are one product, unless they are adapted."""
+    unet = build_narrow_sdxl().unet
+    network = random_network(unet, method=method)
+    prompts = [dict(random_inputs(), encoder_hidden_states=torch.randn(2, 77, 64)) for _ in range(2)]
+    with torch.no_grad():
+        wanted = [unet(**inputs).sample for inputs in prompts]
+        for _ in range(2):  # the second time replaces what the first did
+            set_attention(unet, Other())
+            found = [unet(**inputs).sample for inputs in prompts]
+            assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(found, wanted, strict=True))
+    assert not torch.allclose(*wanted, atol=1e-3)
+    network.remove()
+
+
 @pytest.mark.parametrize("algo", ALGORITHMS)
 def test_compilation_changes_no_names_and_no_results(algo):
     """With dynamo's eager backend, which gets the same graphs as inductor but needs no minutes for C++."""

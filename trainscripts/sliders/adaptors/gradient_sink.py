@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sliders.compute.neighbours import stacked_view
 
-IN_FLIGHT = 8  # gradients whose inputs are kept until the second stream has read them
+IN_FLIGHT = 2  # gradients whose inputs are kept until the second stream has read them
 
 
 class GradientSink:

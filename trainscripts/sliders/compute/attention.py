@@ -86,29 +86,30 @@ def set_attention(unet: UNet2DConditionModel, settings: Other) -> None:
 class ContextProjections:
     """The keys and values of all cross-attention layers: they read the same tokens, so one product computes them all.
 
-    It runs before each forward pass of the UNet. Layers that are quantised or adapted are left to themselves.
+    It shadows the UNet's `forward`, and computes them before it, so that a captured or repeated forward pass has its own.
+    Layers that are quantised or adapted are left to themselves.
     """
 
     def __init__(self, unet: nn.Module):
         crossing = [m for m in unet.modules() if isinstance(m, Attention) and m.is_cross_attention]
         self._layers = {m: (m.to_k, m.to_v) for m in crossing if type(m.to_k) is type(m.to_v) is nn.Linear}
-        self._found: dict[nn.Module, Tensor] = {}
+        self._found: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+        shadowed = unet.forward
+        self._forward = shadowed._forward if isinstance(shadowed, ContextProjections) else shadowed
         if self._layers:
             weights = [layer.weight for pair in self._layers.values() for layer in pair]
             self._weight = make_neighbours(weights)
             self._sizes = [len(weight) for weight in weights]
-            for hook in [h for h in unet._forward_pre_hooks.values() if isinstance(h, ContextProjections)]:
-                hook.handle.remove()
-            self.handle = unet.register_forward_pre_hook(self, with_kwargs=True)
+            unet.forward = self
 
-    def __call__(self, unet: nn.Module, args: tuple, kwargs: dict) -> None:
+    def __call__(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, *args, **kwargs):
         frozen = [m for m, pair in self._layers.items() if not any("forward" in layer.__dict__ for layer in pair)]
         self._found = {}
         if frozen:
-            tokens = kwargs["encoder_hidden_states"] if "encoder_hidden_states" in kwargs else args[2]
-            parts = F.linear(tokens, self._weight).split(self._sizes, -1)
+            parts = F.linear(encoder_hidden_states, self._weight).split(self._sizes, -1)
             every = dict(zip(self._layers, zip(parts[::2], parts[1::2], strict=True), strict=True))
             self._found = {module: every[module] for module in frozen}
+        return self._forward(sample, timestep, encoder_hidden_states, *args, **kwargs)
 
     def of(self, attention: Attention) -> tuple[Tensor, Tensor] | None:
         """Key and value [B, n, C] in this forward pass, or None if the layer must compute them itself."""
