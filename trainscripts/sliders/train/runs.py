@@ -12,6 +12,7 @@ from sliders.formats.sidecar import multiplier_template
 from sliders.system.command import resume_command
 from sliders.system.errors import InputError
 from sliders.system.lock import locked
+from sliders.system.processes import Processes, joined
 from sliders.system.signals import Interrupts, Stopped
 from sliders.train.plan import Plan, describe, make_plan
 from sliders.train.resources import check_disk, out_of_memory
@@ -24,26 +25,29 @@ def run_command(runs: list[Settings], dry_run: bool, words: list[str]) -> int:
     words: the script, and the arguments that it was called with.
     """
     try:
-        run_all(runs, dry_run)
+        with joined() as processes:
+            run_all(runs, dry_run, processes)
     except Stopped as stopped:
         print(f"stopped by {stopped.name}; continue with\n  {resume_command(words)}", file=sys.stderr)
         return stopped.status
     return 0
 
 
-def run_all(runs: list[Settings], dry_run: bool = False) -> list[Report]:
+def run_all(runs: list[Settings], dry_run: bool = False, processes: Processes | None = None) -> list[Report]:
     """Every run is checked before the first one starts. With `dry_run` nothing is loaded or written."""
+    processes = processes or Processes()
     plans = plan_all(runs)
-    if not dry_run:
+    processes.gather(None)  # all have read the folders: now the first may change them
+    if not dry_run and processes.first:
         forget_replaced(runs)
     reports = []
     with Interrupts() as interrupts:
         for plan in plans:
-            print(describe(plan), flush=True)
+            print(describe(plan, processes.count), flush=True)
             if dry_run:
                 continue
             began = time.perf_counter()
-            report = train(plan, interrupts)
+            report = train(plan, interrupts, processes)
             reports.append(report)
             print(summary(plan.settings, report, time.perf_counter() - began), flush=True)
             gc.collect()  # before the next model of a --stylecheck is loaded
@@ -54,11 +58,11 @@ def run_all(runs: list[Settings], dry_run: bool = False) -> list[Report]:
     return reports
 
 
-def train(plan: Plan, interrupts: Interrupts) -> Report:
+def train(plan: Plan, interrupts: Interrupts, processes: Processes) -> Report:
     """One slider, with its folder locked. Raises InputError with advice when the GPU runs out of memory."""
-    with locked(plan.settings.run_dir):
+    with processes.if_first(lambda: locked(plan.settings.run_dir)):
         try:
-            trainer = Trainer(plan)
+            trainer = Trainer(plan, processes=processes)
             if plan.settings.resume:
                 trainer.resume()
             return trainer.run(interrupts)
