@@ -1,9 +1,11 @@
 """The benchmarks' default paths, on the tiny model and the CPU."""
 
 import json
+import subprocess
+import sys
 
 import pytest
-from conftest import load_script
+from conftest import ROOT, load_script
 from sliders.models.schedule import EPSILON, NoiseSchedule
 from sliders.models.sdxl.model import SDXL
 from sliders.models.sdxl.narrow import build_narrow_sdxl
@@ -52,6 +54,19 @@ def test_bench_sampling_makes_the_same_pictures_together_and_one_by_one(results)
     assert found["largest_difference"] < 1e-4
     assert found["pictures"] == 6
     assert found["times_diffusers"] == pytest.approx(found["diffusers_s"] / found["together_s"], rel=0.05)
+
+
+def test_bench_processes_counts_the_pairs_of_all_processes(tmp_path):
+    """In processes of their own, started by torchrun."""
+    out = tmp_path / "bench.json"
+    script = str(ROOT / "trainscripts" / "benchmarks" / "bench_processes.py")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    words = [*TINY, "--resolutions", "64", "--steps", "1", "--json", str(out)]
+    found = subprocess.run([*launcher, script, *words], check=True, capture_output=True, text=True)
+    (row,) = json.loads(out.read_text())["results"]
+    assert row["processes"] == 2
+    assert f"{row['all'] / row['one']:.2f} times" in found.stdout
+    assert found.stdout.count("pairs/s with 1 process") == 1
 
 
 def test_bench_start_times_every_phase_up_to_the_first_step(monkeypatch, tmp_path):

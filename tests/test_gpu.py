@@ -280,9 +280,9 @@ def test_a_step_that_waits_for_the_gpu_trains_without_a_graph(tmp_path, capsys):
 def test_an_empty_graph_is_rejected(tmp_path):
     trainer = make_trainer(tmp_path, "0")
     batch = trainer.make_batch(trainer.draw(0))
-    values = trainer.gradients(batch)
+    loss = trainer.gradients(batch)
     with pytest.raises(CannotCaptureError, match="empty"):
-        StepGraph(lambda batch: values, batch, torch.cuda.Stream(), None)
+        StepGraph(lambda batch: loss, batch, torch.cuda.Stream(), None)
 
 
 KERNELS = {

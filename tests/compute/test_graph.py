@@ -46,10 +46,10 @@ def batches(trainer, *sizes):
 
 
 def assert_same_step(trainer, graphs, batch):
-    """Bit for bit, because the same operations run on the same numbers. Returns [loss, norm] and the gradient."""
-    values, gradient = graphs(batch), trainer.weights.master.grad.clone()
-    assert torch.equal(values, trainer.gradients(batch)) and torch.equal(gradient, trainer.weights.master.grad)
-    return values, gradient
+    """Bit for bit, because the same operations run on the same numbers. Returns loss and gradient."""
+    loss, gradient = graphs(batch), trainer.weights.master.grad.clone()
+    assert torch.equal(loss, trainer.gradients(batch)) and torch.equal(gradient, trainer.weights.master.grad)
+    return loss, gradient
 
 
 def test_the_stand_in_behaves_like_a_graph():
@@ -91,8 +91,8 @@ def test_a_replay_uses_its_own_batch_and_the_present_weights(tmp_path, way):
     trainer = make_trainer(tmp_path, **WAYS[way])
     graphs, found = CapturedGradients(trainer.gradients), []
     for step in range(3):  # uncaptured, captured, replayed
-        values, gradient = assert_same_step(trainer, graphs, trainer.make_batch(trainer.draw(step)))
-        trainer.learner.update(values)
+        loss, gradient = assert_same_step(trainer, graphs, trainer.make_batch(trainer.draw(step)))
+        trainer.learner.update(loss)
         found.append(gradient)
     assert graphs.captured == 1
     assert all((a - b).norm() > 0.1 * a.norm() for a, b in pairwise(found))
@@ -104,8 +104,8 @@ def test_a_text_step_is_replayed_with_its_own_latents_and_strength(tmp_path):
     sets = [draw for step in range(20) if len((draw := trainer.draw(step)).rows) == 2]
     graphs, found = CapturedGradients(trainer.gradients), []
     for draw in sets[:3]:  # uncaptured, captured, replayed
-        values, gradient = assert_same_step(trainer, graphs, trainer.make_batch(draw))
-        trainer.learner.update(values)
+        loss, gradient = assert_same_step(trainer, graphs, trainer.make_batch(draw))
+        trainer.learner.update(loss)
         found.append(gradient)
     assert graphs.captured == 1
     batch = trainer.make_batch(sets[0])
@@ -146,7 +146,7 @@ def test_a_shape_is_captured_when_it_comes_again(trainer, monkeypatch):
         forwards.append(len(batch.scales))
         return trainer.forward(batch)
 
-    graphs, found = CapturedGradients(Gradients(forward, trainer.weights, trainer.settings.train.max_grad_norm)), []
+    graphs, found = CapturedGradients(Gradients(forward, trainer.weights)), []
     generator = torch.get_rng_state()
     for batch in batches(trainer, 2, 1, 2, 2, 1):
         assert_same_step(trainer, graphs, batch)
@@ -190,7 +190,7 @@ def test_a_capture_that_fails_is_reported_once_and_training_continues(trainer, c
             trouble(loss)
         return loss
 
-    graphs = CapturedGradients(Gradients(forward, trainer.weights, trainer.settings.train.max_grad_norm))
+    graphs = CapturedGradients(Gradients(forward, trainer.weights))
     for batch in batches(trainer, 2, 2, 1, 1, 2, 1):
         assert_same_step(trainer, graphs, batch)
     assert graphs.captured == 0
@@ -204,7 +204,7 @@ def test_no_capture_follows_one_that_runs_out_of_memory_without_other_graphs(tra
             runs_out_of_memory(loss)
         return loss
 
-    graphs = CapturedGradients(Gradients(forward, trainer.weights, trainer.settings.train.max_grad_norm))
+    graphs = CapturedGradients(Gradients(forward, trainer.weights))
     for batch in batches(trainer, 1, 1):
         assert_same_step(trainer, graphs, batch)
     assert capsys.readouterr().out.count("no memory left") == 1
@@ -212,9 +212,9 @@ def test_no_capture_follows_one_that_runs_out_of_memory_without_other_graphs(tra
 
 def test_an_empty_graph_is_rejected(trainer):
     batch = next(batches(trainer, 1))
-    values = trainer.gradients(batch)
+    loss = trainer.gradients(batch)
     with pytest.raises(CannotCaptureError, match="empty"):
-        StepGraph(lambda batch: values, batch, Stream(), None)
+        StepGraph(lambda batch: loss, batch, Stream(), None)
 
 
 def test_graphs_are_freed_once_for_a_shape_that_does_not_fit_beside_them(trainer, monkeypatch, capsys):
@@ -232,7 +232,7 @@ def test_graphs_are_freed_once_for_a_shape_that_does_not_fit_beside_them(trainer
         return trainer.forward(batch)
 
     monkeypatch.setattr(gradients, "StepGraph", Watched)
-    graphs, found = CapturedGradients(Gradients(forward, trainer.weights, trainer.settings.train.max_grad_norm)), []
+    graphs, found = CapturedGradients(Gradients(forward, trainer.weights)), []
     for batch in batches(trainer, 1, 1, 2, 1, 1):
         assert_same_step(trainer, graphs, batch)
         found.append(graphs.captured)

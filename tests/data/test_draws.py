@@ -1,4 +1,4 @@
-"""What is drawn for a step: always the same for the same (seed, step, rank), and everything in its turn."""
+"""What is drawn for a step: always the same for the same (seed, step), and everything in its turn."""
 
 import hashlib
 from collections import Counter
@@ -51,7 +51,7 @@ def any_draws(draw) -> Draws:
         timesteps=timesteps(draw(st.integers(2, 1000))),
         caption_dropout=draw(st.sampled_from([0.0, 0.3])),
         shape_of=lambda name, resolution: (resolution, name % kinds),
-        rank=draw(st.integers(0, 7)),
+        processes=draw(st.integers(1, 4)),
     )
 
 
@@ -59,7 +59,7 @@ steps = st.integers(0, 10_000)
 
 
 @given(any_draws(), steps)
-def test_a_draw_is_a_pure_function_of_seed_step_and_rank(drawn_from, step):
+def test_a_draw_is_a_pure_function_of_seed_and_step(drawn_from, step):
     draw = drawn_from(step)
     drawn_from(step + 1)  # what was drawn in between changes nothing
     assert replace(drawn_from)(step) == drawn_from(step) == draw
@@ -69,9 +69,9 @@ def test_a_draw_is_a_pure_function_of_seed_step_and_rank(drawn_from, step):
 def test_every_index_is_in_range_and_the_prompt_goes_with_the_scale(drawn_from, step):
     draw = drawn_from(step)
     chosen = drawn_from.prompts[draw.prompt]
-    assert len(draw.rows) == 2 * chosen.batch_size
+    assert len(draw.rows) == 2 * chosen.batch_size * drawn_from.processes
     assert draw.resolution in resolutions(chosen)
-    assert [row.positive for row in draw.rows] == [False, True] * chosen.batch_size
+    assert [row.positive for row in draw.rows] == [False, True] * (len(draw.rows) // 2)
     for row in draw.rows:
         assert 0 <= row.name < drawn_from.num_names
         assert 0 <= row.scale < drawn_from.num_scales
@@ -191,11 +191,10 @@ def test_names_that_share_a_shape_share_batches():
     assert set(together) == {frozenset(s) for s in [{0}, {2}, {4}, {0, 2}, {0, 4}, {2, 4}, {1}, {3}, {1, 3}]}
 
 
-def test_other_seeds_steps_and_ranks_draw_otherwise():
+def test_other_seeds_and_steps_draw_otherwise():
     first = [draws_of()(step) for step in range(50)]
     assert len(set(first)) == 50
     assert not set(first) & {draws_of(seed=1)(step) for step in range(50)}
-    assert not set(first) & {draws_of(rank=1)(step) for step in range(50)}
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from sliders.config.settings import load_settings
 from sliders.data.latents import CROP_ROOM, LatentCache, View, views
 from sliders.models.sdxl.loading import load_sdxl
 from sliders.system.errors import InputError
+from sliders.system.processes import Processes
 from sliders.train.plan import make_plan
 from sliders.train.trainer import Trainer
 
@@ -97,4 +98,4 @@ def test_an_image_that_the_vae_cannot_encode_is_named(tmp_path):
     (settings,), _ = load_settings(write_experiment(tmp_path, prompts=[{"target": "", "resolution": 64}]))
     data = make_plan(settings).data
     with pytest.raises(InputError, match=r"verylow.one\.png.*not finite"):
-        LatentCache(model, data, [View(64, False)], "cpu")
+        LatentCache(model, data, [View(64, False)], "cpu", Processes())

@@ -29,9 +29,12 @@ def test_the_quota_of_a_container(tmp_path, files, quota):
     assert processor_quota(tmp_path) == quota
 
 
-@pytest.mark.parametrize(("quota", "available", "threads"), [(2, 64, "2"), (64, 2, None), (None, 64, None)])
-def test_threads_are_limited_to_the_quota_only_where_openmp_would_start_more(monkeypatch, quota, available, threads):
-    monkeypatch.setattr(os, "environ", {})
+@pytest.mark.parametrize(
+    ("quota", "available", "processes", "threads"),
+    [(2, 64, 1, "2"), (64, 2, 1, None), (None, 64, 1, None), (None, 8, 2, "4"), (6, 64, 2, "3"), (64, 2, 4, "1")],
+)
+def test_threads_are_limited_only_where_openmp_would_start_more(monkeypatch, quota, available, processes, threads):
+    monkeypatch.setattr(os, "environ", {"LOCAL_WORLD_SIZE": str(processes)})
     monkeypatch.setattr(processors, "processor_quota", lambda: quota)
     monkeypatch.setattr(processors, "available_processors", lambda: available)
     share_processors()

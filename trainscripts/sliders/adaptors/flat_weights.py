@@ -10,6 +10,8 @@ from sliders.adaptors.network import AdaptorNetwork
 class FlatWeights:
     """`master` [n] float32 and its gradient, with a copy of both in `dtype`, the model's, if that is not float32.
 
+    `shared` [n + 1] float32 is that gradient and room for the loss: what several processes average, as one tensor.
+
     The network's parameters become views of `master`; they are saved, loaded and read as before. Convolution weights
     are stored channels-last, like the UNet's, so that no step converts them.
     """
@@ -18,7 +20,8 @@ class FlatWeights:
         parameters = _in_memory_order(network)
         master = torch.cat([_memory_order(p.detach()).flatten() for p in parameters])
         self.master = nn.Parameter(master)
-        self.master.grad = torch.zeros_like(master)
+        self.shared = master.new_zeros(len(master) + 1)
+        self.master.grad = self.shared[:-1]
         for parameter, view in zip(parameters, _views(master, parameters), strict=True):
             parameter.data = view
         self._copy = self._gradient = None
@@ -39,8 +42,8 @@ class FlatWeights:
             self._copy.copy_(self.master)
 
     @torch.no_grad()
-    def gather_gradients(self) -> Tensor:
-        """Moves the gradients of a backward pass to `master.grad`. Returns their norm, 0-dim float32."""
+    def gather_gradients(self) -> None:
+        """Moves the gradients of a backward pass to `master.grad`."""
         in_place = self._sink.finish()
         views, grads = [], []
         for leaf, view in zip(self._leaves, self._views, strict=True):
@@ -57,7 +60,6 @@ class FlatWeights:
             torch._foreach_copy_(views, grads)
         if self._gradient is not None:
             self.master.grad.copy_(self._gradient)
-        return torch.linalg.vector_norm(self.master.grad)
 
     def drop_gradients(self) -> None:
         """Discards the gradients of a backward pass, even of one that was interrupted."""

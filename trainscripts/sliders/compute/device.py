@@ -6,12 +6,15 @@ import torch
 from torch import nn
 
 from sliders.system.errors import InputError
+from sliders.system.launch import launch
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def torch_device(name: str) -> str:
     """Returns torch's name for the value of `--device`; for an index on a machine without GPUs, `cpu`.
+
+    With several processes, 0 stands for all GPUs: each process takes its own, or shares one if there are too few.
 
     Raises InputError if the device does not exist.
     """
@@ -22,6 +25,13 @@ def torch_device(name: str) -> str:
     count = torch.cuda.device_count()
     if count == 0:
         return "cpu"
+    here = launch()
+    if here.local_count > 1:
+        if name != "0":
+            raise InputError(
+                f"--device: {name} with {here.local_count} processes: leave it out, and choose GPUs with CUDA_VISIBLE_DEVICES."
+            )
+        name = str(here.local_rank % count)
     if int(name) >= count:
         raise InputError(
             f"--device: {name} does not exist, this machine has {count} GPU(s): use 0{f' to {count - 1}' if count > 1 else ''}."

@@ -1,4 +1,4 @@
-"""What a step trains on: prompt set, images, scales, timesteps, noise, crops. A pure function of (seed, step, rank).
+"""What a step trains on: prompt set, images, scales, timesteps, noise, crops. A pure function of (seed, step).
 
 Only Python's own Mersenne Twister seeded with a string is used: the same draws on every platform and library version.
 """
@@ -39,7 +39,7 @@ class TextRowDraw:
 
 @dataclass(frozen=True)
 class StepDraw:
-    """The rows of one optimizer step, all of one latent shape."""
+    """The rows of one optimizer step, of all processes together, all of one latent shape."""
 
     prompt: int  # index of the prompt set
     resolution: int  # px
@@ -72,17 +72,17 @@ class Draws:
     shape_of: Callable[[int, int], Hashable]
     caption_dropout: float = 0.0
     scales_per_step: int = 1
-    rank: int = 0
+    processes: int = 1  # each trains on `batch_size` pairs
 
     def __call__(self, step: int) -> StepDraw:
-        rng = random.Random(f"{self.seed}/{step}/{self.rank}")
+        rng = random.Random(f"{self.seed}/{step}/0")
         prompt = rng.randrange(len(self.prompts))
         chosen = self.prompts[prompt]
         resolution = rng.choice(resolutions(chosen))
         first = rng.randrange(self.num_names)
         shape = self.shape_of(first, resolution)
         alike = [n for n in range(self.num_names) if self.shape_of(n, resolution) == shape]
-        names = [first] + [rng.choice(alike) for _ in range(ROWS_PER_PAIR * chosen.batch_size - 1)]
+        names = [first] + [rng.choice(alike) for _ in range(ROWS_PER_PAIR * chosen.batch_size * self.processes - 1)]
         rows = tuple(self._row(rng, name, positive=bool(i % 2)) for i, name in enumerate(names))
         if self.scales_per_step > 1:
             groups = [rows[i : i + self.scales_per_step] for i in range(0, len(rows), self.scales_per_step)]
@@ -120,14 +120,14 @@ class TextDraws:
     prompts: Sequence[PromptSet]
     scales: tuple[float, ...]  # the range reaches from the first to the last
     timesteps: TimestepDistribution
-    rank: int = 0
+    processes: int = 1  # each trains on `batch_size` pairs
 
     def __call__(self, step: int) -> StepDraw:
-        rng = random.Random(f"{self.seed}/{step}/{self.rank}")
+        rng = random.Random(f"{self.seed}/{step}/0")
         prompt = rng.randrange(len(self.prompts))
         chosen = self.prompts[prompt]
         resolution = rng.choice(resolutions(chosen))
-        rows = [self._row(rng, upper=i % 2) for i in range(ROWS_PER_PAIR * chosen.batch_size)]
+        rows = [self._row(rng, upper=i % 2) for i in range(ROWS_PER_PAIR * chosen.batch_size * self.processes)]
         return StepDraw(prompt, resolution, tuple(sorted(rows, key=lambda row: row.timestep)))
 
     def _row(self, rng: random.Random, upper: int) -> TextRowDraw:

@@ -13,6 +13,7 @@ from sliders.data.draws import resolutions
 from sliders.data.images import read_image, resize_to_cover
 from sliders.models.base import Geometry, Model
 from sliders.system.errors import InputError
+from sliders.system.processes import Processes
 
 CROP_ROOM = 1.25  # dynamic_crops: each side is encoded this much larger than the crop that is trained
 
@@ -52,18 +53,17 @@ def views(prompts: tuple[PromptSet, ...]) -> list[View]:
 class LatentCache:
     """(image name, view) → `EncodedImage`, in main memory, where a step's rows are cut out of them."""
 
-    def __init__(self, model: Model, data: ScaleFolders, wanted: list[View], device: str):
-        """Encodes every image once per view; the VAE is on `device` only during the call.
+    def __init__(self, model: Model, data: ScaleFolders, wanted: list[View], device: str, processes: Processes):
+        """Encodes every image once per view, in one of the processes; the VAE is on `device` only during the call.
 
         Raises InputError, naming the image, if its latents are not finite.
         """
         self.scaling_factor = model.scaling_factor
-        self._encoded: dict[tuple[int, View], EncodedImage] = {}
-        total = data.num_images * len(wanted)
+        keys = [(name, view) for view in wanted for name in range(len(data.names))]
+        total = len(processes.part(keys)) * len(data.scales)
         with model.vae_on(device), tqdm(total=total, desc="encoding images", unit="img") as bar:
-            for view in wanted:
-                for name in range(len(data.names)):
-                    self._encoded[name, view] = self._encode(model, data, name, view, bar)
+            encoded = processes.share_out(keys, lambda key: self._encode(model, data, *key, bar))
+        self._encoded: dict[tuple[int, View], EncodedImage] = dict(zip(keys, encoded, strict=True))
 
     def _encode(self, model: Model, data: ScaleFolders, name: int, view: View, bar: tqdm) -> EncodedImage:
         width, height = size = data.fitted_size(name, view.resolution)

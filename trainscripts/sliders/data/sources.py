@@ -18,6 +18,7 @@ from sliders.data.text import MultiplierRange, TextBatchMaker
 from sliders.data.timesteps import TimestepDistribution, biased, measured, timestep_of
 from sliders.models.base import Model, PromptEmbeds
 from sliders.system.errors import InputError
+from sliders.system.processes import Processes
 
 Checked = ScaleFolders | MultiplierRange  # what `Source.find` returns, and all that is known before weights are loaded
 Start = tuple[Callable[[int], StepDraw], Callable[[StepDraw], Batch], TimestepDistribution]
@@ -26,9 +27,12 @@ Start = tuple[Callable[[int], StepDraw], Callable[[StepDraw], Batch], TimestepDi
 class Source(ABC):
     """Made once the settings are checked; then `encode` is called, and `start` when the adaptors are attached."""
 
-    def __init__(self, settings: Settings, data: Checked, timesteps: tuple[int, ...], device: str):
+    def __init__(
+        self, settings: Settings, data: Checked, timesteps: tuple[int, ...], device: str, processes: Processes
+    ):
         """data: what `find` returned. timesteps: those that may be drawn."""
         self.settings, self.data, self.timesteps, self.device = settings, data, timesteps, device
+        self.processes = processes
 
     @staticmethod
     @abstractmethod
@@ -66,7 +70,7 @@ class ImageSource(Source):
         return data
 
     def encode(self, model: Model) -> list[str]:
-        self._cache = LatentCache(model, self.data, views(self.settings.prompts), self.device)
+        self._cache = LatentCache(model, self.data, views(self.settings.prompts), self.device, self.processes)
         return prompts_to_encode(self.settings.prompts, self.data.captions)
 
     def start(self, model: Model, network: AdaptorNetwork, embeds: dict[str, PromptEmbeds]) -> Start:
@@ -76,7 +80,7 @@ class ImageSource(Source):
         draw = Draws(
             seed=settings.train.seed, prompts=settings.prompts, num_names=len(data.names), num_scales=len(data.scales),
             timesteps=timesteps, shape_of=data.fitted_size, caption_dropout=settings.train.caption_dropout,
-            scales_per_step=settings.train.scales_per_step,
+            scales_per_step=settings.train.scales_per_step, processes=self.processes.count,
         )  # fmt: skip
         return draw, make_batch, timesteps
 
@@ -91,7 +95,8 @@ class ImageSource(Source):
         neutral = [embeds[chosen.texts(caption)[0]] for caption in captions]
         network.set_multipliers(None)
         view = View(chosen.resolution, chosen.dynamic_crops)
-        found = measured(self.timesteps, measure_noise_levels(model, self._cache, view, neutral, self.device))
+        levels = measure_noise_levels(model, self._cache, view, neutral, self.device)
+        found = measured(self.timesteps, self.processes.gather(levels)[0])  # those of the first, for all to draw alike
         print(f"note: timesteps measured on the images: half of the draws are above {found.median}", flush=True)
         return found
 
@@ -121,7 +126,7 @@ class TextSource(Source):
         settings, steps = self.settings, self.settings.train.max_denoising_steps
         path = tuple(timestep_of(k, steps) for k in range(steps))
         timesteps = biased(self.timesteps, settings.train.timestep_bias)
-        draw = TextDraws(settings.train.seed, settings.prompts, self.data.scales, timesteps)
+        draw = TextDraws(settings.train.seed, settings.prompts, self.data.scales, timesteps, self.processes.count)
         return draw, TextBatchMaker(model, network, settings.prompts, embeds, path, self.device), timesteps
 
 

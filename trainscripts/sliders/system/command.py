@@ -11,6 +11,7 @@ from contextlib import redirect_stderr, redirect_stdout, suppress
 from typing import TextIO
 
 from sliders.system.errors import InputError
+from sliders.system.launch import launch, only_errors
 from sliders.system.processors import share_processors
 from sliders.system.signals import Stopped
 
@@ -54,7 +55,8 @@ def command(main: Callable[[list[str]], int | None]) -> Callable[[list[str]], in
         share_processors()  # main imports torch only later
         with redirect_stdout(LastingStream(sys.stdout)), redirect_stderr(LastingStream(sys.stderr)):
             try:
-                return main(argv) or 0
+                with only_errors():
+                    return main(argv) or 0
             except InputError as error:
                 return _failed(str(error))
             except Stopped as stopped:
@@ -84,6 +86,8 @@ def resume_command(words: list[str]) -> str:
     Keeps `--overwrite`: later runs of a --stylecheck may still have files to replace.
     """
     words = [*(w for w in words if w != "--resume"), "--resume"]
+    if (count := launch().count) > 1:
+        words = ["accelerate", "launch", "--num_processes", str(count), *words]
     if sys.platform == "win32":  # not verified on Windows: `uv run` alone would reinstall PyTorch without CUDA
         return " ".join(_for_powershell(w) for w in ["uv", "run", "--no-sync", *words])
     return shlex.join(["uv", "run", *words])

@@ -4,19 +4,23 @@ import math
 import os
 from pathlib import Path
 
+from sliders.system.launch import launch
+
 CGROUP = Path("/sys/fs/cgroup")  # where Linux containers find their limits
 
 
 def share_processors() -> None:
-    """Sets OpenMP's environment variables, except those that the user has set.
+    """Sets OpenMP's environment variables, except those that the user has set. Several processes get equal shares.
 
     By default, threads that wait for the others occupy their processors, also against the one that they wait for. Beside
     other busy programs a step then takes many times as long as on one thread.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     quota = processor_quota()
-    if quota is not None and quota < available_processors():
-        os.environ.setdefault("OMP_NUM_THREADS", str(quota))
+    available, processes = available_processors(), launch().local_count
+    share = min(quota or available, available) // processes
+    if share < available:
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, share)))
 
 
 def available_processors() -> int:

@@ -15,22 +15,17 @@ MAX_GRAPHS = 32  # each takes time to capture, and GPU memory for the arguments 
 
 
 class Gradients:
-    """`gradients(batch)` writes the clipped gradient of the loss to `weights.master.grad`.
+    """`gradients(batch)` writes the gradient of the loss to `weights.master.grad`. It returns the loss, 0-dim float32."""
 
-    It returns [loss, gradient norm before clipping], float32, on the device. A max_grad_norm of 0 turns clipping off.
-    """
-
-    def __init__(self, forward: Callable[[Batch], Tensor], weights: FlatWeights, max_grad_norm: float):
+    def __init__(self, forward: Callable[[Batch], Tensor], weights: FlatWeights):
         self.weights = weights
-        self._forward, self._max_norm = forward, max_grad_norm
+        self._forward = forward
 
     def __call__(self, batch: Batch) -> Tensor:
         loss = self._forward(batch)
         loss.backward()
-        norm = self.weights.gather_gradients()
-        if self._max_norm:
-            self.weights.master.grad.mul_((self._max_norm / (norm + 1e-6)).clamp(max=1))
-        return torch.stack([loss.detach(), norm])
+        self.weights.gather_gradients()
+        return loss.detach()
 
     def forget(self) -> None:
         """Frees the GPU memory that is kept between steps only for speed."""

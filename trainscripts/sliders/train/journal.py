@@ -107,8 +107,9 @@ def trackers(settings: Settings) -> Iterator[Log]:
         try:
             yield Log(accelerator)
         finally:
-            with suppress(OSError):
-                accelerator.end_training()
+            with suppress(OSError):  # `accelerator.end_training` would also end the processes' connection
+                for tracker in accelerator.trackers:
+                    tracker.finish()
 
 
 @contextmanager

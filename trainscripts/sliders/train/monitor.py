@@ -29,7 +29,7 @@ class Watch:
         self._data, self._master, self._tolerated = data, master, tolerated
         self._row: list[StepResult] = []  # the steps since the last finite one
         self._seen, self._pushed = 0, False
-        self._start = _sum_of_bits(master)
+        self._start = sum_of_bits(master)
 
     def read(self, results: list[StepResult]) -> list[tuple[float, float]]:
         """(loss, gradient norm) of each step. Training waits for the device only here.
@@ -47,7 +47,7 @@ class Watch:
             tqdm.write(f"note: loss or gradient is not finite at {self._place(result)}: skipped.")
         self._pushed = self._pushed or any(norm > 0 for _, norm in values)
         before, self._seen = self._seen, self._seen + len(results)
-        if before < MOVED_WITHIN <= self._seen and not (self._pushed and _sum_of_bits(self._master) != self._start):
+        if before < MOVED_WITHIN <= self._seen and not (self._pushed and sum_of_bits(self._master) != self._start):
             tqdm.write(
                 f"note: the adaptor has not changed in {self._seen} steps: raise train.lr, check that the folders' images differ, or "
                 "choose another train.loss."
@@ -67,5 +67,6 @@ class Watch:
         return f"step {result.step + 1} ({rows})"
 
 
-def _sum_of_bits(master: Tensor) -> int:
+def sum_of_bits(master: Tensor) -> int:
+    """A checksum of float32 weights. Waits for the device."""
     return master.detach().view(torch.int32).sum(dtype=torch.int64).item()

@@ -17,14 +17,15 @@ from sliders.formats.sidecar import write_sidecar
 from sliders.formats.slider_file import save_slider, slider_tensors
 from sliders.models.base import Model
 from sliders.system.files import SAME_NAME, remove, remove_leftovers, written_whole
+from sliders.system.processes import Processes
 from sliders.train.plan import Plan
 
 
 class Outputs:
     """Writes the files of one run. Under its final name, each is complete or absent."""
 
-    def __init__(self, plan: Plan):
-        self._plan, self._settings = plan, plan.settings
+    def __init__(self, plan: Plan, processes: Processes):
+        self._plan, self._settings, self._processes = plan, plan.settings, processes
         self.identity = dict(plan.identity)  # reads the images now: they may be gone when the run saves
         self.started = training_time()
         self._prediction = ""
@@ -73,6 +74,7 @@ class Outputs:
     def save_checkpoint(self, done: int, tensors: dict) -> None:
         """Writes the checkpoint and removes older ones beyond `save.keep`. Raises OSError."""
         header = {"step": done, "started": self.started, "run": self.identity, "also": changeable(self._settings)}
+        header["processes"] = self._processes.count
         self._settings.run_dir.mkdir(parents=True, exist_ok=True)
         write_checkpoint(checkpoint_path(self._settings, done), header, tensors)
         prune_checkpoints(self._settings, done)
@@ -100,6 +102,16 @@ class Outputs:
         """Saves the picture beside the slider of that suffix, where web UIs look for it. Raises OSError."""
         with written_whole(self.path(suffix).with_suffix(".preview.png")) as temporary:
             picture.save(temporary, format="PNG")
+
+
+class NoOutputs(Outputs):
+    """Of a process that leaves the writing to the first one."""
+
+    def begin(self, done: int) -> None:
+        pass
+
+    def save(self, suffix: str, done: int, tensors: dict, network: AdaptorNetwork) -> dict[str, OSError]:
+        return {}
 
 
 @contextmanager

@@ -155,11 +155,12 @@ def _check_output(settings: Settings) -> None:
         )
 
 
-def describe(plan: Plan) -> str:
+def describe(plan: Plan, processes: int = 1) -> str:
     """The plan as text, as `--dry_run` prints it."""
     settings, data = plan.settings, plan.data
     network, train = settings.network, settings.train
-    sets = [f"{p.batch_size} pair(s) at {_sizes(data, p)} px" for p in settings.prompts]
+    each = f" in each of {processes} processes" if processes > 1 else ""
+    sets = [f"{p.batch_size} pair(s){each} at {_sizes(data, p)} px" for p in settings.prompts]
     saves = (train.iterations - 1) // settings.save.per_steps
     lines = [
         f"slider  {settings.run_dir}",

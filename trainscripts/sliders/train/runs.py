@@ -10,6 +10,7 @@ from sliders.formats.checkpoint import checkpoints_of, prune_checkpoints
 from sliders.formats.sidecar import multiplier_template
 from sliders.system.errors import InputError
 from sliders.system.lock import locked
+from sliders.system.processes import Processes, joined
 from sliders.system.signals import Interrupts
 from sliders.train.plan import Plan, describe, make_plan
 from sliders.train.resources import check_disk, out_of_memory
@@ -17,18 +18,25 @@ from sliders.train.trainer import Report, Trainer
 
 
 def run_all(runs: list[Settings], dry_run: bool = False) -> list[Report]:
+    """Trains one slider after the other, together with the other processes of this launch if there are any."""
+    with joined() as processes:
+        return _run_all(runs, dry_run, processes)
+
+
+def _run_all(runs: list[Settings], dry_run: bool, processes: Processes) -> list[Report]:
     """Every run is checked before the first one starts. With `dry_run` nothing is loaded or written."""
     plans = plan_all(runs)
-    if not dry_run:
+    processes.gather(None)  # all have read the folders: now the first may change them
+    if not dry_run and processes.first:
         forget_replaced(runs)
     reports = []
     with Interrupts() as interrupts:
         for plan in plans:
-            print(describe(plan), flush=True)
+            print(describe(plan, processes.count), flush=True)
             if dry_run:
                 continue
             began = time.perf_counter()
-            report = train(plan, interrupts)
+            report = train(plan, interrupts, processes)
             reports.append(report)
             print(summary(plan.settings, report, time.perf_counter() - began), flush=True)
             gc.collect()  # before the next model of a --stylecheck is loaded
@@ -39,11 +47,11 @@ def run_all(runs: list[Settings], dry_run: bool = False) -> list[Report]:
     return reports
 
 
-def train(plan: Plan, interrupts: Interrupts) -> Report:
+def train(plan: Plan, interrupts: Interrupts, processes: Processes) -> Report:
     """One slider, with its folder locked. Raises InputError with advice when the GPU runs out of memory."""
-    with locked(plan.settings.run_dir):
+    with processes.if_first(lambda: locked(plan.settings.run_dir)):
         try:
-            trainer = Trainer(plan)
+            trainer = Trainer(plan, processes=processes)
             if plan.settings.resume:
                 trainer.resume()
             return trainer.run(interrupts)

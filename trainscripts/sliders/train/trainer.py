@@ -1,6 +1,6 @@
 """The training loop: batch -> loss -> step -> save, and its previews and checkpoints."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -26,14 +26,15 @@ from sliders.models.base import Model, PromptEmbeds
 from sliders.sample.grids import labelled_grid
 from sliders.sample.preview import preview_multipliers, preview_sampling, sample_grid, sampling_from
 from sliders.system.errors import InputError
+from sliders.system.processes import Processes
 from sliders.system.signals import Interrupts
 from sliders.train.denoiser import AdaptedDenoiser
 from sliders.train.gradients import CapturedGradients, Gradients
 from sliders.train.journal import Journal, StepResult, trackers
 from sliders.train.learner import Learner
 from sliders.train.losses import LOSSES
-from sliders.train.monitor import NonFiniteError, Watch
-from sliders.train.outputs import Outputs, reasons
+from sliders.train.monitor import NonFiniteError, Watch, sum_of_bits
+from sliders.train.outputs import NoOutputs, Outputs, reasons
 from sliders.train.plan import Plan
 from sliders.train.resources import ENCODING, PLACING, during
 
@@ -51,14 +52,16 @@ class Report:
 class Trainer:
     """One slider in training. `Trainer(plan).run()` trains and saves it.
 
-    model: one on the CPU, instead of the one that the settings name.
+    model: one on the CPU, instead of the one that the settings name. processes: those that train it together.
     """
 
-    def __init__(self, plan: Plan, model: Model | None = None):
+    def __init__(self, plan: Plan, model: Model | None = None, processes: Processes | None = None):
         self.plan, self.settings, self.data, self.device = plan, plan.settings, plan.data, plan.device
         settings, data = self.settings, self.data
         self.done = 0  # steps
-        self.outputs = Outputs(plan)
+        self.processes = processes or Processes()
+        self.outputs = (Outputs if self.processes.first else NoOutputs)(plan, self.processes)
+        self.pictured = settings.preview.prompts if self.processes.first else ()
         use_device(self.device)
         if self.device.startswith("cuda"):
             torch.zeros(
@@ -67,18 +70,18 @@ class Trainer:
             torch.cuda.reset_peak_memory_stats(self.device)
         self.model = model or plan.family.load(settings.pretrained_model, DTYPES[settings.train.precision])
         self.outputs.know_model(self.model)
-        source = SOURCES[settings.data.kind](settings, data, plan.timesteps, self.device)
+        source = SOURCES[settings.data.kind](settings, data, plan.timesteps, self.device, self.processes)
         with during(ENCODING):
             self.embeds = self._encode(source)
         with during(PLACING):
             self.network = self._adapt()
         train = settings.train
         self.weights = FlatWeights(self.network, self.model.unet.dtype)
-        self.learner = Learner(train, self.weights, self.device)
+        self.learner = Learner(train, self.weights, self.device, self.processes)
         self.watch = Watch(data, self.weights.master, train.skip_nonfinite)
         self.loss = LOSSES[settings.data.kind][train.loss]
         self.denoiser = AdaptedDenoiser(self.model, self.network)
-        self.gradients = Gradients(self.forward, self.weights, train.max_grad_norm)
+        self.gradients = Gradients(self.forward, self.weights)
         if self.device.startswith("cuda") and settings.other.cuda_graph != "off":
             self.gradients = CapturedGradients(self.gradients)
         self.draw, self.make_batch, timesteps = source.start(self.model, self.network, self.embeds)
@@ -126,10 +129,9 @@ class Trainer:
 
     def step(self, step: int) -> StepResult:
         """One optimizer step. A gradient that is not finite changes nothing; `read` then reports it."""
-        draw = self.draw(step)
-        result = StepResult(step, draw, self.learner.lr, self.gradients(self.make_batch(draw)))
-        self.learner.update(result.values)
-        return result
+        draw, lr = self.draw(step), self.learner.lr
+        loss = self.gradients(self.make_batch(replace(draw, rows=self.processes.part(draw.rows))))
+        return StepResult(step, draw, lr, self.learner.update(loss))
 
     def read(self, results: list[StepResult]) -> list[tuple[float, float]]:
         """(loss, gradient norm) of several steps. Raises NonFiniteError; the weights are then those before the bad steps."""
@@ -142,6 +144,8 @@ class Trainer:
         """
         interrupts = interrupts or Interrupts()
         journal = Journal(self.read, self.data.scale_of)
+        self.processes.check_equal(self.outputs.identity, "the model, the images or the settings are")
+        self._check_equal()
         self.outputs.begin(self.done)
         with interrupts.deferred():
             try:
@@ -154,7 +158,7 @@ class Trainer:
             peak = torch.cuda.max_memory_allocated(self.device) if self.device.startswith("cuda") else None
             if self.done == self.settings.train.iterations:
                 self._save_last()
-        if self.settings.preview.prompts:
+        if self.pictured:
             self._picture("last", interrupts)
         return Report(self.outputs.path("last"), tuple(journal.losses), journal.seconds_per_step(), peak)
 
@@ -165,7 +169,7 @@ class Trainer:
             trackers(self.settings) as log,
             tqdm(total=total, initial=self.done, desc="training", unit="step") as bar,
         ):
-            while self.done < total and interrupts.received is None:
+            while self.done < total and not self._signalled(interrupts):
                 journal.add(self.step(self.done))
                 bar.update()
                 self.done += 1
@@ -183,8 +187,18 @@ class Trainer:
             if self.done < total:
                 self._save_stopped()
 
+    def _signalled(self, interrupts: Interrupts) -> bool:
+        """Whether any process has received a signal; then all stop after the same step."""
+        if signum := self.processes.largest(interrupts.received or 0):
+            interrupts.received = signum
+        return bool(signum)
+
     def _save(self, suffix: str) -> dict[str, OSError]:
+        self._check_equal()
         return self.outputs.save(suffix, self.done, self.learner.tensors(), self.network)
+
+    def _check_equal(self) -> None:
+        self.processes.check_equal(sum_of_bits(self.weights.master), f"step {self.done}: the weights are")
 
     def _save_midway(self) -> None:
         failures = self._save(f"{self.done}steps")
@@ -224,6 +238,10 @@ class Trainer:
         check_same_run(checkpoint, self.outputs.identity)
         self.learner.load(checkpoint.tensors())
         self.done, self.outputs.started = checkpoint.step, checkpoint.header["started"]
+        if (then := checkpoint.header.get("processes", 1)) != self.processes.count:
+            print(
+                f"note: {then} process(es) before, {self.processes.count} now: so many times batch_size are a step's pairs"
+            )
         difference = first_difference(checkpoint.header["also"], changeable(self.settings), "train")
         if difference is not None:
             print(f"note: {difference}; the learning rate follows the new settings from step {self.done + 1} on")
@@ -235,7 +253,7 @@ class Trainer:
     def _previews_at(self, done: int) -> bool:
         """Every `preview.every` steps, and beside each slider; the last picture is drawn after training."""
         settings, every = self.settings, self.settings.preview.every
-        if not settings.preview.prompts or done == settings.train.iterations:
+        if not self.pictured or done == settings.train.iterations:
             return False
         return (every > 0 and done % every == 0) or (settings.save.sidecars and done % settings.save.per_steps == 0)
 
