@@ -14,14 +14,11 @@ from pathlib import Path
 
 import torch
 from bench_step import DEMO, MODES, WARM_UP, free_memory, median_seconds
-from bench_world import build_model, make_settings, synchronize, write_noise_images
+from bench_world import add_step_flags, build_model, make_settings, synchronize, unchecked_plan, write_noise_images
 from sliders.compute.device import torch_device, use_device
-from sliders.data.timesteps import allowed_timesteps
-from sliders.models import FAMILIES
 from sliders.system.launch import only_errors
 from sliders.system.processes import Processes, joined
 from sliders.train.monitor import sum_of_bits
-from sliders.train.plan import Plan
 from sliders.train.trainer import Trainer
 
 
@@ -33,9 +30,9 @@ def seconds_per_step(args: argparse.Namespace, resolution: int, device: str, pro
         root = Path(folder)
         data = write_noise_images(root / "data", resolution)
         settings = make_settings(args, root, resolution, args.pairs, graph, compiled)
-        timesteps = allowed_timesteps(settings.train)
-        plan = Plan(settings, FAMILIES[settings.family], device, data, (), 0, None, (), timesteps)
-        trainer = Trainer(plan, build_model(args.model, args.precision, device), processes)
+        trainer = Trainer(
+            unchecked_plan(settings, device, data), build_model(args.model, args.precision, device), processes
+        )
     steps = iter(range(10**9))
     for _ in range(WARM_UP):
         trainer.step(next(steps))
@@ -88,21 +85,9 @@ def main() -> int:
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--model", help="full (random weights), tiny, or any SDXL (default: full on a GPU, elsewhere the demo's)"
-    )
+    add_step_flags(parser)
     parser.add_argument("--mode", choices=MODES, help="default: graph on a GPU, elsewhere eager")
-    parser.add_argument("--resolutions", type=int, nargs="+")
     parser.add_argument("--pairs", type=int, default=1, help="pairs of images per step in each process (default: 1)")
-    parser.add_argument("--rank", type=int, default=96)
-    parser.add_argument("--steps", type=int, default=10, help="steps in each of the five timed blocks (default: 10)")
-    parser.add_argument("--precision", choices=("bfloat16", "float32"))
-    parser.add_argument("--optimizer", default="adamw")
-    parser.add_argument("--attention", default="auto")
-    parser.add_argument("--quantize", default="none")
-    parser.add_argument("--gradient_checkpointing", action="store_true")
-    parser.add_argument("--device", default="0")
-    parser.add_argument("--json", type=Path, help="also write the results to this file")
     return parser.parse_args()
 
 

@@ -24,15 +24,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from bench_world import build_model, make_settings, step_flops, synchronize, write_noise_images
+from bench_world import (
+    add_step_flags,
+    build_model,
+    make_settings,
+    step_flops,
+    synchronize,
+    unchecked_plan,
+    write_noise_images,
+)
 from naive_step import NaiveStep
-from sliders.adaptors import ALGORITHMS
 from sliders.compute.device import torch_device, use_device
-from sliders.data.timesteps import allowed_timesteps
-from sliders.models import find_family
 from sliders.models.layers import select_layers
 from sliders.models.sdxl.model import SDXL
-from sliders.train.plan import Plan
 from sliders.train.trainer import Trainer
 
 DEMO = Path(__file__).parent.parent / "shapesworld" / "model"
@@ -84,9 +88,7 @@ def measure_mode(args: argparse.Namespace, mode: str, resolution: int, pairs: in
         settings = make_settings(args, Path(folder), resolution, pairs, graph, compiled)
         model = build_in_main_memory(args, device)
         began = time.perf_counter()
-        family = find_family(settings.family, settings.pretrained_model)
-        plan = Plan(settings, family, device, data, (), 0, None, (), allowed_timesteps(settings.train))
-        trainer = Trainer(plan, model)
+        trainer = Trainer(unchecked_plan(settings, device, data), model)
     loading = peak_memory(device)
     start = trainer.weights.master.detach().cpu().clone()
     results, ready = [], []
@@ -260,24 +262,10 @@ def fill_in(args: argparse.Namespace, cuda: bool) -> None:
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--model", help="full (random weights), tiny, or any SDXL (default: full on a GPU, elsewhere the demo's)"
-    )
-    parser.add_argument("--modes", nargs="+", choices=("naive", *MODES))
-    parser.add_argument("--resolutions", type=int, nargs="+")
+    add_step_flags(parser)
+    parser.add_argument("--modes", nargs="+", choices=("naive", *MODES), help="naive: always with LoRA")
     parser.add_argument("--pairs", type=int, nargs="+", default=[1], help="pairs of images per step (default: 1)")
-    parser.add_argument("--algo", choices=ALGORITHMS, default="lora", help="of all modes but naive (default: lora)")
-    parser.add_argument("--factor", type=int, help="of --algo lokr")
-    parser.add_argument("--rank", type=int, default=96)
-    parser.add_argument("--steps", type=int, default=10, help="steps in each of the five timed blocks (default: 10)")
-    parser.add_argument("--precision", choices=("bfloat16", "float32"))
-    parser.add_argument("--optimizer", default="adamw")
-    parser.add_argument("--attention", default="auto")
-    parser.add_argument("--quantize", default="none")
-    parser.add_argument("--gradient_checkpointing", action="store_true")
     parser.add_argument("--profile", type=int, default=0, metavar="N", help="print the N longest kernels of one step")
-    parser.add_argument("--device", default="0")
-    parser.add_argument("--json", type=Path, help="also write the results to this file")
     return parser.parse_args()
 
 

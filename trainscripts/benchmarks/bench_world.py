@@ -1,19 +1,23 @@
-"""What the benchmarks share: models, and for bench_step.py data, settings and the operation count of a step."""
+"""What the benchmarks share: models, and for those of training steps flags, data, plans and operation counts."""
 
 import argparse
 from pathlib import Path
 
 import torch
 from PIL import Image
+from sliders.adaptors import ALGORITHMS
 from sliders.adaptors.network import AdaptorNetwork
 from sliders.compute.device import DTYPES
 from sliders.config.prompts import PromptSet
 from sliders.config.schema import Data, Logging, Network, Other, PretrainedModel, Preview, Save, Settings, Train
 from sliders.data.dataset import ScaleFolders
+from sliders.data.timesteps import allowed_timesteps
+from sliders.models import find_family
 from sliders.models.sdxl.loading import load_sdxl
 from sliders.models.sdxl.model import SDXL
 from sliders.models.sdxl.random_weights import RandomSDXL
 from sliders.models.sdxl.unet import weightless_unet
+from sliders.train.plan import Plan
 from torch.utils.flop_counter import FlopCounterMode
 
 SCALES = {"low": 0.67, "middle": 1.0, "high": 2.0}
@@ -25,6 +29,30 @@ def _product_flops(total: torch.Size, left: torch.Size, right: torch.Size, **_) 
 
 # torch counts only the out-of-place versions of these
 IN_PLACE = {torch.ops.aten.addmm_: _product_flops, torch.ops.aten.baddbmm_: _product_flops}
+
+
+def add_step_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that decide what a training step computes."""
+    add = parser.add_argument
+    add("--model", help="full (random weights), tiny, or any SDXL (default: full on a GPU, elsewhere the demo's)")
+    add("--resolutions", type=int, nargs="+")
+    add("--algo", choices=ALGORITHMS, default="lora")
+    add("--factor", type=int, help="of --algo lokr")
+    add("--rank", type=int, default=96)
+    add("--steps", type=int, default=10, help="steps in each of the five timed blocks (default: 10)")
+    add("--precision", choices=("bfloat16", "float32"))
+    add("--optimizer", default="adamw")
+    add("--attention", default="auto")
+    add("--quantize", default="none")
+    add("--gradient_checkpointing", action="store_true")
+    add("--device", default="0")
+    add("--json", type=Path, help="also write the results to this file")
+
+
+def unchecked_plan(settings: Settings, device: str, data: ScaleFolders) -> Plan:
+    """A plan without the checks that `make_plan` makes of the model's source."""
+    family = find_family(settings.family, settings.pretrained_model)
+    return Plan(settings, family, device, data, (), 0, None, (), allowed_timesteps(settings.train))
 
 
 def build_model(name: str, precision: str, device: str) -> SDXL:
