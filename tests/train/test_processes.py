@@ -9,6 +9,8 @@ from campaigns.kill_processes import start_processes
 from experiments import experiment, make_text_trainer, settings_of
 from safetensors.torch import load_file
 from sliders.formats.checkpoint import checkpoints_of, newest_checkpoint
+from sliders.system.errors import InputError
+from sliders.system.lock import check_unlocked, locked
 from sliders.system.processes import Together
 
 
@@ -149,6 +151,15 @@ def test_trouble_in_one_process_ends_all_with_one_sentence(tmp_path, trouble, se
     output = "".join(t.output for t in trainings)
     assert sentence in output and output.count("error: ") == 1
     assert list(checkpoints_of(settings_of(argv))) == saved
+
+
+def test_only_the_first_process_looks_for_another_run(tmp_path, monkeypatch):
+    """Looking takes the lock that a killed run left: processes that look at the same time would refuse each other."""
+    with locked(tmp_path / "run"):
+        with pytest.raises(InputError, match="another process is training"):
+            check_unlocked(tmp_path / "run")
+        monkeypatch.setenv("RANK", "1")
+        check_unlocked(tmp_path / "run")
 
 
 def test_wrong_input_is_said_once(tmp_path):

@@ -7,13 +7,19 @@ from pathlib import Path
 from filelock import FileLock, Timeout, lock_descriptor
 
 from sliders.system.errors import InputError
+from sliders.system.launch import launch
 
 LOCK = ".lock"
 OCCUPIED = "{}: another process is training into it: wait for it, stop it, or choose another --name."
 
 
 def check_unlocked(folder: Path) -> None:
-    """Raises InputError if another process is training into `folder`. Creates no files."""
+    """Raises InputError if another run is training into `folder`. Creates no files.
+
+    Of a run's several processes only the first looks: looking takes the lock for a moment, in which another would find it.
+    """
+    if launch().rank > 0:
+        return
     # OSError: there is no lock file, or the file system has no locks; `locked` reports the latter
     with suppress(OSError), (folder / LOCK).open("rb+") as file:
         if not lock_descriptor(file.fileno(), blocking=False):
