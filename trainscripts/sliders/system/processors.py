@@ -2,22 +2,27 @@
 
 import math
 import os
+import time
 from pathlib import Path
 
 from sliders.system.launch import launch
 
 CGROUP = Path("/sys/fs/cgroup")  # where Linux containers find their limits
+PROC = Path("/proc")
+COUNTS = 5
 
 
 def share_processors() -> None:
     """Sets OpenMP's environment variables, except those that the user has set. Several processes get equal shares.
 
     By default, threads that wait for the others occupy their processors, also against the one that they wait for. Beside
-    other busy programs a step then takes many times as long as on one thread.
+    other busy programs a step then takes many times as long as on one thread. On an idle machine it is the other way
+    round: waking a thread that sleeps takes longer than most operations of a narrow model.
     """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     quota = processor_quota()
     available, processes = available_processors(), launch().local_count
+    if running_programs() >= available / 2:
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     share = min(quota or available, available) // processes
     if share < available:
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, share)))
@@ -28,6 +33,21 @@ def available_processors() -> int:
     if hasattr(os, "sched_getaffinity"):  # Linux
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def running_programs(proc: Path = PROC) -> int:
+    """How many threads of other programs are running or waiting for a processor at this moment; 0 if not on Linux.
+
+    The load average would also count those that have just ended. The least of a few counts leaves out short work.
+    """
+    counts = []
+    for _ in range(COUNTS):
+        try:
+            counts.append(int((proc / "loadavg").read_text().split()[3].partition("/")[0]))
+        except (OSError, ValueError, IndexError):
+            return 0
+        time.sleep(0.01)
+    return max(0, min(counts) - 1)  # without this one
 
 
 def processor_quota(cgroup: Path = CGROUP) -> int | None:
