@@ -56,13 +56,9 @@ def command(main: Callable[[list[str]], int | None]) -> Callable[[list[str]], in
         with redirect_stdout(LastingStream(sys.stdout)), redirect_stderr(LastingStream(sys.stderr)):
             try:
                 with only_errors():
-                    return main(argv) or 0
+                    return _until_stopped(main, argv, script or sys.argv[0])
             except InputError as error:
                 return _failed(str(error))
-            except Stopped as stopped:
-                again = resume_command([script or sys.argv[0], *argv])
-                print(f"stopped by {stopped.name}; continue with\n  {again}", file=sys.stderr)
-                return stopped.status
             except OSError as error:
                 path = f"{str(error.filename)[:80]}: " if error.filename else ""
                 return _failed(f"{path}{error.strerror or error}: check the path, its permissions and the free space.")
@@ -73,6 +69,14 @@ def command(main: Callable[[list[str]], int | None]) -> Callable[[list[str]], in
                 sys.stdout.flush()  # here an error is still suppressed; at exit it would be printed
 
     return wrapped
+
+
+def _until_stopped(main: Callable[[list[str]], int | None], argv: list[str], script: str) -> int:
+    try:
+        return main(argv) or 0
+    except Stopped as stopped:
+        print(f"stopped by {stopped.name}; continue with\n  {resume_command([script, *argv])}", file=sys.stderr)
+        return stopped.status
 
 
 def _failed(message: str) -> int:
