@@ -53,6 +53,13 @@ def resolutions(prompts: PromptSet) -> tuple[int, ...]:
     return tuple(range(prompts.resolution, prompts.resolution // 2 - 1, -RESOLUTION_STEP))
 
 
+def _begin(seed: int, step: int, prompts: Sequence[PromptSet]) -> tuple[random.Random, int, int]:
+    """The generator of a step's draws, the index of its prompt set, and its resolution in px."""
+    rng = random.Random(f"{seed}/{step}/0")
+    prompt = rng.randrange(len(prompts))
+    return rng, prompt, rng.choice(resolutions(prompts[prompt]))
+
+
 @dataclass(frozen=True)
 class Draws:
     """`draws(step)` returns the `StepDraw` of a step.
@@ -75,10 +82,8 @@ class Draws:
     processes: int = 1  # each trains on `batch_size` pairs
 
     def __call__(self, step: int) -> StepDraw:
-        rng = random.Random(f"{self.seed}/{step}/0")
-        prompt = rng.randrange(len(self.prompts))
+        rng, prompt, resolution = _begin(self.seed, step, self.prompts)
         chosen = self.prompts[prompt]
-        resolution = rng.choice(resolutions(chosen))
         first = rng.randrange(self.num_names)
         shape = self.shape_of(first, resolution)
         alike = [n for n in range(self.num_names) if self.shape_of(n, resolution) == shape]
@@ -123,10 +128,8 @@ class TextDraws:
     processes: int = 1  # each trains on `batch_size` pairs
 
     def __call__(self, step: int) -> StepDraw:
-        rng = random.Random(f"{self.seed}/{step}/0")
-        prompt = rng.randrange(len(self.prompts))
+        rng, prompt, resolution = _begin(self.seed, step, self.prompts)
         chosen = self.prompts[prompt]
-        resolution = rng.choice(resolutions(chosen))
         rows = [self._row(rng, upper=i % 2) for i in range(ROWS_PER_PAIR * chosen.batch_size * self.processes)]
         return StepDraw(prompt, resolution, tuple(sorted(rows, key=lambda row: row.timestep)))
 

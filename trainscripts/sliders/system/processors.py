@@ -21,8 +21,8 @@ def share_processors() -> None:
     """
     quota = processor_quota()
     available, processes = available_processors(), launch().local_count
-    if running_programs() >= available / 2:
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if "OMP_WAIT_POLICY" not in os.environ and running_programs() >= available / 2:
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
     share = min(quota or available, available) // processes
     if share < available:
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, share)))
@@ -40,14 +40,18 @@ def running_programs(proc: Path = PROC) -> int:
 
     The load average would also count those that have just ended. The least of a few counts leaves out short work.
     """
-    counts = []
-    for _ in range(COUNTS):
+    others = math.inf
+    for count in range(COUNTS):
+        if count:
+            time.sleep(0.01)
         try:
-            counts.append(int((proc / "loadavg").read_text().split()[3].partition("/")[0]))
+            running = int((proc / "loadavg").read_text().split()[3].partition("/")[0])
         except (OSError, ValueError, IndexError):
             return 0
-        time.sleep(0.01)
-    return max(0, min(counts) - 1)  # without this one
+        others = min(others, max(0, running - 1))  # without this one
+        if others == 0:  # on an idle machine nothing waits
+            break
+    return int(others)
 
 
 def processor_quota(cgroup: Path = CGROUP) -> int | None:
