@@ -64,14 +64,16 @@ def write_model(folder: Path, widths: NarrowSDXL) -> None:
     vocab, merges = vocabulary()
     torch.manual_seed(0)
     torch.set_default_dtype(torch.float16)
-    first, second = build_text_encoders(widths, vocab)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):  # random numbers take minutes on the CPU
+        first, second = build_text_encoders(widths, vocab)
+        vae, unet = build_sdxl_vae(widths), build_unet(widths)
     pipe = StableDiffusionXLPipeline(
-        vae=build_sdxl_vae(widths), unet=build_unet(widths), text_encoder=first, text_encoder_2=second,
+        vae=vae, unet=unet, text_encoder=first, text_encoder_2=second,
         tokenizer=build_tokenizer(vocab, merges, pad_token=END), tokenizer_2=build_tokenizer(vocab, merges, pad_token="!"),
         scheduler=build_scheduler(), add_watermarker=False,
     )  # fmt: skip
     torch.set_default_dtype(torch.float32)
-    pipe.to(torch.float16)
+    pipe.to("cpu", torch.float16)
     config = folder / "config"
     pipe.save_config(config)
     for name in ("vae", "unet", "scheduler"):
