@@ -7,7 +7,7 @@ from networks import random_network
 from PIL import Image
 from sliders.config.schema import PretrainedModel
 from sliders.models.sdxl.loading import load_sdxl
-from sliders.sample.grids import labelled_grid, to_picture
+from sliders.report.grids import labelled_grid, to_picture
 from sliders.sample.preview import preview_multipliers, preview_sampling, sample_grid, sampling_from
 from sliders.sample.sampling import Sampling
 
@@ -20,7 +20,7 @@ def test_a_run_ends_with_a_picture_beside_the_slider(tmp_path, train_main, monke
         negatives.append(negative)
         return sample_grid(model, network, jobs, negative, *rest)
 
-    monkeypatch.setattr("sliders.train.trainer.sample_grid", spy)
+    monkeypatch.setattr("sliders.sample.preview.sample_grid", spy)
     preview = {"prompts": ["a red disc", "a green disc"], "steps": 2, "multipliers": [0, 0.5, -1]}
     assert train_main(write_experiment(tmp_path, preview=preview)) == 0
     (path,) = (tmp_path / "models").rglob("*.png")

@@ -1,7 +1,7 @@
 """Dynamic Prompts syntax: what a template expands to, and what is refused."""
 
 import pytest
-from sliders.formats.sidecar import multiplier_template
+from sliders.report.web_ui import multiplier_template
 from sliders.sample.templates import Variant, check_wildcards, expand, group, web_ui_syntax
 from sliders.system.errors import InputError
 

@@ -30,7 +30,7 @@ from shapesworld.world import (
     sample_scenes,
     words,
 )
-from sliders.sample.grids import to_picture
+from sliders.report.grids import to_picture
 
 ROOT = Path(__file__).parents[2]
 

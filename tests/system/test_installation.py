@@ -10,7 +10,7 @@ from sliders.compute.kernel_support import can_fuse
 from sliders.config.schema import Other
 from sliders.config.settings import load_settings
 from sliders.models.sdxl.family import SDXL_FAMILY
-from sliders.sample.learned_measures import check_lpips
+from sliders.report.learned_measures import check_lpips
 from sliders.system.errors import InputError
 from sliders.train.optimizers import import_optimizer
 from sliders.train.plan import make_plan

@@ -4,7 +4,8 @@
 
 Accepts `.pt` files (without running any code in them), keys in diffusers' spelling, keys that contain `_orig_mod` or
 `lycoris`, and files without alpha, of LoRA, LoHa, LoKr, GLoRA and full differences.
-Does not merge sliders.
+Does not merge sliders. With `--calibrate`, a slider that has a report card gets the strength at which its multipliers
+come nearest to the folders' scales.
 """
 
 import sys
@@ -42,6 +43,9 @@ def build_parser() -> Parser:
         help="the kind of model that it is for: sdxl (default), or sd1 or sd2 for Stable Diffusion")  # fmt: skip
     add("--model", metavar="NAME_OR_PATH",
         help="the model it was trained on, if its layers differ in size from the usual model's; no weights are loaded")  # fmt: skip
+    add("--calibrate", action="store_true",
+        help="instead of converting, fold the factor of the slider's report card into its weights (default of --out: "
+        "NAME_calibrated.safetensors)")  # fmt: skip
     add("--overwrite", action="store_true", help="replace an existing file")
     return parser
 
@@ -49,7 +53,12 @@ def build_parser() -> Parser:
 @command
 def main(argv: list[str]) -> None:
     flags = build_parser().parse_args(argv)
-    out = flags.out or flags.slider.with_name(f"{flags.slider.stem}_converted.safetensors")
+    if flags.calibrate and (flags.alpha is not None or flags.reverse):
+        raise InputError(
+            "--calibrate: is for sliders of this trainer: leave out --alpha and --reverse, or convert first."
+        )
+    ending = "calibrated" if flags.calibrate else "converted"
+    out = flags.out or flags.slider.with_name(f"{flags.slider.stem}_{ending}.safetensors")
     if flags.alpha is not None and not 0 < flags.alpha < float("inf"):
         raise InputError(f"--alpha: {flags.alpha:g} is not a positive number: give the alpha it was trained with.")
     if out.suffix != ".safetensors":
@@ -58,12 +67,20 @@ def main(argv: list[str]) -> None:
         raise InputError(f"--out: {out} already exists: choose another name, or add --overwrite.")
     check_folder(out.parent, "--out", "choose another --out", out.name)
     # imports torch, which --help and a mistyped flag need not wait for
+    from sliders.formats.cards import calibrate
     from sliders.formats.conversion import convert
     from sliders.models import FAMILIES, find_family
 
     name, v2 = VERSIONS[flags.family]
     model = PretrainedModel(name_or_path=flags.model or FAMILIES[name].facts.example, v2=v2)
     family = find_family(name, model)
+    if flags.calibrate:
+        found = calibrate(flags.slider, out, model.name_or_path, family)
+        print(
+            f"saved   {out}\nfactor  {found.factor:.3g}: now off by {found.after:.2f} on average, before by {found.before:.2f}; "
+            "no factor removes the rest, which is not linear"
+        )
+        return
     network = convert(flags.slider, out, model.name_or_path, family, flags.alpha, flags.reverse)
     print(
         f"saved   {out}\nlayers  {network.type} {network.training_method}: {network.algo} rank {network.rank} alpha {network.alpha:g}"

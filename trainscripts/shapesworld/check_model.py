@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from diffusers import StableDiffusionXLPipeline
-from sliders.sample.grids import to_picture
+from sliders.report.grids import to_picture
 from torch import Tensor
 
 from shapesworld.world import Scenes, captions, measure, render, sample_scenes

@@ -14,6 +14,7 @@ import shutil
 import statistics
 import sys
 import tempfile
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, fields, replace
 from itertools import product
@@ -55,7 +56,7 @@ class Job:
     lr: float
     method: str
     caption_dropout: float
-    captions: bool
+    captions: str  # a key of CAPTIONS
     ends: bool  # train on the first and the last folder alone
 
     @classmethod
@@ -66,7 +67,10 @@ class Job:
     @property
     def stem(self) -> str:
         """Name of the slider's file."""
-        return f"{self.attribute}_bias{self.bias}_{self.scenes}scenes_{self.steps}x{self.pairs}_seed{self.seed}"
+        captions = "" if self.captions == "own" else f"_{self.captions}_captions"
+        return (
+            f"{self.attribute}_bias{self.bias}_{self.scenes}scenes_{self.steps}x{self.pairs}_seed{self.seed}{captions}"
+        )
 
 
 def train_and_measure(job: Job, device: str, robustness: bool, keep: Path | None) -> dict:
@@ -96,12 +100,25 @@ def train_and_measure(job: Job, device: str, robustness: bool, keep: Path | None
     return found
 
 
+def _remove(captions: list[Path]) -> None:
+    for path in captions:
+        path.unlink()
+
+
+def _exchange(captions: list[Path]) -> None:
+    """Gives each image the caption of the next."""
+    texts = [path.read_text(encoding="utf-8") for path in captions]
+    for path, text in zip(captions, texts[1:] + texts[:1], strict=True):
+        path.write_text(text, encoding="utf-8")
+
+
+CAPTIONS: dict[str, Callable[[list[Path]], None]] = {"own": lambda captions: None, "none": _remove, "wrong": _exchange}
+
+
 def _write_experiment(root: Path, job: Job) -> list[str]:
     """Data, config and prompts under `root`; returns the trainer's command line."""
     write_dataset(job.attribute, root / "data", job.scenes)
-    if not job.captions:
-        for path in (root / "data").rglob("*.txt"):
-            path.unlink()
+    CAPTIONS[job.captions](sorted((root / "data").rglob("*.txt")))
     config = {
         "prompts_file": str(root / "prompts.yaml"),
         "pretrained_model": {"name_or_path": str(MODEL)},
@@ -194,7 +211,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--lr", type=float, default=2e-3)
     add("--method", default="noxattn", help="network.training_method")
     add("--caption_dropout", type=float, default=0.0)
-    add("--no_captions", action="store_true", help="empty prompts")
+    add("--captions", choices=CAPTIONS, default="own", help="of the images: none, or those of other images")
     add("--ends", action="store_true", help="train on the first and the last folder alone")
     add("--robustness", action="store_true", help="measure other guidances, samplers and steps too")
     add("--keep", type=Path, metavar="FOLDER", help="keep the slider files")
@@ -207,7 +224,7 @@ def main() -> int:
     args = parse_arguments()
     common = {name: getattr(args, name) for name in ("scenes", "steps", "pairs", "lr", "method", "caption_dropout")}
     wanted = [
-        Job(attribute, bias, seed, captions=not args.no_captions, ends=args.ends, **common)
+        Job(attribute, bias, seed, captions=args.captions, ends=args.ends, **common)
         for attribute, bias, seed in product(args.attributes, args.biases, args.seeds)
     ]
     results = [json.loads(line) for line in args.results.read_text().splitlines()] if args.results.exists() else []

@@ -8,7 +8,7 @@ The captions of the scenes are written beside the images of the first folder.
 import argparse
 from pathlib import Path
 
-from sliders.sample.grids import to_picture
+from sliders.report.grids import to_picture
 
 from shapesworld.attributes import ATTRIBUTES, TRAINING_SCENES, training_scenes
 from shapesworld.world import captions, render

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from sliders.config.schema import Settings
 from sliders.models import Family
+from sliders.report.web_ui import multiplier_template
 from sliders.system.files import written_whole
 
 
@@ -37,12 +38,24 @@ def middle_scale(scales: Sequence[float]) -> float:
 
 def write_sidecar(path: Path, settings: Settings, family: Family) -> None:
     """`STEM.json` beside the slider at `path`."""
-    text = json.dumps(sidecar(settings, path.stem, family), indent=4, ensure_ascii=False)
-    with written_whole(path.with_suffix(".json")) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    _write(path.with_suffix(".json"), sidecar(settings, path.stem, family))
 
 
-def multiplier_template(stem: str, multipliers: Sequence[float]) -> str:
-    """`{<lora:STEM:0>|<lora:STEM:0.67>|…}`: one picture per multiplier, the base model's first."""
-    multipliers = [0.0, *(m for m in multipliers if m != 0)]
-    return "{" + "|".join(f"<lora:{stem}:{m:g}>" for m in multipliers) + "}"
+def _write(path: Path, content: dict) -> None:
+    with written_whole(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=4, ensure_ascii=False), encoding="utf-8")
+
+
+def add_to_notes(slider: Path, start: str, sentence: str) -> None:
+    """Adds `sentence` to the notes in the sidecar of `slider`, if it has one, in place of an earlier line with that `start`.
+
+    Keeps everything else, which the user may have changed. Raises OSError.
+    """
+    path = slider.with_suffix(".json")
+    try:
+        card = json.loads(path.read_text(encoding="utf-8"))
+        lines = [line for line in card["notes"].splitlines() if not line.startswith(start)]
+    except (FileNotFoundError, ValueError, TypeError, KeyError, AttributeError):  # none, or not one of ours any more
+        return
+    card["notes"] = "\n".join([*lines, sentence])
+    _write(path, card)

@@ -50,13 +50,24 @@ def serialize(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
     then JSON. `sshs_model_hash`, by which A1111 identifies files whatever their metadata, is the SHA-256 of all bytes
     after the header.
     """
-    raw = save(tensors)
+    return _with_metadata(save(tensors), metadata)
+
+
+def _with_metadata(raw: bytes, metadata: dict[str, str]) -> bytes:
+    """The bytes of a .safetensors file, with `metadata` added to its own."""
     start = 8 + int.from_bytes(raw[:8], "little")
-    body = raw[start:]
-    metadata = dict(sorted({**metadata, "sshs_model_hash": hashlib.sha256(body).hexdigest()}.items()))
-    text = json.dumps({"__metadata__": metadata, **json.loads(raw[8:start])}, separators=(",", ":")).encode()
+    header, body = json.loads(raw[8:start]), raw[start:]
+    metadata = {**header.pop("__metadata__", {}), **metadata, "sshs_model_hash": hashlib.sha256(body).hexdigest()}
+    text = json.dumps({"__metadata__": dict(sorted(metadata.items())), **header}, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the format aligns tensors to eight bytes
     return len(text).to_bytes(8, "little") + text + body
+
+
+def add_metadata(path: Path, metadata: dict[str, str]) -> None:
+    """Adds to a slider's metadata. Its weights, and with them its hash, stay the same. Raises OSError; the file is then as before."""
+    content = _with_metadata(path.read_bytes(), metadata)
+    with written_whole(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def _check_written(path: Path, tensors: dict[str, Tensor], family: Family) -> None:
@@ -81,12 +92,12 @@ def load_slider(path: Path, network: AdaptorNetwork, family: Family) -> None:
     with _opened(path) as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
     _check_shapes(path, {key: tensor.shape for key, tensor in tensors.items()}, network, family)
-    parts = _by_module(tensors)
+    parts = by_module(tensors)
     for module, adaptor in zip(network.module_paths, network.adaptors, strict=True):
         adaptor.load_tensors(parts[family.file_key(module)])
 
 
-def _by_module(found: dict[str, T]) -> dict[str, dict[str, T]]:
+def by_module(found: dict[str, T]) -> dict[str, dict[str, T]]:
     """{MODULE.PART: value} → {MODULE: {PART: value}}"""
     modules: dict[str, dict[str, T]] = {}
     for key, value in found.items():
@@ -96,7 +107,7 @@ def _by_module(found: dict[str, T]) -> dict[str, dict[str, T]]:
 
 
 def _check_shapes(path: Path, shapes: dict[str, torch.Size], network: AdaptorNetwork, family: Family) -> None:
-    found = _by_module(shapes)
+    found = by_module(shapes)
     wanted = {
         family.file_key(module): {part: tensor.shape for part, tensor in parts.items()}
         for module, parts in network.tensors().items()

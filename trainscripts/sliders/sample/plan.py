@@ -10,9 +10,12 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from sliders.compute.device import is_gpu_missing, torch_device, why_no_gpu
+from sliders.config.schema import Data
+from sliders.data.dataset import ScaleFolders
 from sliders.formats.slider_file import check_slider
 from sliders.models import Family, find_family
-from sliders.sample.learned_measures import check_lpips
+from sliders.report.learned_measures import check_lpips
+from sliders.report.yardstick import card_multipliers, check_folders
 from sliders.sample.preview import preview_multipliers
 from sliders.sample.sampling import Sampling, pixels_per_batch, rows_within
 from sliders.sample.settings import MAX_PICTURES, Pixels, SampleSettings
@@ -34,6 +37,7 @@ class Plan:
     sampling: Sampling
     device: str
     notes: tuple[str, ...]  # about input that is valid but perhaps not intended
+    measured_by: ScaleFolders | None = None  # the folders to measure the first slider by
 
 
 def make_plan(settings: SampleSettings) -> Plan:
@@ -51,7 +55,10 @@ def make_plan(settings: SampleSettings) -> Plan:
     first = settings.slider[0]
     unet = family.weightless_denoiser(settings.model.name_or_path)
     metadata = {p.stem: check_slider(p, unet, family) for p in settings.slider}
+    folders = _folders_of_card(settings, metadata[first.stem], family) if settings.card is not None else None
     groups = [g for prompt in settings.prompt for g in _groups(prompt, settings, metadata[first.stem])]
+    if folders is not None:
+        _check_card(groups, first.stem, folders.scales)
     named = dict.fromkeys(name for g in groups for name in (g.axis, *(other for other, _ in g.others)))
     for name in named:
         if name not in known:
@@ -68,7 +75,38 @@ def make_plan(settings: SampleSettings) -> Plan:
     sampling = _sampling(settings, metadata[first.stem], device, family)
     sliders = {name: known[name] for name in named}
     notes = tuple(_notes(settings, family, groups))
-    return Plan(family, tuple(dict.fromkeys(groups)), sliders, hashes, sampling, device, notes)
+    return Plan(family, tuple(dict.fromkeys(groups)), sliders, hashes, sampling, device, notes, folders)
+
+
+def _folders_of_card(settings: SampleSettings, metadata: dict[str, str], family: Family) -> ScaleFolders:
+    """The folders in `--card` that the slider was trained on."""
+    scales = json.loads(metadata.get("sliders.folders", "{}"))
+    if not scales:
+        raise InputError(
+            f"--card: {settings.slider[0]} does not say which folders it was trained on, as text sliders and converted files "
+            "do not: leave --card out."
+        )
+    folders = sorted(scales, key=scales.get)
+    data = Data(folder_main=settings.card, folders=tuple(folders), scales=tuple(scales[f] for f in folders))
+    found = ScaleFolders.find(data, family.facts.size_multiple)
+    check_folders(found, "--card")
+    return found
+
+
+def _check_card(groups: list[Group], slider: str, scales: tuple[float, ...]) -> None:
+    """Raises InputError unless all groups show the slider alone, at the same multipliers, its scales among them."""
+    multipliers = groups[0].multipliers
+    for other in groups:
+        if other.axis != slider or other.others or other.multipliers != multipliers:
+            raise InputError(
+                f"--card: the prompt {other.title!r} names sliders itself, but the card needs the first slider alone at the same "
+                "multipliers for all prompts: leave sliders out of --prompt, and use --multipliers."
+            )
+    if missing := sorted(set(scales) - set(multipliers)):
+        raise InputError(
+            f"--multipliers: {missing[0]:g} is missing, at which the slider was trained: add it, because the card needs all of "
+            f"{', '.join(f'{s:g}' for s in scales)}."
+        )
 
 
 def _notes(settings: SampleSettings, family: Family, groups: list[Group]) -> Iterator[str]:
@@ -102,16 +140,18 @@ def _groups(prompt: str, settings: SampleSettings, metadata: dict[str, str]) -> 
     name = settings.slider[0].stem
     variants = expand(prompt, name, MAX_PICTURES, settings.wildcard_dir)
     if not any(name in dict(v.multipliers) for v in variants):
-        multipliers = settings.multipliers or _trained_multipliers(metadata)
+        multipliers = settings.multipliers or _trained_multipliers(metadata, settings.card is not None)
         variants = [Variant(v.text, ((name, m), *v.multipliers)) for v in variants for m in multipliers]
     return group(variants, name)
 
 
-def _trained_multipliers(metadata: dict[str, str]) -> tuple[float, ...]:
-    """The slider's scales and one step beyond; 0, 1 and 2 if the file does not contain them."""
+def _trained_multipliers(metadata: dict[str, str], for_card: bool) -> tuple[float, ...]:
+    """The slider's scales and one step beyond, for a card further; 0, 1 and 2 if the file does not contain them."""
     folders = json.loads(metadata.get("sliders.folders", "{}"))
     scales = sorted(folders.values() or json.loads(metadata.get("sliders.scales", "[]")))
-    return preview_multipliers(scales) if len(scales) > 1 else (0.0, 1.0, 2.0)
+    if len(scales) < 2:
+        return 0.0, 1.0, 2.0
+    return card_multipliers(scales) if for_card else preview_multipliers(scales)
 
 
 def trained_size(metadata: dict[str, str], family: Family) -> tuple[int, int]:

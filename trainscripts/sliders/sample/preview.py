@@ -4,10 +4,21 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from sliders.adaptors.network import AdaptorNetwork
+from sliders.config.schema import Settings
+from sliders.data.dataset import ScaleFolders
+from sliders.data.sources import Checked
 from sliders.models.base import Model, PromptEmbeds
+from sliders.report.card import Card
+from sliders.report.grids import labelled_grid, to_picture
+from sliders.report.measures import MEASURES
+from sliders.report.page import Page
+from sliders.report.sections import section
+from sliders.report.summary import measured
+from sliders.report.yardstick import FEWEST_SCENES, Yardstick
 from sliders.sample.sampling import Row, Sampling, rows_within, sample
 
 
@@ -44,6 +55,67 @@ def preview_sampling(
     """Sampling in batches that fit beside training: at 1024 px one picture, which with guidance is two UNet rows."""
     rows = rows_within(1024**2, width, height)
     return Sampling(width, height, steps, guidance, batch_size=rows, cuda_graph=cuda_graph, decode_on_cpu=decode_on_cpu)
+
+
+class Previews:
+    """Shows a slider in training: `preview.prompts` in rows, multipliers in columns, at the size of the first prompt set."""
+
+    def __init__(
+        self, settings: Settings, data: Checked, model: Model, network: AdaptorNetwork, embeds: dict[str, PromptEmbeds],
+        device: str,
+    ):  # fmt: skip
+        """embeds: of the prompts and of the empty one."""
+        self._settings, self._data, self._model, self._network = settings, data, model, network
+        self._embeds, self._device = embeds, device
+        self._multipliers = settings.preview.multipliers or preview_multipliers(data.scales)
+        self._size = data.fitted_size(0, settings.prompts[0].resolution)
+
+    def pictures(self, decode_on_cpu: bool = True) -> Tensor:
+        """[prompts, multipliers, 3, H, W] in [0, 1], float32 on the CPU. Raises torch.OutOfMemoryError."""
+        settings, other, embeds = self._settings.preview, self._settings.other, self._embeds
+        jobs = [(embeds[prompt], settings.seed + row) for row, prompt in enumerate(settings.prompts)]
+        guidance = settings.guidance or self._settings.prompts[0].guidance_scale
+        graph = other.cuda_graph != "off" and other.torch_compile != "full"  # which would compile the capture itself
+        sampling = preview_sampling(*self._size, settings.steps, guidance, decode_on_cpu, graph)
+        with sampling_from(self._model, self._network, self._device):
+            negative = self._model.negative("", embeds)
+            return sample_grid(self._model, self._network, jobs, negative, self._multipliers, sampling)
+
+    def grid(self, pictures: Tensor) -> Image.Image:
+        """What `pictures` returned, as one labelled picture."""
+        return labelled_grid(pictures, self._settings.preview.prompts, [f"{m:g}" for m in self._multipliers])
+
+    def page(self, stem: str, pictures: Tensor) -> tuple[Page, Card | None] | None:
+        """The page of what `pictures` returned, and the slider's report card; stem: the name by which a prompt calls it.
+
+        None without multiplier 0, and no card without folders to measure by or without all their scales. Raises InputError if
+        an image cannot be read any more, and torch.OutOfMemoryError.
+        """
+        if 0.0 not in self._multipliers:
+            return None
+        settings, multipliers = self._settings.preview, sorted(set(self._multipliers))
+        pictures = pictures[:, [self._multipliers.index(m) for m in multipliers]]
+        card = self._card(pictures, multipliers)
+        sections = [
+            section(prompt, multipliers, [f"seed {settings.seed + row}"], pictures[row : row + 1], MEASURES)
+            for row, prompt in enumerate(settings.prompts)
+        ]
+        width, height = self._size
+        facts = {"size": f"{width} × {height} px", "sampler": f"{settings.steps} steps"}
+        return Page(f"Slider {stem}", width, height, sections, facts, "", [measured(stem, card)] if card else ()), card
+
+    def _card(self, pictures: Tensor, multipliers: list[float]) -> Card | None:
+        data = self._data
+        if (
+            not isinstance(data, ScaleFolders)
+            or len(data.names) < FEWEST_SCENES
+            or not set(data.scales) <= set(multipliers)
+        ):
+            return None
+        with sampling_from(self._model, self._network, self._device):
+            self._network.set_multipliers(None)
+            yardstick = Yardstick(self._model, data, self._size, self._embeds[""])
+            return yardstick.measure([[to_picture(pixels) for pixels in row] for row in pictures], multipliers)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from sliders.system.errors import InputError
 
 LIST_FLAGS = ("--seeds", "--multipliers")
 DEFAULT_SEEDS = "1, 2, 3"
+COMPARE = "compare_sliders.py"
 MAX_PICTURES = 4096
 Pixels = Annotated[Whole, Field(ge=64, le=4096)]
 
@@ -44,6 +45,7 @@ class SampleSettings(Section):
     clip: str | None
     clip_text: str | None
     lpips: bool
+    card: Path | None  # folder_main of the training; None: no report card
 
     @model_validator(mode="after")
     def _joins_in_time(self) -> "SampleSettings":
@@ -63,12 +65,33 @@ def build_parser(family: str) -> Parser:
         epilog="A prompt that does not name the slider is shown at the multipliers the slider was trained at.",
         allow_abbrev=False,
     )
+    parser.add_argument("--slider", required=True, nargs="+", type=Path, metavar="FILE",
+        help="sliders: <slider:X> is the first at multiplier X, <lora:NAME:X> is any of them")  # fmt: skip
+    _add_flags(parser, family, "NAME_samples beside the slider")
+    return parser
+
+
+def build_comparison_parser(family: str) -> Parser:
+    parser = Parser(
+        prog=COMPARE,
+        description="Show several sliders side by side: the same prompts, seeds and multipliers, on one page.",
+        epilog="In prompts, <slider:X> is each of the sliders in turn.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("slider", nargs="+", type=Path, metavar="SLIDER", help="files of at least two sliders")
+    parser.add_argument("--family", choices=FAMILY_ENDINGS, default=DEFAULT_FAMILY,
+        help="the kind of model that they are for (default: sdxl)")  # fmt: skip
+    _add_flags(parser, family, "comparison beside the first slider")
+    return parser
+
+
+def _add_flags(parser: Parser, family: str, out: str) -> None:
+    """All but those that name the sliders. out: the default of --out, in words."""
     _add_model(parser, family)
     _add_what(parser)
     _add_how(parser)
     add = parser.add_argument_group("the run").add_argument
-    add("--out", type=Path, metavar="DIR",
-        help="folder for the pictures and the page (default: NAME_samples beside the slider)")  # fmt: skip
+    add("--out", type=Path, metavar="DIR", help=f"folder for the pictures and the page (default: {out})")
     add("--overwrite", action="store_true", help="write into a folder that already contains files")
     add("--device", default="0", metavar="N", help="CUDA index (default: 0), or cpu, or mps")
     add("--precision", help="float16 (default on a GPU), bfloat16 or float32 (default elsewhere)")
@@ -79,7 +102,8 @@ def build_parser(family: str) -> Parser:
         help="plot the increase in CLIP score, with a model such as openai/clip-vit-large-patch14")  # fmt: skip
     add("--clip_text", metavar="TEXT", help="the text that --clip compares with (default: each picture's prompt)")
     add("--lpips", action="store_true", help="plot the LPIPS distance to multiplier 0; needs the package lpips")
-    return parser
+    parser.add_argument_group("report card").add_argument("--card", type=Path, metavar="DIR",
+        help="measure the slider against the images that it was trained on: DIR is the --folder_main of its training")  # fmt: skip
 
 
 def _add_model(parser: Parser, family: str) -> None:
@@ -97,8 +121,6 @@ def _add_model(parser: Parser, family: str) -> None:
 
 def _add_what(parser: Parser) -> None:
     add = parser.add_argument
-    add("--slider", required=True, nargs="+", type=Path, metavar="FILE",
-        help="sliders: <slider:X> is the first at multiplier X, <lora:NAME:X> is any of them")  # fmt: skip
     add("--lora_dir", type=Path, metavar="DIR", help="folder of more sliders for <lora:NAME:X>")
     add("--prompt", required=True, nargs="+", metavar="TEMPLATE",
         help="prompts in Dynamic Prompts syntax, such as 'a robe {<slider:0>|<slider:0.8>|<slider:2.7>}'")  # fmt: skip
@@ -121,8 +143,24 @@ def _add_how(parser: Parser) -> None:
 
 
 def load_sample_settings(argv: list[str], family: str = DEFAULT_FAMILY) -> SampleSettings:
-    """Parses the command line. Raises InputError with one message per mistake."""
+    """Parses the command line of the sample command. Raises InputError with one message per mistake."""
     flags = vars(build_parser(family).parse_args(join_list_flags(argv, LIST_FLAGS)))
+    first = flags["slider"][0]
+    return _settings(flags, family, script_name(family), first.with_name(f"{first.stem}_samples"))
+
+
+def load_comparison_settings(argv: list[str]) -> SampleSettings:
+    """Parses the command line of the compare command. Raises InputError with one message per mistake."""
+    chosen = Parser(add_help=False, allow_abbrev=False)
+    chosen.add_argument("--family", choices=FAMILY_ENDINGS, default=DEFAULT_FAMILY)
+    family = chosen.parse_known_args(argv)[0].family
+    flags = vars(build_comparison_parser(family).parse_args(join_list_flags(argv, LIST_FLAGS)))
+    if len(flags["slider"]) < 2:
+        raise InputError(f"SLIDER: only {flags['slider'][0]} is given: name at least two sliders to compare.")
+    return _settings(flags, family, COMPARE, flags["slider"][0].with_name("comparison"))
+
+
+def _settings(flags: dict, family: str, script: str, out: Path) -> SampleSettings:
     flags["family"] = family
     model = {"v_pred": flags.pop("v_pred"), "clip_skip": flags.pop("clip_skip"), "config": flags.pop("model_config")}
     model["v2"] = flags.pop("v2", False)
@@ -131,11 +169,10 @@ def load_sample_settings(argv: list[str], family: str = DEFAULT_FAMILY) -> Sampl
     if flags["multipliers"] is not None:
         flags["multipliers"] = parse_scales(flags["multipliers"], "--multipliers")
     flags["device"] = parse_device(flags["device"])
-    first = flags["slider"][0]
-    flags["out"] = flags["out"] or first.with_name(f"{first.stem}_samples")
+    flags["out"] = flags["out"] or out
     places = {name: f"--{name}" for name in SampleSettings.model_fields}
-    places |= {"model.name_or_path": "--model", "model.clip_skip": "--clip_skip", "": script_name(family)}
-    return validated(SampleSettings, flags, script_name(family), places)
+    places |= {"model.name_or_path": "--model", "model.clip_skip": "--clip_skip", "": script}
+    return validated(SampleSettings, flags, script, places)
 
 
 def _parse_seeds(text: str) -> tuple[int, ...]:

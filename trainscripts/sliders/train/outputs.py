@@ -11,11 +11,14 @@ from PIL import Image
 
 from sliders.adaptors.network import AdaptorNetwork
 from sliders.compute.device import DTYPES
+from sliders.formats.cards import keep_card
 from sliders.formats.checkpoint import changeable, checkpoint_path, prune_checkpoints, write_checkpoint
 from sliders.formats.metadata import slider_metadata
 from sliders.formats.sidecar import write_sidecar
 from sliders.formats.slider_file import save_slider, slider_tensors
 from sliders.models.base import Model
+from sliders.report.card import Card
+from sliders.report.page import Page, render
 from sliders.system.files import SAME_NAME, remove, remove_leftovers, written_whole
 from sliders.system.processes import Processes
 from sliders.train.plan import Plan
@@ -51,7 +54,7 @@ class Outputs:
         remove_leftovers(settings.run_dir, settings.stem)
         prune_checkpoints(settings, done)
         if settings.overwrite and done == 0:
-            endings = r"_(\d+steps|last)\.(safetensors|json|preview\.png)"
+            endings = r"_(\d+steps|last)\.(safetensors|json|html|preview\.png)"
             ours = re.compile(re.escape(settings.stem) + endings, SAME_NAME)
             self._replaced = [path for path in settings.run_dir.iterdir() if ours.fullmatch(path.name)]
 
@@ -102,6 +105,14 @@ class Outputs:
         """Saves the picture beside the slider of that suffix, where web UIs look for it. Raises OSError."""
         with written_whole(self.path(suffix).with_suffix(".preview.png")) as temporary:
             picture.save(temporary, format="PNG")
+
+    def save_page(self, suffix: str, page: Page, card: Card | None) -> None:
+        """Saves the page beside the slider of that suffix, and the card in the slider's file. Raises OSError."""
+        path = self.path(suffix)
+        with written_whole(path.with_suffix(".html")) as temporary:
+            temporary.write_text(render(page), encoding="utf-8")
+        if card is not None:
+            keep_card(path, card)
 
 
 class NoOutputs(Outputs):

@@ -7,7 +7,7 @@ import torch
 
 from sliders.config.schema import Settings
 from sliders.formats.checkpoint import checkpoints_of, prune_checkpoints
-from sliders.formats.sidecar import multiplier_template
+from sliders.report.web_ui import multiplier_template
 from sliders.system.errors import InputError
 from sliders.system.lock import locked
 from sliders.system.processes import Processes, joined

@@ -23,8 +23,7 @@ from sliders.data.sources import SOURCES, Source
 from sliders.data.timesteps import NUM_TRAIN_TIMESTEPS, TimestepDistribution
 from sliders.formats.checkpoint import changeable, check_same_run, checkpoint_path, first_difference
 from sliders.models.base import Model, PromptEmbeds
-from sliders.sample.grids import labelled_grid
-from sliders.sample.preview import preview_multipliers, preview_sampling, sample_grid, sampling_from
+from sliders.sample.preview import Previews
 from sliders.system.errors import InputError
 from sliders.system.processes import Processes
 from sliders.system.signals import Interrupts
@@ -61,7 +60,6 @@ class Trainer:
         self.done = 0  # steps
         self.processes = processes or Processes()
         self.outputs = (Outputs if self.processes.first else NoOutputs)(plan, self.processes)
-        self.pictured = settings.preview.prompts if self.processes.first else ()
         use_device(self.device)
         if self.device.startswith("cuda"):
             torch.zeros(
@@ -86,6 +84,9 @@ class Trainer:
             self.gradients = CapturedGradients(self.gradients)
         self.draw, self.make_batch, timesteps = source.start(self.model, self.network, self.embeds)
         self.weights_of_timesteps = self._weights_of(timesteps)
+        self.previews: Previews | None = None
+        if settings.preview.prompts and self.processes.first:
+            self.previews = Previews(settings, data, self.model, self.network, self.embeds, self.device)
 
     def _encode(self, source: Source) -> dict[str, PromptEmbeds]:
         """Encode images and prompts once; VAE and text encoders then leave the device."""
@@ -158,7 +159,7 @@ class Trainer:
             peak = torch.cuda.max_memory_allocated(self.device) if self.device.startswith("cuda") else None
             if self.done == self.settings.train.iterations:
                 self._save_last()
-        if self.pictured:
+        if self.previews:
             self._picture("last", interrupts)
         return Report(self.outputs.path("last"), tuple(journal.losses), journal.seconds_per_step(), peak)
 
@@ -253,7 +254,7 @@ class Trainer:
     def _previews_at(self, done: int) -> bool:
         """Every `preview.every` steps, and beside each slider; the last picture is drawn after training."""
         settings, every = self.settings, self.settings.preview.every
-        if not self.pictured or done == settings.train.iterations:
+        if not self.previews or done == settings.train.iterations:
             return False
         return (every > 0 and done % every == 0) or (settings.save.sidecars and done % settings.save.per_steps == 0)
 
@@ -261,37 +262,32 @@ class Trainer:
         """Draw and save the preview. A failure is a warning: it never ends the training."""
         try:
             with interrupts.at_once():
-                picture = self._drawn()
+                pictures = self._drawn()
+                picture = self.previews.grid(pictures)
                 self.outputs.save_picture(suffix, picture)
+                if suffix == "last":
+                    self._save_page(pictures)
                 return picture
         except OSError as error:
             self._warn(f"the picture could not be saved ({error.strerror or error}).")
+        except InputError as error:
+            self._warn(f"the report card could not be measured ({error})")
         except torch.OutOfMemoryError:
             self._warn(
                 "the GPU has no memory left for a picture during training; sample_slider-xl.py draws them afterwards."
             )
         return None
 
-    def _drawn(self) -> Image.Image:
+    def _save_page(self, pictures: Tensor) -> None:
+        self.gradients.forget()  # makes room: no step follows
+        shown = self.previews.page(self.outputs.path("last").stem, pictures)
+        if shown is not None:
+            self.outputs.save_page("last", *shown)
+
+    def _drawn(self) -> Tensor:
         try:
-            return self.preview(decode_on_cpu=False)
+            return self.previews.pictures(decode_on_cpu=False)
         except torch.OutOfMemoryError:
             pass  # retry below, when the error no longer holds the tensors of this attempt
         self.gradients.forget()
-        return self.preview()
-
-    def preview(self, decode_on_cpu: bool = True) -> Image.Image:
-        """`preview.prompts` in rows, multipliers in columns, at the size of the first prompt set."""
-        settings, first = self.settings.preview, self.settings.prompts[0]
-        width, height = self.data.fitted_size(0, first.resolution)
-        multipliers = settings.multipliers or preview_multipliers(self.data.scales)
-        embeds = self.embeds
-        jobs = [(embeds[prompt], settings.seed + row) for row, prompt in enumerate(settings.prompts)]
-        guidance = settings.guidance or first.guidance_scale
-        other = self.settings.other
-        graph = other.cuda_graph != "off" and other.torch_compile != "full"  # which would compile the capture itself
-        sampling = preview_sampling(width, height, settings.steps, guidance, decode_on_cpu, graph)
-        with sampling_from(self.model, self.network, self.device):
-            negative = self.model.negative("", embeds)
-            pictures = sample_grid(self.model, self.network, jobs, negative, multipliers, sampling)
-        return labelled_grid(pictures, settings.prompts, [f"{m:g}" for m in multipliers])
+        return self.previews.pictures()

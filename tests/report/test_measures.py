@@ -5,8 +5,8 @@ import pytest
 import torch
 from skimage import data, filters, metrics
 from sliders.models.diffusers_unet.tokenizer import build_tokenizer, clip_vocabulary
-from sliders.sample.learned_measures import ClipScore, Lpips
-from sliders.sample.measures import MEASURES, edge_difference, mean_difference, ssim
+from sliders.report.learned_measures import ClipScore, Lpips
+from sliders.report.measures import MEASURES, edge_difference, mean_difference, ssim
 from sliders.system.errors import InputError
 
 
@@ -44,7 +44,7 @@ def test_equal_pictures_have_not_changed(photos):
 
 def test_clip_score_is_a_cosine_of_a_clip_model(tmp_path, photos):
     """The CLIP model has random weights: this tests how it is used, not how well it scores."""
-    from sliders.sample.grids import to_picture
+    from sliders.report.grids import to_picture
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
 
     vocab, merges = clip_vocabulary(["robe", "old"])

@@ -7,7 +7,7 @@ import re
 import pytest
 from browser import browser, find_browser
 from PIL import Image
-from sliders.sample.page import Chart, Page, Section, Shot, data_uri, render
+from sliders.report.page import Chart, Page, Section, Shot, data_uri, render
 
 COLOURS = {0.0: "black", 0.5: "red", 1.0: "lime", 2.0: "blue"}
 RGB = {"black": (0, 0, 0), "red": (255, 0, 0), "lime": (0, 255, 0), "blue": (0, 0, 255)}
@@ -19,9 +19,9 @@ def write_page(path):
     pictures = {m: data_uri(Image.new("RGB", (64, 48), colour)) for m, colour in COLOURS.items()}
     changes = [[m / 2 for m in COLOURS], [m / 4 for m in COLOURS]]
     sections = [
-        Section("a robe", tuple(COLOURS), [Shot(1, [*pictures.values()]), Shot(2, [*pictures.values()])],
+        Section("a robe", tuple(COLOURS), [Shot("seed 1", [*pictures.values()]), Shot("seed 2", [*pictures.values()])],
                 [Chart("mean absolute difference", tuple(COLOURS), changes)]),
-        Section(EVIL, (0.0, 2.0), [Shot(1, [pictures[0.0], pictures[2.0]])]),
+        Section(EVIL, (0.0, 2.0), [Shot("seed 1", [pictures[0.0], pictures[2.0]])]),
     ]  # fmt: skip
     path.write_text(render(Page("Slider X", 64, 48, sections, {"model": "tiny"})), encoding="utf-8")
     return path

@@ -17,9 +17,9 @@ WEBP_QUALITY = 90
 
 @dataclass(frozen=True)
 class Shot:
-    """One seed's pictures, one per multiplier, as data URIs."""
+    """The pictures of one sweep, one per multiplier, as data URIs."""
 
-    seed: int
+    title: str  # such as `seed 1`
     images: Sequence[str]
 
 
@@ -29,23 +29,26 @@ class Chart:
 
     title: str
     multipliers: Sequence[float]
-    per_seed: Sequence[Sequence[float]]  # [seeds][multipliers]
+    per_seed: Sequence[Sequence[float]]  # [sweeps][multipliers]
+    wanted: Sequence[tuple[float, float]] = ()  # (multiplier, value): where the mean should go through
     width, height = 280, 150
     left, right, top, bottom = 40, 270, 10, 126  # the area inside the axes
 
     @property
     def values(self) -> list[float]:
-        """Mean over the seeds, per multiplier."""
+        """Mean over the sweeps, per multiplier."""
         return [sum(column) / len(column) for column in zip(*self.per_seed, strict=True)]
 
     @property
     def xs(self) -> list[float]:
+        return [self._x(m) for m in self.multipliers]
+
+    def _x(self, multiplier: float) -> float:
         low, high = min(self.multipliers), max(self.multipliers)
-        width = self.right - self.left
-        return [round(self.left + width * (m - low) / ((high - low) or 1), 2) for m in self.multipliers]
+        return round(self.left + (self.right - self.left) * (multiplier - low) / ((high - low) or 1), 2)
 
     def _range(self) -> tuple[float, float]:
-        everything = [value for line in self.per_seed for value in line]
+        everything = [value for line in self.per_seed for value in line] + [value for _, value in self.wanted]
         low, high = min(0.0, *everything), max(0.0, *everything)
         return low, high if high > low else low + 1e-3
 
@@ -67,6 +70,10 @@ class Chart:
     @property
     def dots(self) -> list[tuple[float, float]]:
         return [(x, self._y(value)) for x, value in zip(self.xs, self.values, strict=True)]
+
+    @property
+    def rings(self) -> list[tuple[float, float]]:
+        return [(self._x(multiplier), self._y(value)) for multiplier, value in self.wanted]
 
     @property
     def y_ticks(self) -> list[dict]:
@@ -105,6 +112,16 @@ class Section:
 
 
 @dataclass(frozen=True)
+class Measured:
+    """One slider's report card as the page shows it."""
+
+    title: str
+    chart: Chart
+    rows: Sequence[tuple[str, str, str]]  # (name, value, explanation)
+    lines: Sequence[tuple[str, str]]  # (what it is for, text to paste into a web UI)
+
+
+@dataclass(frozen=True)
 class Page:
     """The content of the page."""
 
@@ -114,6 +131,7 @@ class Page:
     groups: Sequence[Section]
     facts: dict[str, str] = field(default_factory=dict)  # how the pictures were made
     footer: str = ""  # added to the explanation of the charts
+    cards: Sequence[Measured] = ()
 
     @property
     def multipliers(self) -> list[float]:

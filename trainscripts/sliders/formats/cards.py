@@ -1,0 +1,79 @@
+"""The report card in a slider's file: stored, read again, and folded into the weights."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import safe_open
+from safetensors.torch import load
+
+from sliders.adaptors import ALGORITHMS
+from sliders.formats.sidecar import add_to_notes
+from sliders.formats.slider_file import add_metadata, by_module, check_slider, save_slider, slider_layers
+from sliders.models import Family
+from sliders.report.card import Card
+from sliders.report.summary import MEASURED, sentence
+from sliders.system.errors import InputError
+
+KEY = "sliders.card"
+
+
+def keep_card(slider: Path, card: Card) -> None:
+    """Prints the card in a sentence, and writes it into the slider's metadata and the notes of its sidecar, if it has one.
+
+    A file that cannot be written is a warning: the pictures and the page are worth more.
+    """
+    print(sentence(card), flush=True)
+    try:
+        add_metadata(slider, {KEY: card.as_json()})
+        add_to_notes(slider, MEASURED, sentence(card))
+    except OSError as error:
+        print(f"warning: {slider}: the report card could not be written into the file ({error.strerror or error}).")
+
+
+def read_card(slider: Path) -> Card | None:
+    """The slider's card, None if it has none or one of another version."""
+    with safe_open(slider, framework="pt") as file:
+        text = (file.metadata() or {}).get(KEY)
+    try:
+        return None if text is None else Card.from_json(text)
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a factor on all weights does to a slider's calibration, as its card predicts it."""
+
+    factor: float
+    before: float  # mean error at the folders' scales
+    after: float  # what remains: how far the slider is from linear
+
+
+def calibrate(source: Path, target: Path, model: str, family: Family) -> Calibration:
+    """Writes to `target` the slider with the factor of its card folded into its weights, and the card to match.
+
+    model: the one that it is for, of which no weights are loaded. Raises InputError if the slider has no card, or one that
+    no factor can improve.
+    """
+    metadata = check_slider(source, family.weightless_denoiser(model), family)
+    card = read_card(source)
+    if card is None:
+        raise InputError(
+            f"{source}: has no report card to calibrate by: measure it first with sample_slider-xl.py --card, or with "
+            "sample_slider.py --card if it is for Stable Diffusion."
+        )
+    if card.shown_at(card.scales[-1:])[0] <= card.shown_at(card.scales[:1])[0]:
+        raise InputError(
+            f"{source}: its pictures do not show more at {card.scales[-1]:g} than at {card.scales[0]:g}, so no factor can calibrate "
+            "it: train it for longer."
+        )
+    factor = card.factor()
+    algorithm = ALGORITHMS[slider_layers(source, family).algo]
+    modules = {
+        module: algorithm.scaled(parts, factor) for module, parts in by_module(load(source.read_bytes())).items()
+    }
+    tensors = {f"{module}.{part}": weight for module, parts in modules.items() for part, weight in parts.items()}
+    calibrated = card.with_factor(factor)
+    own = {KEY: calibrated.as_json(), "ss_output_name": target.stem, "sliders.calibrated_by": f"{factor:.4g}"}
+    save_slider(target, tensors, {**metadata, **own}, family)
+    return Calibration(factor, card.calibration, calibrated.calibration)

@@ -1,0 +1,61 @@
+"""Runs the compare command: several sliders under the same prompts, seeds and multipliers, on one page and in one table."""
+
+from pathlib import Path
+
+from sliders.formats.cards import keep_card
+from sliders.report.card import Card
+from sliders.report.page import Page, Section, Shot
+from sliders.report.sections import shots
+from sliders.report.summary import measured, table
+from sliders.sample.output import Output, write_page
+from sliders.sample.plan import Plan, make_plan
+from sliders.sample.run import ready
+from sliders.sample.settings import SampleSettings
+from sliders.sample.studio import Studio, as_sweeps
+from sliders.system.errors import InputError
+
+
+def compare(settings: SampleSettings) -> Path:
+    """Samples all sliders, prints a table if they are measured, and returns the path of the page.
+
+    The pictures of each slider go into a folder of its name. Raises InputError for wrong settings.
+    """
+    plans = _plans(settings)
+    with ready(plans[0]):
+        studio = Studio(settings, plans)
+        cards: dict[str, Card] = {}
+        rows: list[list[Shot]] = [[] for _ in plans[0].groups]
+        for path, plan in zip(settings.slider, plans, strict=True):
+            output = Output(settings, plan, studio.model, settings.out / path.stem)
+            sweeps = []
+            for number, (group, pictures) in enumerate(studio.pictures(plan)):
+                output.save(group, pictures)
+                rows[number] += shots([f"{path.stem}, seed {seed}" for seed in settings.seeds], pictures)
+                sweeps += as_sweeps(pictures)
+            if plan.measured_by is not None:
+                cards[path.stem] = studio.card(plan, sweeps)
+                keep_card(path, cards[path.stem])
+    if cards:
+        print(table(cards))
+    groups, sampling = plans[0].groups, plans[0].sampling
+    sections = [Section(g.text, g.multipliers, s) for g, s in zip(groups, rows, strict=True)]
+    facts, blocks = output.facts(), [measured(name, card) for name, card in cards.items()]
+    page = Page("Sliders side by side", sampling.width, sampling.height, sections, facts, "", blocks)
+    return write_page(settings.out, page)
+
+
+def _plans(settings: SampleSettings) -> list[Plan]:
+    """One for each slider, all with the same groups of pictures."""
+    alone = [settings.model_copy(update={"slider": (path,)}) for path in settings.slider]
+    plans = [make_plan(one) for one in alone]
+    if settings.multipliers is None:
+        together = tuple(sorted({m for plan in plans for group in plan.groups for m in group.multipliers}))
+        plans = [make_plan(one.model_copy(update={"multipliers": together})) for one in alone]
+    first = plans[0]
+    for path, plan in zip(settings.slider, plans, strict=True):
+        if plan.sampling != first.sampling:
+            raise InputError(
+                f"{path}: was trained at {plan.sampling.width} × {plan.sampling.height} px, {settings.slider[0].name} at "
+                f"{first.sampling.width} × {first.sampling.height}: add --width and --height."
+            )
+    return plans

@@ -1,0 +1,78 @@
+"""A loaded model that makes the pictures of one slider after another, and measures them."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from sliders.compute.device import DTYPES, place
+from sliders.compute.fusion import speed_up
+from sliders.formats.slider_file import open_slider
+from sliders.models.base import PromptEmbeds
+from sliders.report.card import Card
+from sliders.report.grids import to_picture
+from sliders.report.yardstick import Yardstick
+from sliders.sample.plan import Plan
+from sliders.sample.sampling import Row, sample
+from sliders.sample.settings import SampleSettings
+from sliders.sample.templates import Group
+
+
+class Studio:
+    """Loads the model that the settings name, and encodes the prompts of all plans."""
+
+    def __init__(self, settings: SampleSettings, plans: Sequence[Plan]):
+        self._settings = settings
+        plan = plans[0]
+        device = self._device = plan.device
+        precision = settings.precision or ("float16" if device.startswith("cuda") else "float32")
+        model = self.model = plan.family.load(settings.model, DTYPES[precision])
+        texts = dict.fromkeys(group.text for plan in plans for group in plan.groups)
+        self._embeds = model.encode_prompts([settings.negative, "", *texts], device)
+        model.free_text_encoders()
+        place(model.unet, device, model.dtype)
+        if device.startswith("cuda"):
+            speed_up(model.unet, device)
+        model.vae.to(device)
+        self._yardsticks: dict[tuple, Yardstick] = {}
+
+    def pictures(self, plan: Plan) -> Iterator[tuple[Group, Tensor]]:
+        """Yields each group with its pictures [seeds, multipliers, 3, H, W]. Batches run across groups and seeds."""
+        model, seeds = self.model, self._settings.seeds
+        networks = [open_slider(path, model.unet, plan.family) for path in plan.sliders.values()]
+        negative = model.negative(self._settings.negative, self._embeds)
+        rows = [row for group in plan.groups for row in self._rows(plan, group)]
+        with closing(sample(model, networks, rows, negative, plan.sampling)) as made:
+            bar = iter(tqdm(made, "sampling", total=len(rows), unit="img"))
+            for group in plan.groups:
+                count = len(seeds) * len(group.multipliers)
+                yield group, torch.stack([next(bar) for _ in range(count)]).unflatten(0, (len(seeds), -1))
+        for network in networks:
+            network.remove()
+
+    def _rows(self, plan: Plan, group: Group) -> list[Row]:
+        variants = [group.at(m) for m in group.multipliers]
+        columns = [tuple(v.multiplier(name) for name in plan.sliders) for v in variants]
+        prompt = self._embeds[group.text]
+        return [Row(prompt, seed, multipliers) for seed in self._settings.seeds for multipliers in columns]
+
+    def card(self, plan: Plan, sweeps: Sequence[Sequence[Image.Image]]) -> Card:
+        """Measures the sweeps of all groups by the plan's folders. Not while `pictures` is being read."""
+        folders = plan.measured_by
+        key = (folders.folders, folders.scales)
+        if key not in self._yardsticks:
+            size = (plan.sampling.width, plan.sampling.height)
+            self._yardsticks[key] = Yardstick(self.model, folders, size, self._plain)
+        return self._yardsticks[key].measure(sweeps, plan.groups[0].multipliers)
+
+    @property
+    def _plain(self) -> PromptEmbeds:
+        return self._embeds[""]
+
+
+def as_sweeps(pictures: Tensor) -> list[list[Image.Image]]:
+    """Pictures [seeds, multipliers, 3, H, W] in [0, 1] → RGB pictures, which take a quarter of the memory."""
+    return [[to_picture(pixels) for pixels in row] for row in pictures]
