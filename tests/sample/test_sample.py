@@ -32,8 +32,8 @@ from sliders.formats.metadata import slider_metadata
 from sliders.models.sdxl.family import SDXL_FAMILY
 from sliders.models.sdxl.loading import load_sdxl
 from sliders.models.sdxl.narrow import build_narrow_sdxl
-from sliders.sample.plan import make_plan, trained_size
 from sliders.sample.output import sampler_name
+from sliders.sample.plan import make_plan, trained_size
 from sliders.sample.sampling import Row, Sampling, pixels_per_batch, rows_within, sample, use_sampler
 from sliders.sample.settings import load_sample_settings
 from sliders.system.errors import InputError

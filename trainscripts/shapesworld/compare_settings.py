@@ -22,6 +22,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import torch
+from sliders.adaptors import ALGORITHMS
 from sliders.compute.device import torch_device
 from sliders.config.settings import load_settings
 from sliders.formats.slider_file import open_slider
@@ -58,6 +59,9 @@ class Job:
     caption_dropout: float
     captions: str  # a key of CAPTIONS
     ends: bool  # train on the first and the last folder alone
+    algo: str  # network.algo, with its rank and factor
+    rank: int
+    factor: int | None
 
     @classmethod
     def of(cls, result: dict) -> "Job":
@@ -68,9 +72,9 @@ class Job:
     def stem(self) -> str:
         """Name of the slider's file."""
         captions = "" if self.captions == "own" else f"_{self.captions}_captions"
-        return (
-            f"{self.attribute}_bias{self.bias}_{self.scenes}scenes_{self.steps}x{self.pairs}_seed{self.seed}{captions}"
-        )
+        algo = "" if self.algo == "lora" else f"_{self.algo}{self.factor or ''}_rank{self.rank}"
+        steps = f"{self.scenes}scenes_{self.steps}x{self.pairs}"
+        return f"{self.attribute}_bias{self.bias}_{steps}_seed{self.seed}{captions}{algo}"
 
 
 def train_and_measure(job: Job, device: str, robustness: bool, keep: Path | None) -> dict:
@@ -122,7 +126,14 @@ def _write_experiment(root: Path, job: Job) -> list[str]:
     config = {
         "prompts_file": str(root / "prompts.yaml"),
         "pretrained_model": {"name_or_path": str(MODEL)},
-        "network": {"type": "c3lier", "training_method": job.method, "rank": 16, "alpha": 16.0},
+        "network": {
+            "type": "c3lier",
+            "training_method": job.method,
+            "algo": job.algo,
+            "rank": job.rank,
+            "alpha": job.rank,
+            "factor": job.factor,
+        },
         "train": {
             "precision": "float32",
             "iterations": job.steps,
@@ -213,6 +224,9 @@ def parse_arguments() -> argparse.Namespace:
     add("--caption_dropout", type=float, default=0.0)
     add("--captions", choices=CAPTIONS, default="own", help="of the images: none, or those of other images")
     add("--ends", action="store_true", help="train on the first and the last folder alone")
+    add("--algo", choices=ALGORITHMS, default="lora")
+    add("--rank", type=int, default=16, help="alpha is the same")
+    add("--factor", type=int, help="of --algo lokr")
     add("--robustness", action="store_true", help="measure other guidances, samplers and steps too")
     add("--keep", type=Path, metavar="FOLDER", help="keep the slider files")
     add("--devices", nargs="+", default=["cpu"], help="cpu, or CUDA indices; workers take them in turn")
@@ -222,9 +236,9 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> int:
     args = parse_arguments()
-    common = {name: getattr(args, name) for name in ("scenes", "steps", "pairs", "lr", "method", "caption_dropout")}
+    common = {field.name: getattr(args, field.name) for field in fields(Job) if field.name in args}
     wanted = [
-        Job(attribute, bias, seed, captions=args.captions, ends=args.ends, **common)
+        Job(attribute, bias, seed, **common)
         for attribute, bias, seed in product(args.attributes, args.biases, args.seeds)
     ]
     results = [json.loads(line) for line in args.results.read_text().splitlines()] if args.results.exists() else []

@@ -74,6 +74,6 @@ def calibrate(source: Path, target: Path, model: str, family: Family) -> Calibra
     }
     tensors = {f"{module}.{part}": weight for module, parts in modules.items() for part, weight in parts.items()}
     calibrated = card.with_factor(factor)
-    own = {KEY: calibrated.as_json(), "ss_output_name": target.stem, "sliders.calibrated_by": f"{factor:.4g}"}
+    own = {KEY: calibrated.as_json(), "ss_output_name": target.stem, "sliders.calibrated_by": repr(factor)}
     save_slider(target, tensors, {**metadata, **own}, family)
     return Calibration(factor, card.calibration, calibrated.calibration)

@@ -11,9 +11,8 @@ def rank_correlation(multipliers: Sequence[float], readings: Tensor) -> Tensor:
 
     Equal readings share the mean of their ranks. A sweep whose readings are all equal has 0.
     """
-    ranks = (readings[:, :, None] > readings[:, None, :]).sum(2) + (readings[:, :, None] == readings[:, None, :]).sum(
-        2
-    ) / 2
+    above, equal = (readings[:, :, None] > readings[:, None, :]), (readings[:, :, None] == readings[:, None, :])
+    ranks = above.sum(2) + equal.sum(2).double() / 2
     centred = ranks - ranks.mean(1, keepdim=True)
     wanted = torch.arange(len(multipliers), dtype=centred.dtype) - (len(multipliers) - 1) / 2
     return (centred @ wanted) / (centred.norm(dim=1) * wanted.norm()).clamp(min=1e-12)

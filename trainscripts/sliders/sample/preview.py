@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import torch
 from PIL import Image
 from torch import Tensor
+from tqdm import tqdm
 
 from sliders.adaptors.network import AdaptorNetwork
 from sliders.config.schema import Settings
@@ -88,8 +89,8 @@ class Previews:
     def page(self, stem: str, pictures: Tensor) -> tuple[Page, Card | None] | None:
         """The page of what `pictures` returned, and the slider's report card; stem: the name by which a prompt calls it.
 
-        None without multiplier 0, and no card without folders to measure by or without all their scales. Raises InputError if
-        an image cannot be read any more, and torch.OutOfMemoryError.
+        None without multiplier 0. No card without folders to measure by, without all their scales, or without memory. Raises
+        InputError if an image cannot be read any more.
         """
         if 0.0 not in self._multipliers:
             return None
@@ -112,10 +113,16 @@ class Previews:
             or not set(data.scales) <= set(multipliers)
         ):
             return None
-        with sampling_from(self._model, self._network, self._device):
-            self._network.set_multipliers(None)
-            yardstick = Yardstick(self._model, data, self._size, self._embeds[""])
-            return yardstick.measure([[to_picture(pixels) for pixels in row] for row in pictures], multipliers)
+        try:
+            with sampling_from(self._model, self._network, self._device):
+                self._network.set_multipliers(None)
+                yardstick = Yardstick(self._model, data, self._size, self._embeds[""])
+                return yardstick.measure([[to_picture(pixels) for pixels in row] for row in pictures], multipliers)
+        except torch.OutOfMemoryError:
+            tqdm.write(
+                "note: the GPU has no memory left for the report card; sample_slider-xl.py --card makes it afterwards."
+            )
+            return None
 
 
 @contextmanager

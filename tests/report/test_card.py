@@ -1,0 +1,72 @@
+"""The numbers that a card derives from its readings."""
+
+from dataclasses import replace
+
+import pytest
+from sliders.report.card import Card
+from sliders.report.summary import measured, sentence, table, web_ui_lines
+
+CARD = Card(
+    scales=(0.5, 1.0, 2.0),
+    multipliers=(-1.0, 0.0, 0.5, 1.0, 2.0, 4.0),
+    readings=((-0.5, 0.0, 0.2, 0.5, 1.0, 2.0), (-0.5, 0.0, 0.3, 0.5, 1.0, 2.0)),
+    ruler_error=0.05,
+    order=(1.0, 0.9),
+    roughness=(0.1, 0.3),
+    foreign=(0.2, 0.0, 0.1, 0.2, 0.3, 0.9),
+    foreign_in_folders=0.25,
+    recognised=(1.0, 1.0, 1.0, 1.0, 0.75, 0.5),
+    images=6,
+)
+
+
+def test_calibration_is_the_mean_distance_from_the_scales():
+    assert CARD.calibration == pytest.approx((0.25 + 0.5 + 1.0) / 3)
+
+
+def test_the_factor_brings_a_slider_of_half_the_strength_to_its_scales():
+    factor = CARD.factor()
+    assert factor == pytest.approx(2.0, rel=0.01)
+    assert CARD.calibration_with(factor) < 0.01
+    assert CARD.with_factor(factor).calibration == pytest.approx(CARD.calibration_with(factor), abs=1e-9)
+
+
+def test_a_factor_never_reaches_beyond_what_was_measured():
+    weak = replace(CARD, readings=((-0.1, 0.0, 0.05, 0.1, 0.2, 0.4),))
+    assert weak.factor() <= 2.0
+
+
+def test_the_usable_range_is_where_pictures_are_recognised():
+    assert CARD.usable == (-1.0, 2.0)
+    assert replace(CARD, recognised=None).usable == (-1.0, 4.0)
+    assert replace(CARD, recognised=(0.0,) * 6).usable == (0.0, 0.0)
+
+
+def test_a_card_survives_its_text_to_four_digits():
+    again = Card.from_json(CARD.as_json())
+    assert again == replace(CARD)
+    assert Card.from_json(replace(CARD, ruler_error=1 / 3).as_json()).ruler_error == 0.3333
+
+
+@pytest.mark.parametrize(
+    "text", ["{}", "[]", "null", "no JSON", '{"calibration": 1, "usable": [0, 1], "readings": []}']
+)
+def test_other_text_is_no_card(text):
+    with pytest.raises((ValueError, KeyError, TypeError)):
+        Card.from_json(text)
+
+
+def test_texts_for_web_uis_cover_the_usable_range():
+    dynamic, plot = (text for _, text in web_ui_lines("a", CARD))
+    assert dynamic == "{<lora:a:0>|<lora:a:-1>|<lora:a:0.5>|<lora:a:1>|<lora:a:2>}"
+    assert plot == "<lora:a:0>, <lora:a:-1>, <lora:a:0.5>, <lora:a:1>, <lora:a:2>"
+
+
+def test_the_sentence_and_the_table_say_what_was_measured():
+    assert sentence(CARD) == (
+        "Measured on 2 rows of pictures: at 0.5 / 1 / 2 they show 0.25 / 0.50 / 1.00 (off by 0.58 on average); usable from -1 to 2."
+    )
+    better = CARD.with_factor(2.0)
+    lines = table({"weak": CARD, "strong": better}).splitlines()
+    assert [line.split()[0] for line in lines] == ["slider", "strong", "weak"]
+    assert measured("a", CARD).chart.wanted == [(0.5, 0.5), (1.0, 1.0), (2.0, 2.0)]
