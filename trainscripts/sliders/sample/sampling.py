@@ -95,6 +95,7 @@ def sample(
     with CapturedDenoiser(model.unet, networks, sampling.cuda_graph and can_capture(model.unet)) as graphs:
         while start < len(rows):
             batch = rows[start : start + at_once]
+            graphs.expect((len(rows) - start) // len(batch) * sampling.steps)
             found = _sample_if_it_fits(model, networks, batch, negative, sampling)
             if found is None:
                 at_once = len(batch) // 2
