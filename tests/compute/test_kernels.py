@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 from conftest import ROOT
-from diffusers.models.autoencoders.vae import Decoder
+from diffusers.models.autoencoders.vae import Decoder, Encoder
 from diffusers.models.resnet import ResnetBlock2D
 from networks import random_inputs, random_network
 from sliders.compute.fusion import fuse_blocks, separate_blocks
@@ -145,18 +145,21 @@ def test_fused_blocks_compute_the_same():
 
 
 @torch.no_grad()
-def test_a_fused_vae_decodes_the_same():
+def test_a_fused_vae_encodes_and_decodes_the_same():
     vae = build_narrow_sdxl().vae.to(DEVICE, memory_format=torch.channels_last)
-    latents = torch.randn(1, 4, 4, 6, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    image = torch.rand(1, 3, 32, 48, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    results = []
     with torch.backends.cudnn.flags(allow_tf32=False):
-        plain = vae.decode(latents).sample
-        fuse_blocks(vae)
-        blocks = [m for m in vae.decoder.modules() if isinstance(m, ResnetBlock2D | Decoder)]
-        norms = [getattr(m, "conv_norm_out", m) for m in blocks]
-        assert all("forward" in m.__dict__ for m in norms)
-        assert (vae.decode(latents).sample - plain).norm() <= 1e-5 * plain.norm()
-        separate_blocks(vae)
-        assert not any("forward" in m.__dict__ for m in vae.modules())
+        for fuse in (lambda vae: None, fuse_blocks):
+            fuse(vae)
+            latents = vae.encode(image).latent_dist.mean
+            results.append((latents, vae.decode(latents).sample))
+    for plain, fused in zip(*results, strict=True):
+        assert (fused - plain).norm() <= 1e-5 * plain.norm()
+    blocks = [m for m in vae.modules() if isinstance(m, ResnetBlock2D | Encoder | Decoder)]
+    assert all("forward" in getattr(m, "conv_norm_out", m).__dict__ for m in blocks)
+    separate_blocks(vae)
+    assert not any("forward" in m.__dict__ for m in vae.modules())
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Triton's builds for other systems lack NVIDIA's tools")

@@ -21,7 +21,7 @@ import torch
 from bench_world import build_model, synchronize
 from sliders.adaptors.network import AdaptorNetwork
 from sliders.compute.device import DTYPES, place, torch_device, use_device
-from sliders.compute.fusion import speed_up, speed_up_decoding
+from sliders.compute.fusion import speed_up, speed_up_vae
 from sliders.config.schema import Network
 from sliders.sample.sampling import Row, Sampling, sample
 
@@ -67,7 +67,7 @@ class Bench:
     def attach(self) -> None:
         if self.device.startswith("cuda"):
             speed_up(self.model.unet, self.device)
-            speed_up_decoding(self.model.vae, self.device)
+            speed_up_vae(self.model.vae, self.device)
         settings = Network(type="c3lier", rank=self.rank, alpha=self.rank / 2, training_method="noxattn")
         self.network = AdaptorNetwork(self.model.unet, settings)
         with torch.no_grad():

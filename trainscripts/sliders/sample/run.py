@@ -8,7 +8,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sliders.compute.device import DTYPES, place, use_device
-from sliders.compute.fusion import speed_up, speed_up_decoding
+from sliders.compute.fusion import speed_up, speed_up_vae
 from sliders.config.schema import SAMPLERS
 from sliders.formats.slider_file import open_slider
 from sliders.models.base import Model
@@ -80,7 +80,7 @@ def _pictures(settings: SampleSettings, plan: Plan, model: Model) -> Iterator[tu
     if device.startswith("cuda"):
         speed_up(model.unet, device)
     model.vae.to(device)
-    speed_up_decoding(model.vae, device)
+    speed_up_vae(model.vae, device)
     networks = [open_slider(path, model.unet, plan.family) for path in plan.sliders.values()]
     rows = []
     for group in plan.groups:
