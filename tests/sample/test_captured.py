@@ -12,7 +12,7 @@ from sliders.models.sdxl.loading import load_sdxl
 from sliders.sample import captured, sampling
 from sliders.sample.sampling import Row, Sampling, sample
 
-SIZE = {"width": 64, "height": 64, "steps": 10, "guidance": 3.0}
+SIZE = {"width": 64, "height": 64, "steps": 5, "guidance": 3.0}
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def networks(tiny):
 
 @pytest.fixture
 def capture_on_cpu(monkeypatch):
-    """`capture_on_cpu()` makes sampling capture graphs, of which it returns the list."""
+    """`capture_on_cpu()` makes sampling capture graphs, even for few calls, and returns the list of them."""
     graphs = []
 
     class Watched(captured.CapturedCall):
@@ -41,11 +41,12 @@ def capture_on_cpu(monkeypatch):
             super().__init__(*arguments, **options)
             graphs.append(self)
 
-    def start():
+    def start(worth=1):
         replace_cuda(monkeypatch)
         monkeypatch.setattr(sampling, "can_capture", lambda unet: True)
         monkeypatch.setattr(captured, "CapturedCall", Watched)
         monkeypatch.setattr(captured, "_side_stream", lambda device: Stream())
+        monkeypatch.setattr(captured, "WORTH", worth)
         return graphs
 
     return start
@@ -66,8 +67,8 @@ def pictures(tiny, networks, **options):
 @pytest.mark.parametrize(
     ("options", "graphs"),
     # The last picture has a shape of its own. Before the slider joins there is another shape, of which that picture has
-    # only two calls. Where few steps are left, graphs do not pay.
-    [({}, 2), ({"sampler": "euler_a"}, 2), ({"from_step": 2}, 3), ({"cuda_graph": False}, 0), ({"steps": 3}, 0)],
+    # only two calls.
+    [({}, 2), ({"sampler": "euler_a"}, 2), ({"from_step": 2}, 3), ({"cuda_graph": False}, 0)],
 )
 def test_pictures_with_graphs_equal_those_without(tiny, networks, capture_on_cpu, options, graphs):
     wanted, forward = pictures(tiny, networks, **options), tiny[0].unet.forward
@@ -75,6 +76,13 @@ def test_pictures_with_graphs_equal_those_without(tiny, networks, capture_on_cpu
     assert torch.equal(pictures(tiny, networks, **options), wanted)
     assert len(made) == graphs
     assert tiny[0].unet.forward is forward
+
+
+def test_nothing_is_captured_for_few_calls(tiny, networks, capture_on_cpu):
+    """Of two pictures together there are eight. One is left for the last picture after the two before a capture."""
+    made = capture_on_cpu(worth=captured.WORTH)
+    pictures(tiny, networks, steps=4)
+    assert len(made) == 1
 
 
 def test_nothing_is_captured_while_running_kernels_hides_launching_them(tiny, networks, capture_on_cpu, monkeypatch):
