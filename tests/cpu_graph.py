@@ -68,10 +68,13 @@ def capture(graph: Graph, pool: Graph | None = None, stream: "Stream | None" = N
 class Stream:
     """Replaces `torch.cuda.Stream`. On the CPU, operations are sequential."""
 
-    def __init__(self, priority: int = 0):
+    def __init__(self, device: int = 0, priority: int = 0):
         pass
 
     def wait_stream(self, other: "Stream") -> None:
+        pass
+
+    def synchronize(self) -> None:
         pass
 
 
@@ -81,6 +84,6 @@ def replace_cuda(monkeypatch) -> None:
     for name, substitute in {
         "CUDAGraph": Graph, "graph": capture, "Stream": Stream, "current_stream": lambda: stream,
         "is_current_stream_capturing": lambda: _get_current_dispatch_mode() is not None,
-        "stream": lambda _: nullcontext(), "set_stream": lambda _: None, "synchronize": lambda: None,
+        "stream": lambda _: nullcontext(), "set_stream": lambda _: None, "current_device": lambda: 0,
     }.items():  # fmt: skip
         monkeypatch.setattr(torch.cuda, name, substitute)

@@ -43,7 +43,8 @@ def randomize(network, seed=1):
     with torch.no_grad():
         for parameter in network.parameters():
             if not parameter.any():
-                parameter.normal_(std=0.05, generator=generator)
+                drawn = torch.empty(parameter.shape).normal_(std=0.05, generator=generator)
+                parameter.copy_(drawn)  # the generator is the CPU's, the parameter may be on a GPU
 
 
 def gathered_gradients(trainer):

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from sliders.adaptors import ALGORITHMS
 from sliders.adaptors.network import AdaptorNetwork
 from sliders.compute import compilation
+from sliders.compute import device as device_module
 from sliders.compute.attention import attend_with, set_attention
 from sliders.compute.device import place
 from sliders.compute.frozen import frozen_product, joint_product
@@ -88,6 +89,16 @@ def test_encoders_are_moved_off_the_gpu_and_adaptors_stay_float32(tmp_path):
     assert {p.device.type for p in trainer.model.pipe.vae.parameters()} == {"cpu"}
     assert {(p.device.type, p.dtype) for p in trainer.network.parameters()} == {("cuda", torch.float32)}
     assert trainer.model.unet.dtype == torch.bfloat16
+
+
+def test_weights_larger_than_the_upload_buffers_arrive_unchanged(monkeypatch):
+    monkeypatch.setattr(device_module, "UPLOADED", 1000)
+    unet, again = build_narrow_sdxl().unet, build_narrow_sdxl().unet
+    unet.register_buffer("steps", torch.arange(10))
+    place(unet, "cuda", torch.bfloat16)
+    assert torch.equal(unet.steps.cpu(), torch.arange(10))
+    for (name, found), wanted in zip(unet.named_parameters(), again.parameters(), strict=True):
+        assert found.is_cuda and torch.equal(found.cpu(), wanted.bfloat16()), name
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adamw8bit", "lion8bit"])

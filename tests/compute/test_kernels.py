@@ -7,8 +7,10 @@ import sys
 import pytest
 import torch
 from conftest import ROOT
+from diffusers.models.autoencoders.vae import Decoder, Encoder
+from diffusers.models.resnet import ResnetBlock2D
 from networks import random_inputs, random_network
-from sliders.compute.fusion import fuse_blocks
+from sliders.compute.fusion import fuse_blocks, separate_blocks
 from sliders.models.sdxl.narrow import build_narrow_sdxl
 from torch.nn import functional as F
 
@@ -140,6 +142,24 @@ def test_fused_blocks_compute_the_same():
         results.append([output.detach(), *(p.grad.clone() for p in network.parameters())])
     for plain, fused in zip(*results, strict=True):
         assert (fused - plain).norm() <= 1e-4 * plain.norm() + 1e-8
+
+
+@torch.no_grad()
+def test_a_fused_vae_encodes_and_decodes_the_same():
+    vae = build_narrow_sdxl().vae.to(DEVICE, memory_format=torch.channels_last)
+    image = torch.rand(1, 3, 32, 48, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    results = []
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        for fuse in (lambda vae: None, fuse_blocks):
+            fuse(vae)
+            latents = vae.encode(image).latent_dist.mean
+            results.append((latents, vae.decode(latents).sample))
+    for plain, fused in zip(*results, strict=True):
+        assert (fused - plain).norm() <= 1e-5 * plain.norm()
+    blocks = [m for m in vae.modules() if isinstance(m, ResnetBlock2D | Encoder | Decoder)]
+    assert all("forward" in getattr(m, "conv_norm_out", m).__dict__ for m in blocks)
+    separate_blocks(vae)
+    assert not any("forward" in m.__dict__ for m in vae.modules())
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Triton's builds for other systems lack NVIDIA's tools")

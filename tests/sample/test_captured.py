@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cpu_graph import Graph, replace_cuda
+from cpu_graph import Graph, Stream, replace_cuda
 from networks import random_network
 from sliders.compute.attention import set_attention
 from sliders.compute.device import place
@@ -33,18 +33,20 @@ def networks(tiny):
 
 @pytest.fixture
 def capture_on_cpu(monkeypatch):
-    """`capture_on_cpu()` makes sampling capture graphs, of which it returns the list."""
+    """`capture_on_cpu()` makes sampling capture graphs, even for few calls, and returns the list of them."""
     graphs = []
 
     class Watched(captured.CapturedCall):
-        def __init__(self, *arguments):
-            super().__init__(*arguments)
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
             graphs.append(self)
 
-    def start():
+    def start(worth=1):
         replace_cuda(monkeypatch)
         monkeypatch.setattr(sampling, "can_capture", lambda unet: True)
         monkeypatch.setattr(captured, "CapturedCall", Watched)
+        monkeypatch.setattr(captured, "_side_stream", lambda device: Stream())
+        monkeypatch.setattr(captured, "WORTH", worth)
         return graphs
 
     return start
@@ -58,15 +60,15 @@ def rows_of(embeds):
 
 def pictures(tiny, networks, **options):
     model, embeds = tiny
-    return torch.stack(
-        list(sample(model, networks, rows_of(embeds), embeds[""], Sampling(**SIZE, batch_size=2, **options)))
-    )
+    sampling = Sampling(**{**SIZE, "batch_size": 2, **options})
+    return torch.stack(list(sample(model, networks, rows_of(embeds), embeds[""], sampling)))
 
 
 @pytest.mark.parametrize(
     ("options", "graphs"),
-    # before the slider joins, and after; the last picture has a shape of its own
-    [({}, 2), ({"sampler": "euler_a"}, 2), ({"from_step": 2}, 4), ({"cuda_graph": False}, 0)],
+    # The last picture has a shape of its own. Before the slider joins there is another shape, of which that picture has
+    # only two calls.
+    [({}, 2), ({"sampler": "euler_a"}, 2), ({"from_step": 2}, 3), ({"cuda_graph": False}, 0)],
 )
 def test_pictures_with_graphs_equal_those_without(tiny, networks, capture_on_cpu, options, graphs):
     wanted, forward = pictures(tiny, networks, **options), tiny[0].unet.forward
@@ -74,6 +76,25 @@ def test_pictures_with_graphs_equal_those_without(tiny, networks, capture_on_cpu
     assert torch.equal(pictures(tiny, networks, **options), wanted)
     assert len(made) == graphs
     assert tiny[0].unet.forward is forward
+
+
+def test_nothing_is_captured_for_few_calls(tiny, networks, capture_on_cpu):
+    """Of two pictures together there are eight. One is left for the last picture after the two before a capture."""
+    made = capture_on_cpu(worth=captured.WORTH)
+    pictures(tiny, networks, steps=4)
+    assert len(made) == 1
+
+
+def test_nothing_is_captured_while_running_kernels_hides_launching_them(tiny, networks, capture_on_cpu, monkeypatch):
+    """On a GPU that needs another second for each call after its last kernel is launched, in virtual time."""
+    made, seconds = capture_on_cpu(), [0.0]
+    for name, cost in (("synchronize", 1.0), ("wait_stream", 0.0)):
+        monkeypatch.setattr(Stream, name, lambda *_, cost=cost: seconds.append(cost))
+    monkeypatch.setattr(captured.time, "perf_counter", lambda: sum(seconds))
+    wanted = pictures(tiny, networks, cuda_graph=False)
+    assert torch.equal(pictures(tiny, networks), wanted)
+    assert not made
+    assert sum(seconds) == 2  # it waits once for each shape
 
 
 def test_sampling_goes_on_without_graphs_if_one_cannot_be_launched(tiny, networks, capture_on_cpu, monkeypatch, capsys):
@@ -92,7 +113,7 @@ def test_a_capture_that_runs_out_of_memory_is_given_up(tiny, networks, capture_o
     wanted = pictures(tiny, networks)
     capture_on_cpu()
 
-    def never(*arguments):
+    def never(*arguments, **options):
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(captured, "CapturedCall", never)

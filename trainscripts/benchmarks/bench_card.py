@@ -17,7 +17,7 @@ import torch
 from bench_world import build_model, synchronize
 from PIL import Image
 from sliders.compute.device import DTYPES, place, torch_device, use_device
-from sliders.compute.fusion import speed_up
+from sliders.compute.fusion import speed_up, speed_up_vae
 from sliders.config.schema import Data
 from sliders.data.dataset import ScaleFolders
 from sliders.models.sdxl.model import SDXL
@@ -63,6 +63,7 @@ def main() -> int:
     if cuda:
         speed_up(model.unet, device)
     model.vae.to(device)
+    speed_up_vae(model.vae, device)
     generator, multipliers = torch.Generator().manual_seed(1), card_multipliers(tuple(SCALES.values()))
     sweeps = [[noise(args.resolution, generator) for _ in multipliers] for _ in range(args.prompts)]
     with tempfile.TemporaryDirectory() as temporary:

@@ -1,7 +1,7 @@
 """Time pictures of one prompt at several multipliers: in one batch, as sample_slider-xl.py makes them, and one by one.
 
-For comparison, diffusers' own pipeline makes as many pictures in one batch, without a slider, compilation or graphs, and
-with its default attention. All pictures are decoded one after the other, in float32.
+For comparison, diffusers' own pipeline makes as many pictures in the same ways, without a slider, compilation or graphs,
+and with its default attention and VAE. All pictures are decoded one after the other, in float32. Times include captures.
 
     uv run trainscripts/benchmarks/bench_sampling.py --json bench_sampling.json
 
@@ -9,17 +9,19 @@ By default a full-size SDXL with random weights at 1024 px. Without a GPU, use `
 """
 
 import argparse
+import gc
 import json
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from bench_world import build_model, synchronize
 from sliders.adaptors.network import AdaptorNetwork
 from sliders.compute.device import DTYPES, place, torch_device, use_device
-from sliders.compute.fusion import speed_up
+from sliders.compute.fusion import speed_up, speed_up_vae
 from sliders.config.schema import Network
 from sliders.sample.sampling import Row, Sampling, sample
 
@@ -38,32 +40,34 @@ class Bench:
         self.negative, self.rows = embeds[""], [Row(embeds["a"], 1, (m,)) for m in MULTIPLIERS]
         self.size = {"width": args.resolution, "height": args.resolution, "steps": args.steps, "guidance": 5.0}
         self.rank = args.rank
+        self.made: dict[int, torch.Tensor] = {}  # batch size → pictures
 
     @torch.no_grad()
-    def diffusers_seconds(self) -> float:
-        """The time of diffusers' pipeline for one picture per row. Call it before `attach`."""
-        model, count, size = self.model, len(self.rows), self.size
+    def diffusers_seconds(self, batch_size: int) -> float:
+        """The time of diffusers' pipeline for one picture per row, in calls of `batch_size`. Call it before `attach`."""
+        model, size = self.model, self.size
         prompt = self.rows[0].prompt
         synchronize(self.device)
         began = time.perf_counter()
-        latents = model.pipe(
-            prompt_embeds=prompt.tokens[None],
-            pooled_prompt_embeds=prompt.pooled[None],
-            negative_prompt_embeds=self.negative.tokens[None],
-            negative_pooled_prompt_embeds=self.negative.pooled[None],
-            num_images_per_prompt=count,
-            width=size["width"], height=size["height"], num_inference_steps=size["steps"],
-            guidance_scale=size["guidance"],
-            output_type="latent",
-        ).images  # fmt: skip
-        for picture in latents:
-            model.decode(picture).cpu()
-        synchronize(self.device)
+        for _ in range(0, len(self.rows), batch_size):
+            latents = model.pipe(
+                prompt_embeds=prompt.tokens[None],
+                pooled_prompt_embeds=prompt.pooled[None],
+                negative_prompt_embeds=self.negative.tokens[None],
+                negative_pooled_prompt_embeds=self.negative.pooled[None],
+                num_images_per_prompt=batch_size,
+                width=size["width"], height=size["height"], num_inference_steps=size["steps"],
+                guidance_scale=size["guidance"],
+                output_type="latent",
+            ).images  # fmt: skip
+            for picture in latents:
+                model.decode(picture).cpu()
         return time.perf_counter() - began
 
     def attach(self) -> None:
         if self.device.startswith("cuda"):
             speed_up(self.model.unet, self.device)
+            speed_up_vae(self.model.vae, self.device)
         settings = Network(type="c3lier", rank=self.rank, alpha=self.rank / 2, training_method="noxattn")
         self.network = AdaptorNetwork(self.model.unet, settings)
         with torch.no_grad():
@@ -71,14 +75,21 @@ class Bench:
                 adaptor.up.normal_(std=0.02)
 
     @torch.no_grad()
-    def pictures(self, batch_size: int) -> tuple[torch.Tensor, float]:
-        """(pictures [rows, 3, H, W], seconds including decoding), sampled in batches of `batch_size`."""
+    def seconds(self, batch_size: int) -> float:
+        """The time of our pictures, in batches of `batch_size`. Keeps them in `made` [rows, 3, H, W]."""
         sampling = Sampling(**self.size, batch_size=batch_size)
         synchronize(self.device)
         began = time.perf_counter()
-        found = torch.stack(list(sample(self.model, [self.network], self.rows, self.negative, sampling)))
-        synchronize(self.device)
-        return found, time.perf_counter() - began
+        found = list(sample(self.model, [self.network], self.rows, self.negative, sampling))
+        seconds = time.perf_counter() - began
+        self.made[batch_size] = torch.stack(found)
+        return seconds
+
+
+def timed(repeats: int, seconds: Callable[[int], float], batch_size: int) -> float:
+    """The median, after a call that warms up."""
+    seconds(batch_size)
+    return statistics.median(seconds(batch_size) for _ in range(repeats))
 
 
 def main() -> int:
@@ -96,29 +107,25 @@ def main() -> int:
     use_device(device)
     cuda = device.startswith("cuda")
     args.precision = args.precision or ("bfloat16" if cuda else "float32")  # random weights overflow in float16
-    bench, seconds, pictures = Bench(args, device), {}, {}
-    bench.diffusers_seconds()  # warm-up
-    eager = statistics.median(bench.diffusers_seconds() for _ in range(args.repeats))
+    gc.freeze()  # as the commands do after their imports
+    bench, sizes = Bench(args, device), (len(MULTIPLIERS), 1)
+    theirs = {size: timed(args.repeats, bench.diffusers_seconds, size) for size in sizes}
     bench.attach()
-    sizes = (len(MULTIPLIERS), 1)
-    for size in sizes:
-        bench.pictures(size)  # warm-up
-        runs = [bench.pictures(size) for _ in range(args.repeats)]
-        pictures[size], seconds[size] = runs[0][0], statistics.median(s for _, s in runs)
+    ours = {size: timed(args.repeats, bench.seconds, size) for size in sizes}
+    together, singly = sizes
     found = {
         "device": torch.cuda.get_device_name() if cuda else "CPU",
         "torch": torch.__version__,
         **{k: getattr(args, k) for k in ("model", "resolution", "steps", "rank", "precision")},
         "pictures": len(MULTIPLIERS),
-        "together_s": round(seconds[sizes[0]], 3),
-        "one_by_one_s": round(seconds[1], 3),
-        "ratio": round(seconds[1] / seconds[sizes[0]], 2),
-        "diffusers_s": round(eager, 3),
-        "pictures_per_s": round(len(MULTIPLIERS) / seconds[sizes[0]], 3),
-        "diffusers_pictures_per_s": round(len(MULTIPLIERS) / eager, 3),
-        "times_diffusers": round(eager / seconds[sizes[0]], 2),
-        "largest_difference": (pictures[1] - pictures[sizes[0]]).abs().max().item(),
-        "finite": bool(pictures[1].isfinite().all()),
+        "together_s": round(ours[together], 3),
+        "one_by_one_s": round(ours[singly], 3),
+        "diffusers_together_s": round(theirs[together], 3),
+        "diffusers_one_by_one_s": round(theirs[singly], 3),
+        "times_diffusers_together": round(theirs[together] / ours[together], 2),
+        "times_diffusers_one_by_one": round(theirs[singly] / ours[singly], 2),
+        "largest_difference": (bench.made[singly] - bench.made[together]).abs().max().item(),
+        "finite": bool(bench.made[singly].isfinite().all()),
         "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2) if cuda else None,
     }
     print("\n".join(f"{key:26s} {value}" for key, value in found.items()))

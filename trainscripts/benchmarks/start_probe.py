@@ -10,7 +10,8 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 SCRIPT = Path(__file__).parent.parent / "imagesliders" / "train_lora-scale-xl.py"
@@ -39,6 +40,21 @@ class Probe:
             sys.stdout.flush()
             os._exit(0)  # what a run would do now is not measured
 
+    def watch(self) -> None:
+        """Ends the imports, and prepares for the other phases."""
+        from sliders.models import FAMILIES
+        from sliders.train import runs
+        from sliders.train.outputs import Outputs
+        from sliders.train.trainer import Trainer
+
+        self.after(runs, "plan_all", "plan")
+        self.after(type(FAMILIES["sdxl"]), "load", "loading")
+        self.after(Outputs, "know_model", "fingerprint")
+        self.after(Trainer, "_encode", "encoding")
+        self.after(Trainer, "_adapt", "placing")
+        self.after(Trainer, "step", "first step")
+        self.ended("imports")
+
     def after(self, owner: object, name: str, phase: str) -> None:
         """Makes `owner.name` end a phase whenever it returns."""
         original: Callable = getattr(owner, name)
@@ -58,20 +74,15 @@ def main() -> None:
     spec = importlib.util.spec_from_file_location("train", SCRIPT)
     train = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(train)
+    probe, quick_imports = Probe(Path(report), until), train.quick_imports
 
-    from sliders.models import FAMILIES
-    from sliders.train import runs
-    from sliders.train.outputs import Outputs
-    from sliders.train.trainer import Trainer
+    @contextmanager
+    def noted(model: str) -> Iterator[None]:
+        with quick_imports(model):
+            yield
+        probe.watch()
 
-    probe = Probe(Path(report), until)
-    probe.after(runs, "plan_all", "plan")
-    probe.after(type(FAMILIES["sdxl"]), "load", "loading")
-    probe.after(Outputs, "know_model", "fingerprint")
-    probe.after(Trainer, "_encode", "encoding")
-    probe.after(Trainer, "_adapt", "placing")
-    probe.after(Trainer, "step", "first step")
-    probe.ended("imports")
+    train.quick_imports = noted
     sys.exit(train.main(argv))
 
 

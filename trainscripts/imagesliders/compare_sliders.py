@@ -9,12 +9,15 @@ import sys
 
 from sliders.sample.settings import load_comparison_settings
 from sliders.system.command import command
+from sliders.system.imports import quick_imports
 
 
 @command
 def main(argv: list[str]) -> None:
     settings = load_comparison_settings(argv)
-    from sliders.sample.compare import compare  # imports torch, which --help and a mistyped flag need not wait for
+    # imports torch, which --help and a mistyped flag need not wait for
+    with quick_imports(settings.model.name_or_path):
+        from sliders.sample.compare import compare
 
     print(f"page    {compare(settings)}")
 

@@ -8,13 +8,15 @@ import sys
 
 from sliders.sample.settings import load_sample_settings
 from sliders.system.command import command
+from sliders.system.imports import quick_imports
 
 
 @command
 def main(argv: list[str]) -> None:
     settings = load_sample_settings(argv, family="sdxl")
     # imports torch, which --help and a mistyped flag need not wait for
-    from sliders.sample.run import run
+    with quick_imports(settings.model.name_or_path):
+        from sliders.sample.run import run
 
     print(f"page    {run(settings)}")
 

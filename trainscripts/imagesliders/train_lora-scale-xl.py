@@ -4,13 +4,15 @@ import sys
 
 from sliders.config.settings import load_settings
 from sliders.system.command import command
+from sliders.system.imports import quick_imports
 
 
 @command
 def main(argv: list[str]) -> None:
     runs, flags = load_settings(argv, family="sdxl")
     # imports torch, which --help and a mistyped key need not wait for
-    from sliders.train.runs import run_all
+    with quick_imports(runs[0].pretrained_model.name_or_path):
+        from sliders.train.runs import run_all
 
     run_all(runs, dry_run=flags.dry_run)
 

@@ -1,10 +1,11 @@
-"""Runs the UNet's blocks with fused kernels on CUDA. Modules and their names stay the same."""
+"""Runs the blocks of UNet and VAE with fused kernels on CUDA. Modules and their names stay the same."""
 
 from types import MethodType
 
 import torch
 from diffusers.models.activations import GEGLU
 from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.autoencoders.vae import Decoder, Encoder
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
@@ -22,11 +23,26 @@ def speed_up(unet: nn.Module, device: str) -> None:
         fuse_blocks(unet)
 
 
-def fuse_blocks(unet: nn.Module) -> None:
+def speed_up_vae(vae: nn.Module, device: str) -> None:
+    """Prepares a VAE on a GPU. PyTorch's own group norms take half of its time, and more on channels-last images."""
+    if can_fuse(device):
+        vae.to(memory_format=torch.channels_last)
+        fuse_blocks(vae)
+
+
+def separate_blocks(vae: nn.Module) -> None:
+    """Undoes `fuse_blocks`, so that a VAE computes on the CPU."""
+    for module in vae.modules():
+        module.__dict__.pop("forward", None)
+
+
+def fuse_blocks(model: nn.Module) -> None:
     """Shadows the `forward` of ResNets, GEGLUs and transformer blocks. Adaptors may be attached before or after."""
-    for module in unet.modules():
+    for module in model.modules():
         if isinstance(module, ResnetBlock2D) and _is_plain(module):
             module.forward = MethodType(_resnet, module)
+        elif isinstance(module, Encoder | Decoder):
+            module.conv_norm_out.forward = MethodType(_group_norm, module.conv_norm_out)
         elif isinstance(module, GEGLU):
             module.forward = MethodType(_geglu, module)
         elif (
@@ -41,8 +57,7 @@ def fuse_blocks(unet: nn.Module) -> None:
 def _is_plain(block: ResnetBlock2D) -> bool:
     """Whether `_resnet` computes what the block does; it implements only these options."""
     return (
-        block.time_embedding_norm == "default"
-        and block.time_emb_proj is not None
+        (block.time_embedding_norm == "default" or block.time_emb_proj is None)
         and block.upsample is None
         and block.downsample is None
         and isinstance(block.nonlinearity, nn.SiLU)
@@ -51,10 +66,11 @@ def _is_plain(block: ResnetBlock2D) -> bool:
     )
 
 
-def _resnet(block: ResnetBlock2D, x: Tensor, temb: Tensor) -> Tensor:
-    """x [B, C, h, w], temb [B, time channels] → [B, C', h, w]"""
+def _resnet(block: ResnetBlock2D, x: Tensor, temb: Tensor | None) -> Tensor:
+    """x [B, C, h, w], temb [B, time channels], in a VAE None → [B, C', h, w]"""
     hidden = block.conv1(_norm(block.norm1, x, silu=True))
-    hidden = hidden + block.time_emb_proj(block.nonlinearity(temb))[:, :, None, None]
+    if block.time_emb_proj is not None:
+        hidden = hidden + block.time_emb_proj(block.nonlinearity(temb))[:, :, None, None]
     hidden = block.conv2(_norm(block.norm2, hidden, silu=True))
     return hidden + (x if block.conv_shortcut is None else block.conv_shortcut(x))
 
@@ -105,6 +121,10 @@ def _add_norm(x: Tensor, y: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]
     from sliders.compute import kernels
 
     return kernels.AddLayerNorm.apply(x, y, norm.weight, norm.bias, norm.eps)
+
+
+def _group_norm(norm: nn.GroupNorm, x: Tensor) -> Tensor:
+    return _norm(norm, x, silu=False)
 
 
 def _norm(norm: nn.GroupNorm, x: Tensor, silu: bool) -> Tensor:

@@ -20,25 +20,23 @@ class CapturedCall:
 
     def __init__(
         self, call: Callable[[], Tensor], static: Sequence[Tensor], stream: torch.cuda.Stream,
-        beside: "CapturedCall | None",
+        beside: "CapturedCall | None", warm_ups: int = WARM_UPS,
     ):  # fmt: skip
         """Captures `call` on `stream`: the same for all graphs, because PyTorch keeps workspaces for each stream.
 
         beside: another graph, whose memory pool is shared. The call is then not warmed up again: libraries have chosen
-        their algorithms, and an uncaptured call might not fit beside that pool.
+        their algorithms, and an uncaptured call might not fit beside that pool. warm_ups: 0 if it has run on `stream`.
 
         Raises CannotCaptureError, and whatever the call itself raises while warming up.
         """
         self._static = static
-        if beside is None:
+        if beside is None and warm_ups:
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
-                for _ in range(WARM_UPS):
+                for _ in range(warm_ups):
                     call()
             torch.cuda.current_stream().wait_stream(stream)
-        torch.cuda.synchronize()
-        gc.collect()
-        torch.cuda.empty_cache()  # the graph's own pool cannot use memory cached for earlier calls
+        gc.collect()  # `torch.cuda.graph` then frees cached memory, which the graph's own pool cannot use
         self._graph = torch.cuda.CUDAGraph()
         current = torch.cuda.current_stream()
         try:
@@ -62,4 +60,8 @@ class CapturedCall:
         for static, tensor in zip(self._static, tensors, strict=True):
             static.copy_(tensor, non_blocking=True)
         self._graph.replay()
+        return self.result()
+
+    def result(self) -> Tensor:
+        """A copy of what the last replay computed: after the capture, the result for the first `static`."""
         return self._result.clone()

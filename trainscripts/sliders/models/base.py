@@ -11,6 +11,7 @@ from diffusers import SchedulerMixin
 from PIL import Image
 from torch import Tensor, nn
 
+from sliders.compute.fusion import separate_blocks, speed_up_vae
 from sliders.config.schema import PretrainedModel, Settings
 from sliders.models.schedule import NoiseSchedule
 from sliders.system.errors import InputError
@@ -127,12 +128,14 @@ class Model(ABC):
 
     @contextmanager
     def vae_on(self, device: str) -> Iterator[None]:
-        """Moves the VAE to `device` for the block, then back."""
+        """Moves the VAE to `device` for the block, where a GPU runs it with fused kernels, then back."""
         home = self.vae.device
         self.vae.to(device)
+        speed_up_vae(self.vae, device)
         try:
             yield
         finally:
+            separate_blocks(self.vae)
             self.vae.to(home)
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sliders.adaptors.network import AdaptorNetwork
+from sliders.compute.fusion import separate_blocks
 from sliders.config.schema import SAMPLERS
 from sliders.models.base import AfterStep, Model, PromptEmbeds
 from sliders.sample.captured import CapturedDenoiser
@@ -94,6 +95,7 @@ def sample(
     with CapturedDenoiser(model.unet, networks, sampling.cuda_graph and can_capture(model.unet)) as graphs:
         while start < len(rows):
             batch = rows[start : start + at_once]
+            graphs.expect((len(rows) - start) // len(batch) * sampling.steps)
             found = _sample_if_it_fits(model, networks, batch, negative, sampling)
             if found is None:
                 at_once = len(batch) // 2
@@ -159,5 +161,6 @@ def _decode(model: Model, latents: Tensor, graphs: CapturedDenoiser, decode_on_c
     if graphs.captured:
         graphs.forget()
         return _decode(model, latents, graphs, decode_on_cpu)
+    separate_blocks(model.vae)
     model.vae.to("cpu")
     return model.decode(latents)

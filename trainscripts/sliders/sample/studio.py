@@ -9,7 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sliders.compute.device import DTYPES, place
-from sliders.compute.fusion import speed_up
+from sliders.compute.fusion import speed_up, speed_up_vae
 from sliders.formats.slider_file import open_slider
 from sliders.models.base import PromptEmbeds
 from sliders.report.card import Card
@@ -37,6 +37,7 @@ class Studio:
         if device.startswith("cuda"):
             speed_up(model.unet, device)
         model.vae.to(device)
+        speed_up_vae(model.vae, device)
         self._yardsticks: dict[tuple, Yardstick] = {}
 
     def pictures(self, plan: Plan) -> Iterator[tuple[Group, Tensor]]:
