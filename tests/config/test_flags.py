@@ -318,6 +318,7 @@ def test_no_flag_is_lost():
         "train_lora-scale.py",
         "sample_slider.py",
         "convert_slider.py",
+        "compare_sliders.py",
     ],
 )
 def test_help_names_every_flag_and_answers_without_torch(script):
