@@ -55,10 +55,10 @@ def build_instead_of_running(built: dict) -> None:
     JITFunction.run = build
 
 
-def launch_all(dtype: torch.dtype, float8: bool) -> None:
+def launch_all(dtype: torch.dtype, ampere: bool, float8: bool) -> None:
     """Launches all kernels, forward and backward. The tensors are on the CPU, because their contents are not read.
 
-    float8: also on 8-bit floating-point numbers.
+    ampere: also those for GPUs from Ampere on. float8: also on 8-bit floating-point numbers.
     """
 
     def tensor(*size: int) -> torch.Tensor:
@@ -67,11 +67,18 @@ def launch_all(dtype: torch.dtype, float8: bool) -> None:
     for width in WIDTHS:
         affine = (tensor(width), tensor(width))
         kernels.GEGLU.apply(tensor(2, 64, 8 * width)).sum().backward()
-        sum(kernels.AddLayerNorm.apply(tensor(2, 64, width), tensor(2, 64, width), *affine, 1e-5)).sum().backward()
+        for y in (tensor(2, 64, width), None):
+            sum(kernels.AddLayerNorm.apply(tensor(2, 64, width), y, *affine, 1e-5)).sum().backward()
         step, weight = torch.ones(64, 1, dtype=dtype), torch.zeros(64, 8 * width, dtype=torch.int8)
         kernels.unpack_rows(weight, step, dtype)
         if float8:
             kernels.unpack_rows(weight.to(torch.float8_e4m3fn), step, dtype)
+        if ampere:
+            queries, prompt = (torch.zeros(2, n, width // 64, 64, dtype=dtype) for n in (64, 77))
+            kernels.AttentionToFewKeys.apply(queries.requires_grad_(), prompt, prompt).sum().backward()
+            out, narrow, up = (torch.zeros(3, *size, dtype=dtype) for size in ((64, width), (64, 96), (width, 96)))
+            for weight in (up.mT, up.view(3, 96, width)):
+                kernels.add_scaled_product(out, narrow, weight, step, torch.zeros(3, width, dtype=dtype))
     for channels in CHANNELS:
         affine = (tensor(channels), tensor(channels))
         for silu in (True, False):
@@ -96,7 +103,7 @@ def main(capabilities: list[str]) -> None:
         os.environ["TRITON_CACHE_DIR"] = cache
         for capability in capabilities:
             driver.set_active(AbsentGPU(capability))
-            launch_all(torch.bfloat16, float8=float(capability) >= 8.9)
+            launch_all(torch.bfloat16, ampere=float(capability) >= 8, float8=float(capability) >= 8.9)
             for (name, _), kernel in built.items():
                 print(capability, name, *usage(kernel))
             built.clear()

@@ -11,6 +11,7 @@ from experiments import TEXT_SETS, make_text_trainer
 from networks import random_inputs
 from safetensors.torch import load_file
 from sliders.adaptors import ALGORITHMS
+from sliders.adaptors.flat_weights import FlatWeights
 from sliders.adaptors.network import AdaptorNetwork
 from sliders.compute import compilation
 from sliders.compute import device as device_module
@@ -373,3 +374,24 @@ def test_fused_blocks_compute_the_same():
         results.append([output.detach(), *(p.grad.clone() for p in network.parameters())])
     for plain, ours in zip(*results, strict=True):
         assert (ours - plain).norm() <= 1e-4 * plain.norm() + 1e-8
+
+
+def test_a_bfloat16_step_with_all_kernels_has_the_gradient_of_a_plain_float32_one():
+    """Joined projections, attention to a prompt, and sums of low rank are fused only in half precision."""
+    found = []
+    for dtype, fused in ((torch.float32, False), (torch.bfloat16, True)):
+        unet = build_narrow_sdxl().unet.to("cuda", dtype, memory_format=torch.channels_last).requires_grad_(False)
+        if fused:
+            set_attention(unet, Other())
+            fuse_blocks(unet)
+        network = AdaptorNetwork(unet, Network(type="c3lier", rank=4, alpha=2.0, training_method="noxattn"))
+        for adaptor in network.adaptors:
+            torch.nn.init.normal_(adaptor.up, std=0.05, generator=torch.Generator("cuda").manual_seed(0))
+        weights = FlatWeights(network, dtype)
+        network.set_multipliers(torch.tensor([-1.0, 2.0]))
+        output = unet_output(unet).float()
+        output.square().sum().backward()
+        weights.gather_gradients()
+        found.append((output.detach(), weights.master.grad))
+    for plain, ours in zip(*found, strict=True):
+        assert (ours - plain).norm() <= 0.05 * plain.norm()

@@ -1,7 +1,7 @@
 """Weights as one tensor give the same outputs and gradients as single ones."""
 
 import torch
-from networks import random_inputs, random_network
+from networks import random_inputs, random_network, unet_output
 from sliders.adaptors.flat_weights import FlatWeights
 from sliders.models.sdxl.narrow import build_narrow_sdxl
 
@@ -54,6 +54,21 @@ def test_a_bfloat16_model_computes_with_the_copy_and_learns_in_the_master():
     flat.gather_gradients()
     assert flat.master.grad.norm() > 0
     assert {p.dtype for p in network.parameters()} == {torch.float32}
+
+
+def test_copies_beside_frozen_weights_follow_the_master_and_leave_the_model_as_it_was():
+    unets = [build_narrow_sdxl().unet.requires_grad_(False).to(memory_format=torch.channels_last) for _ in range(2)]
+    base = unet_output(unets[0])
+    network, reference = (random_network(unet) for unet in unets)
+    flat = FlatWeights(network, torch.float32)
+    with torch.no_grad():
+        flat.master.mul_(1.5)
+        for parameter, changed in zip(reference.parameters(), network.parameters(), strict=True):
+            parameter.copy_(changed)
+    flat.refresh()
+    assert torch.allclose(*(unet_output(unet) for unet in unets), atol=1e-5)
+    network.remove()
+    assert torch.equal(unet_output(unets[0]), base)
 
 
 def test_gradients_of_an_interrupted_backward_pass_are_discarded():

@@ -71,6 +71,13 @@ class Adaptor(nn.Module, ABC):
         """
         self._copies, self.sink = copies, sink
 
+    def duplicates(self) -> list[tuple[Tensor, Tensor]]:
+        """Makes further copies of the copies in other places: [(duplicate, original)]. The caller keeps them up to date.
+
+        To be called once, after `use_buffers` of all adaptors.
+        """
+        return []
+
     def weight(self, name: str, like: Tensor) -> Tensor:
         """Returns the parameter `name`, or its copy, in the dtype of `like`."""
         return self._copies.get(name, getattr(self, name)).to(like.dtype)

@@ -34,12 +34,16 @@ class FlatWeights:
         leaf_of = {id(p): leaf for p, leaf in zip(parameters, self._leaves, strict=True)}
         for adaptor in network.adaptors:
             adaptor.use_buffers({name: leaf_of[id(p)] for name, p in adaptor.named_parameters()}, self._sink)
+        self._duplicates = [pair for adaptor in network.adaptors for pair in adaptor.duplicates()]
+        self.refresh()
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Updates the copy. Call it whenever `master` has changed."""
+        """Updates the copies. Call it whenever `master` has changed."""
         if self._copy is not None:
             self._copy.copy_(self.master)
+        if self._duplicates:
+            torch._foreach_copy_(*map(list, zip(*self._duplicates, strict=True)))
 
     @torch.no_grad()
     def gather_gradients(self) -> None:

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sliders.adaptors.base import Adaptor, Joint, needs_plain_operations, per_row, shape_of, zeros
-from sliders.adaptors.low_rank import ConvWithLoRA, JointLinearWithLoRA, LinearWithLoRA
-from sliders.compute.frozen import frozen_product, joint_product
+from sliders.adaptors.low_rank import ConvWithLoRA, LinearWithLoRA
+from sliders.compute.frozen import Frozen, frozen_layer, joint_product
 
 
 class LoRA(Adaptor):
@@ -26,9 +26,8 @@ class LoRA(Adaptor):
     def __init__(self, base: nn.Linear | nn.Conv2d, rank: int, alpha: float, generator: torch.Generator | None = None):
         out, into, *kernel = shape_of(base)
         super().__init__(base, min(rank, into, out) if kernel else rank, alpha, generator)
-        self.frozen = frozen_product([base])  # None for convolutions
-        is_plain_conv = type(base) is nn.Conv2d and "forward" not in base.__dict__
-        self.plain = is_plain_conv or self.frozen is not None
+        self.frozen = frozen_layer(base)
+        self._together: tuple[Frozen | None, Sequence[LoRA]] = (self.frozen, (self,))  # computed by one product
         self.down = zeros(self.rank, into, *kernel)
         self.up = zeros(out, self.rank, *(1,) * len(kernel))
         nn.init.kaiming_uniform_(self.down, a=math.sqrt(5), generator=generator)
@@ -42,12 +41,18 @@ class LoRA(Adaptor):
 
     def adapted(self, base_forward: Callable[[Tensor], Tensor], x: Tensor, strength: Tensor) -> Tensor:
         """Computes layer and LoRA in one function, unless the layer is of another kind or has another adaptor."""
-        if not self.plain or needs_plain_operations(x):
+        if self.frozen is None or needs_plain_operations(x):
             return super().adapted(base_forward, x, strength)
-        weights = (self.weight("down", x), self.weight("up", x), per_row(strength, x), self.sink)
-        if self.geometry:
-            return ConvWithLoRA.apply(x, self.base.weight, self.base.bias, *weights, self.geometry)
-        return LinearWithLoRA.apply(x, self.frozen, *weights)
+        function = ConvWithLoRA if self.geometry else LinearWithLoRA
+        weights = self.weight("down", x), self.weight("up", x)
+        return function.apply(x, self.frozen, per_row(strength, x), self.sink, *weights)
+
+    def duplicates(self) -> list[tuple[Tensor, Tensor]]:
+        """`down` below the frozen weight, so that one product reads both."""
+        frozen, adaptors = self._together
+        downs = [a._copies.get("down", a.down.detach()) for a in adaptors]
+        room = frozen and frozen.make_room(sum(len(down) for down in downs))
+        return [] if room is None else list(zip(room.split([len(down) for down in downs]), downs, strict=True))
 
     @classmethod
     def join(cls, adaptors: Sequence["LoRA"]) -> Joint | None:
@@ -57,12 +62,15 @@ class LoRA(Adaptor):
         frozen = joint_product([a.frozen for a in adaptors])
         if frozen is None:
             return None
+        for adaptor in adaptors:
+            adaptor._together = (None, ())
+        adaptors[0]._together = (frozen, adaptors)
 
         def joint(x: Tensor, strength: Tensor) -> tuple[Tensor, ...]:
             if needs_plain_operations(x):
                 return tuple(a.base(x) for a in adaptors)  # their forward is already adapted
             weights = [a.weight(name, x) for name in ("down", "up") for a in adaptors]
-            out = JointLinearWithLoRA.apply(x, frozen, per_row(strength, x), adaptors[0].sink, *weights)
+            out = LinearWithLoRA.apply(x, frozen, per_row(strength, x), adaptors[0].sink, *weights)
             return out.chunk(len(adaptors), -1)
 
         return joint

@@ -14,49 +14,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sliders.adaptors.gradient_sink import GradientSink
-from sliders.compute.frozen import FrozenProduct
+from sliders.compute.frozen import FrozenProduct, PlainConvolution, convolution_backward
 from sliders.compute.neighbours import stacked
-
-aten = torch.ops.aten
+from sliders.compute.scaled_sum import add_scaled, scale
 
 
 class LinearWithLoRA(torch.autograd.Function):
-    """x·Wᵀ + b + strength · (x·downᵀ)·upᵀ → [B, …, out]. All inputs have one dtype.
+    """n linear layers of one x, such as a self-attention's query, key and value → their outputs [B, …, n · out].
 
-    x [B, …, in], frozen: of one layer, down [r, in], up [out, r], strength [B, 1, …], which gets no gradient. With a
-    sink, the gradients of down and up go there.
-    """
-
-    @staticmethod
-    def forward(
-        ctx, x: Tensor, frozen: FrozenProduct, down: Tensor, up: Tensor, strength: Tensor, sink: GradientSink | None
-    ) -> Tensor:
-        out = frozen.forward(x)
-        hidden = F.linear(x, down).mul_(strength)
-        out.view(-1, out.shape[-1]).addmm_(_rows(hidden), up.t())
-        ctx.save_for_backward(x, down, up, hidden, strength)
-        ctx.frozen, ctx.sink, ctx.leaves = frozen, sink, (down, up)
-        return out
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, down, up, hidden, strength = ctx.saved_tensors
-        grad = grad.contiguous()
-        grad_up = _product(ctx.sink, ctx.leaves[1:], _rows(grad).t(), _rows(hidden))
-        grad_hidden = F.linear(grad, up.t()).mul_(strength)
-        grad_down = _product(ctx.sink, ctx.leaves[:1], _rows(grad_hidden).t(), _rows(x))
-        grad_x = None
-        if ctx.needs_input_grad[0]:
-            grad_x = ctx.frozen.backward(grad)
-            grad_x.view(-1, grad_x.shape[-1]).addmm_(_rows(grad_hidden), down)
-        return grad_x, None, grad_down, grad_up, None, None
-
-
-class JointLinearWithLoRA(torch.autograd.Function):
-    """n `LinearWithLoRA` of one x, such as a self-attention's query, key and value → their outputs [B, …, n · out].
-
-    frozen: of n layers. weights: the n downs, then the n ups, each of one shape. Each of the products is one kernel if
-    the weights of a kind are neighbours in memory.
+    Each is x·Wᵀ + b + strength · (x·downᵀ)·upᵀ. All inputs have one dtype. x [B, …, in], frozen: of the n layers,
+    strength [B, 1, …], which gets no gradient. weights: the n downs [r, in], then the n ups [out, r]. With a sink, their
+    gradients go there. Each of the products is one kernel if the weights of a kind are neighbours in memory.
     """
 
     @staticmethod
@@ -64,9 +32,9 @@ class JointLinearWithLoRA(torch.autograd.Function):
         ctx, x: Tensor, frozen: FrozenProduct, strength: Tensor, sink: GradientSink | None, *weights: Tensor
     ) -> Tensor:
         downs, ups = _halves(weights)
-        out = frozen.forward(x)
-        hidden = F.linear(x, stacked(downs)).mul_(strength)
-        _side_by_side(out, len(ups)).baddbmm_(_side_by_side(hidden, len(ups)), _stack(ups).mT)
+        out, narrow, bias = frozen.forward_with(x, stacked(downs))
+        outs, narrows = (_side_by_side(t, len(ups)) for t in (out, narrow))
+        hidden = add_scaled(outs, narrows, _stack(ups).mT, strength.flatten(), bias)
         ctx.save_for_backward(x, strength, hidden, *weights)
         ctx.frozen, ctx.sink, ctx.leaves = frozen, sink, (downs, ups)
         return out
@@ -74,53 +42,60 @@ class JointLinearWithLoRA(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, strength, hidden, *weights = ctx.saved_tensors
-        downs, ups = _halves(weights)
+        (downs, ups), strength = _halves(weights), strength.flatten()
         count, grad = len(ups), grad.contiguous()
-        grads, hiddens = (_side_by_side(t, count) for t in (grad, hidden))
-        grad_ups = _product(ctx.sink, ctx.leaves[1], grads.mT, hiddens)
-        grad_hidden = torch.empty_like(hidden)
-        torch.bmm(grads, _stack(ups), out=_side_by_side(grad_hidden, count))
-        grad_hidden.mul_(strength)
-        grad_downs = _product(ctx.sink, ctx.leaves[0], _rows(grad_hidden).t(), _rows(x))
+        grads = _side_by_side(grad, count)
+        grad_ups = _product(ctx.sink, ctx.leaves[1], grads.mT, hidden)
+        narrow = _narrowed(grads, ups)
         grad_x = None
         if ctx.needs_input_grad[0]:
             grad_x = ctx.frozen.backward(grad)
-            grad_x.view(-1, grad_x.shape[-1]).addmm_(_rows(grad_hidden), stacked(downs))
+            grad_hidden = add_scaled(_rows(grad_x)[None], narrow[None], stacked(downs)[None], strength)
+        else:
+            grad_hidden = scale(narrow[None], strength)
+        grad_downs = _product(ctx.sink, ctx.leaves[0], grad_hidden[0].t(), _rows(x))
         return grad_x, None, None, None, *_apart(grad_downs, count), *_apart(grad_ups, count)
 
 
 class ConvWithLoRA(torch.autograd.Function):
     """conv(x, W) + b + strength · up·conv(x, down) → [B, out, h', w']. All inputs have one dtype.
 
-    x [B, in, h, w], W [out, in, k, k], b [out] or None, down [r, in, k, k], up [out, r, 1, 1], strength [B, 1, 1, 1].
-    geometry: (stride, padding, dilation) of both convolutions. W, b and strength get no gradient. With a sink, the
-    gradients of down and up go there.
+    x [B, in, h, w], frozen: of one convolution, strength [B, 1, 1, 1], which gets no gradient, down [r, in, k, k], up
+    [out, r, 1, 1]. With a sink, the gradients of down and up go there. Images that are not channels-last cost copies.
     """
 
     @staticmethod
     def forward(
-        ctx, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, strength: Tensor,
-        sink: GradientSink | None, geometry: tuple,
-    ) -> Tensor:  # fmt: skip
-        out = F.conv2d(x, weight, bias, *geometry)
-        hidden = F.conv2d(x, down, None, *geometry).mul_(strength)
-        out.flatten(2).baddbmm_(up.flatten(1).expand(len(x), -1, -1), hidden.flatten(2))
-        ctx.save_for_backward(x, weight, down, up, hidden, strength)
-        ctx.sink, ctx.leaves, ctx.geometry = sink, (down, up), geometry
+        ctx, x: Tensor, frozen: PlainConvolution, strength: Tensor, sink: GradientSink | None, down: Tensor, up: Tensor
+    ) -> Tensor:
+        out, narrow, bias = frozen.forward_with(x, down)
+        pixels = _pixels(out)
+        rows = _rows(pixels)
+        narrows, ups = _rows(_pixels(narrow))[None], up.flatten(1).t()[None]
+        hidden = add_scaled(rows[None], narrows, ups, strength.flatten(), bias)
+        ctx.save_for_backward(x, strength, hidden[0], down, up)
+        ctx.frozen, ctx.sink, ctx.leaves = frozen, sink, (down, up)
+        if rows.data_ptr() != out.data_ptr():  # a copy, because the image is not channels-last
+            out.copy_(_image(rows.view(pixels.shape)))
         return out
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, down, up, hidden, strength = ctx.saved_tensors
-        pixels = grad.permute(0, 2, 3, 1)  # [B, h, w, out], without a copy if grad is channels-last
-        grad_hidden = F.linear(pixels, up.flatten(1).t()).permute(0, 3, 1, 2).mul_(strength)
-        grad_up = _product(ctx.sink, ctx.leaves[1:], _rows(pixels).t(), _rows(hidden.permute(0, 2, 3, 1)))
-        grad_down = _convolved(ctx.sink, ctx.leaves[0], grad_hidden, x, ctx.geometry)
-        grad_x = None
-        if ctx.needs_input_grad[0]:
-            grad_x = _conv_backward(grad_hidden, x, down, ctx.geometry, (True, False))[0]
-            grad_x = _conv_backward(grad, x, weight, ctx.geometry, (True, False))[0].add_(grad_x)
-        return grad_x, None, None, grad_down, grad_up, None, None, None
+        x, strength, hidden, down, up = ctx.saved_tensors
+        # as it may be a part of a wider image, of which each of the products would make a copy
+        grad = grad.contiguous(memory_format=torch.channels_last if x.stride(1) == 1 else torch.contiguous_format)
+        grad_hidden = _image(F.linear(_pixels(grad), up.flatten(1).t())).mul_(strength)
+        grad_up = _product(ctx.sink, ctx.leaves[1:], _rows(_pixels(grad)).t(), hidden)
+        grad_down = _convolved(ctx.sink, ctx.leaves[0], grad_hidden, x, ctx.frozen.geometry)
+        grad_x = ctx.frozen.backward_with(grad, grad_hidden, down, x) if ctx.needs_input_grad[0] else None
+        return grad_x, None, None, None, grad_down, grad_up
+
+
+def _narrowed(grads: Tensor, ups: Sequence[Tensor]) -> Tensor:
+    """grads [n, rows, out], ups [out, r] → their products [rows, n · r], side by side."""
+    out = grads.new_empty((grads.shape[1], len(ups) * ups[0].shape[1]))
+    torch.bmm(grads, _stack(ups), out=_side_by_side(out, len(ups)))
+    return out
 
 
 def _product(sink: GradientSink | None, weights: Sequence[Tensor], a: Tensor, b: Tensor) -> Tensor | None:
@@ -142,7 +117,7 @@ def _convolved(
     """The gradient of a convolution's weight, or None if it goes to a sink."""
 
     def gradient() -> Tensor:
-        return _conv_backward(grad_hidden, x, down, geometry, (False, True))[1]
+        return convolution_backward(grad_hidden, x, down, geometry, (False, True))[1]
 
     if sink is None:
         return gradient()
@@ -168,14 +143,16 @@ def _apart(stack: Tensor | None, count: int) -> Sequence[Tensor | None]:
     return [None] * count if stack is None else stack.chunk(count)
 
 
+def _pixels(image: Tensor) -> Tensor:
+    """[B, C, h, w] → [B, h, w, C], a view"""
+    return image.permute(0, 2, 3, 1)
+
+
+def _image(pixels: Tensor) -> Tensor:
+    """[B, h, w, C] → [B, C, h, w], a view"""
+    return pixels.permute(0, 3, 1, 2)
+
+
 def _rows(x: Tensor) -> Tensor:
     """[…, n] → [rows, n]"""
     return x.reshape(-1, x.shape[-1])
-
-
-def _conv_backward(grad: Tensor, x: Tensor, weight: Tensor, geometry: tuple, wanted: tuple[bool, bool]) -> tuple:
-    """(gradient of x, gradient of the weight), those that are wanted."""
-    stride, padding, dilation = geometry
-    return aten.convolution_backward(
-        grad, x, weight, None, stride, padding, dilation, False, [0, 0], 1, [*wanted, False]
-    )

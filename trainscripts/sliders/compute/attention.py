@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sliders.compute.frozen import frozen_product
+from sliders.compute.kernel_support import AMPERE, can_multiply
 from sliders.compute.neighbours import make_neighbours
 from sliders.config.schema import Other
 from sliders.system.errors import InputError
@@ -32,7 +33,6 @@ PACKAGES = {"xformers": ("xformers", ""), "flash-attn": ("flash_attn", "flash")}
 CUDA_ONLY = ("cudnn", "efficient", "xformers", "flash-attn")
 HALF_ONLY = ("cudnn", "flash", "flash-attn")  # on GPUs: no float32, and Ampere or newer
 BFLOAT16_FROM_AMPERE = ("efficient", "xformers")  # run on older GPUs too, but not in bfloat16
-AMPERE = (8, 0)  # compute capability
 
 
 def check_attention(settings: Other, device: str, precision: str) -> None:
@@ -175,10 +175,11 @@ def attend_with(name: str, device: torch.device) -> Attend:
         from flash_attn import flash_attn_func
 
         return flash_attn_func
-    order = (name,) if name in SDPA else ()
     if name == "auto" and device.type == "cuda":
-        order = FASTEST.get(torch.cuda.get_device_capability(device), ())
-    return _sdpa_of(order) if order else _sdpa
+        capability = torch.cuda.get_device_capability(device)
+        attend = _sdpa_of(FASTEST[capability]) if capability in FASTEST else _sdpa
+        return _few_keys_or(attend) if can_multiply(str(device)) else attend
+    return _sdpa_of((name,)) if name in SDPA else _sdpa
 
 
 def _sdpa(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -194,3 +195,17 @@ def _sdpa_of(order: Sequence[str]) -> Attend:
             return _sdpa(query, key, value)
 
     return attend
+
+
+def _few_keys_or(attend: Attend) -> Attend:
+    """Attention to a prompt with this project's kernel, any other with `attend`."""
+    from sliders.compute import kernels
+
+    def choose(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        few = key.shape[1] <= kernels.MOST_KEYS and query.shape[-1] <= kernels.MOST_CHANNELS
+        frozen = not (key.requires_grad or value.requires_grad)
+        if few and frozen and query.dtype != torch.float32 and not torch.compiler.is_compiling():
+            return kernels.AttentionToFewKeys.apply(query, key, value)
+        return attend(query, key, value)
+
+    return choose

@@ -80,7 +80,8 @@ def _transformer_block(
     *_args: None, **_kwargs: None,
 ) -> Tensor:  # fmt: skip
     """hidden_states [B, n, C], encoder_hidden_states [B, m, D] → [B, n, C]"""
-    own = block.attn1(block.norm1(hidden_states))
+    hidden_states, normal = _add_norm(hidden_states, None, block.norm1)
+    own = block.attn1(normal)
     hidden_states, normal = _add_norm(hidden_states, own, block.norm2)
     crossed = block.attn2(normal, encoder_hidden_states=encoder_hidden_states)
     hidden_states, normal = _add_norm(hidden_states, crossed, block.norm3)
@@ -117,7 +118,7 @@ def _image(tokens: Tensor, height: int, width: int) -> Tensor:
     return tokens.unflatten(1, (height, width)).permute(0, 3, 1, 2)
 
 
-def _add_norm(x: Tensor, y: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
+def _add_norm(x: Tensor, y: Tensor | None, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
     from sliders.compute import kernels
 
     return kernels.AddLayerNorm.apply(x, y, norm.weight, norm.bias, norm.eps)

@@ -9,6 +9,8 @@ import torch
 from sliders.system.errors import first_line
 from sliders.system.installation import how_to_install
 
+AMPERE = (8, 0)  # compute capability
+
 
 @cache
 def can_fuse(device: str) -> bool:
@@ -26,6 +28,12 @@ def can_fuse(device: str) -> bool:
             "kernels, more slowly and with more memory."
         )
     return problem is None
+
+
+@cache
+def can_multiply(device: str) -> bool:
+    """Whether those kernels run on `device` that multiply matrices: they need bfloat16 products, which came with Ampere."""
+    return can_fuse(device) and torch.cuda.get_device_capability(device) >= AMPERE
 
 
 @cache

@@ -6,10 +6,17 @@ import torch
 from torch import Tensor
 
 
-def make_neighbours(parts: Sequence[Tensor]) -> Tensor:
-    """Moves tensors [n, …] into one, which is returned, below each other. They keep their values, as views of it."""
-    joint = torch.cat([part.detach() for part in parts])
-    for part, view in zip(parts, joint.split([len(part) for part in parts]), strict=True):
+def make_neighbours(parts: Sequence[Tensor], room: int = 0) -> Tensor:
+    """Moves tensors [n, …] into one, which is returned, below each other. They keep their values, as views of it.
+
+    Their memory format stays: each row is dense. room: rows below them, initially 0.
+    """
+    first, sizes = parts[0], [len(part) for part in parts]
+    shape = (sum(sizes) + room, *first.shape[1:])
+    joint = torch.empty_strided(shape, first.stride(), dtype=first.dtype, device=first.device)
+    joint[len(joint) - room :] = 0
+    for part, view in zip(parts, joint.split([*sizes, room]), strict=False):
+        view.copy_(part.detach())
         part.data = view
     return joint
 

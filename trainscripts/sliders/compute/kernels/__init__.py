@@ -3,9 +3,21 @@
 They compute in float32, whatever the tensors' dtype. Affine parameters are frozen and get no gradient.
 """
 
+from sliders.compute.kernels.few_keys import MOST_CHANNELS, MOST_KEYS, AttentionToFewKeys
 from sliders.compute.kernels.geglu import GEGLU
 from sliders.compute.kernels.group_norm import GroupNormSiLU
 from sliders.compute.kernels.layer_norm import AddLayerNorm
 from sliders.compute.kernels.rows import reads_float8, unpack_rows
+from sliders.compute.kernels.scaled_product import add_scaled_product
 
-__all__ = ["GEGLU", "AddLayerNorm", "GroupNormSiLU", "reads_float8", "unpack_rows"]
+__all__ = [
+    "GEGLU",
+    "MOST_CHANNELS",
+    "MOST_KEYS",
+    "AddLayerNorm",
+    "AttentionToFewKeys",
+    "GroupNormSiLU",
+    "add_scaled_product",
+    "reads_float8",
+    "unpack_rows",
+]

@@ -1,4 +1,4 @@
-"""A residual addition fused with the layer norm that follows it."""
+"""Layer norm fused with the residual addition before it, and with the sum of gradients behind it."""
 
 import torch
 import triton
@@ -9,18 +9,20 @@ from torch import Tensor
 class AddLayerNorm(torch.autograd.Function):
     """x, y [… , n] → x + y and its layer norm, each [… , n]. weight, bias [n]. Ba et al. 2016, arXiv:1607.06450.
 
-    The backward kernel adds the gradients that arrive through both results.
+    y may be None: then x and its layer norm. The backward kernel adds the gradients that arrive through both results.
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        x, y = x.contiguous(), y.contiguous()
-        total, normal = torch.empty_like(x), torch.empty_like(x)
+    def forward(ctx, x: Tensor, y: Tensor | None, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        x = x.contiguous()
         width = x.shape[-1]
-        rows = x.numel() // width
-        mean, rstd = x.new_empty((2, rows), dtype=torch.float32)
-        block = triton.next_power_of_2(width)
-        _add_layer_norm[(rows,)](x, y, weight, bias, total, normal, mean, rstd, width, eps, block)
+        normal, total = torch.empty_like(x), x if y is None else torch.empty_like(x)
+        mean, rstd = x.new_empty((2, x.numel() // width), dtype=torch.float32)
+        added = x if y is None else y.reshape(-1, width)
+        added = added if added.stride(1) == 1 else added.contiguous()
+        tensors = (x, added, weight, bias, total, normal, mean, rstd)
+        sizes = (added.stride(-2), width, eps, y is not None, triton.next_power_of_2(width))
+        _add_layer_norm[(len(mean),)](*tensors, *sizes)
         ctx.save_for_backward(total, weight, mean, rstd)
         return total, normal
 
@@ -31,19 +33,23 @@ class AddLayerNorm(torch.autograd.Function):
         grad = torch.empty_like(total)
         tensors = (total, grad_total.contiguous(), grad_normal.contiguous(), weight, mean, rstd, grad)
         _add_layer_norm_backward[(len(mean),)](*tensors, width, triton.next_power_of_2(width))
-        return grad, grad, None, None, None
+        return grad, grad if ctx.needs_input_grad[1] else None, None, None, None
 
 
 @triton.jit
-def _add_layer_norm(x, y, weight, bias, total, normal, mean, rstd, width, eps, BLOCK: tl.constexpr):
+def _add_layer_norm(
+    x, y, weight, bias, total, normal, mean, rstd, y_stride, width, eps, ADD: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
     row = tl.program_id(0)
     columns = tl.arange(0, BLOCK)
     mask = columns < width
     place = row.to(tl.int64) * width + columns
-    value = tl.load(x + place, mask, other=0.0).to(tl.float32) + tl.load(y + place, mask, other=0.0).to(tl.float32)
-    rounded = value.to(total.dtype.element_ty)
-    tl.store(total + place, rounded, mask)
-    value = rounded.to(tl.float32)
+    value = tl.load(x + place, mask, other=0.0).to(tl.float32)
+    if ADD:
+        value += tl.load(y + row.to(tl.int64) * y_stride + columns, mask, other=0.0).to(tl.float32)
+        rounded = value.to(total.dtype.element_ty)
+        tl.store(total + place, rounded, mask)
+        value = rounded.to(tl.float32)
     centre = tl.sum(value, 0) / width
     deviation = tl.where(mask, value - centre, 0.0)
     scale = 1.0 / tl.sqrt(tl.sum(deviation * deviation, 0) / width + eps)

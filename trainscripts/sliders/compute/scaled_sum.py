@@ -1,0 +1,28 @@
+"""Adds products of low rank to matrices, with a factor for each row of the batch."""
+
+import torch
+from torch import Tensor
+
+from sliders.compute.kernel_support import can_multiply
+
+
+def add_scaled(out: Tensor, narrow: Tensor, weights: Tensor, strength: Tensor, bias: Tensor | None = None) -> Tensor:
+    """out [n, m, C] += scaled·weights + bias, where scaled [n, m, r] = narrow · strength, which is returned.
+
+    weights [n, r, C], bias [n · C]. strength [B]: of the rows of the batch, each of which has m / B of the m rows. The
+    last dimension of `out` and `narrow` is contiguous; they may be parts of wider rows.
+    """
+    if out.is_cuda and out.dtype != torch.float32 and can_multiply(str(out.device)):
+        from sliders.compute import kernels
+
+        return kernels.add_scaled_product(out, narrow, weights, strength, bias)
+    scaled = scale(narrow, strength)
+    if bias is not None:
+        out += bias.view(len(out), 1, -1)
+    out.baddbmm_(scaled, weights)
+    return scaled
+
+
+def scale(narrow: Tensor, strength: Tensor) -> Tensor:
+    """narrow · strength, as in `add_scaled`."""
+    return (narrow.unflatten(1, (len(strength), -1)) * strength.view(-1, 1, 1)).flatten(1, 2)
