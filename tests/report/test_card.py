@@ -42,6 +42,18 @@ def test_the_usable_range_is_where_pictures_are_recognised():
     assert replace(CARD, recognised=(0.0,) * 6).usable == (0.0, 0.0)
 
 
+def test_scales_outside_the_usable_range_make_a_slider_worse():
+    broken = replace(CARD.with_factor(2.0), recognised=(0.0, 1.0, 0.0, 0.0, 0.0, 0.0))
+    assert (CARD.lost, broken.lost) == ((), (0.5, 1.0, 2.0))
+    assert broken.calibration < CARD.calibration
+    assert [line.split()[0] for line in table({"broken": broken, "weak": CARD}).splitlines()] == [
+        "slider",
+        "weak",
+        "broken",
+    ]
+    assert "unsure" in table({"broken": broken})
+
+
 def test_a_card_survives_its_text_to_four_digits():
     again = Card.from_json(CARD.as_json())
     assert again == replace(CARD)
@@ -66,7 +78,7 @@ def test_the_sentence_and_the_table_say_what_was_measured():
     assert sentence(CARD) == (
         "Measured on 2 rows of pictures: at 0.5 / 1 / 2 they show 0.25 / 0.50 / 1.00 (off by 0.58 on average); usable from -1 to 2."
     )
-    better = CARD.with_factor(2.0)
+    better = replace(CARD, recognised=(1.0,) * 6).with_factor(2.0)
     lines = table({"weak": CARD, "strong": better}).splitlines()
     assert [line.split()[0] for line in lines] == ["slider", "strong", "weak"]
     assert measured("a", CARD).chart.wanted == [(0.5, 0.5), (1.0, 1.0), (2.0, 2.0)]

@@ -2,7 +2,7 @@
 
     uv run trainscripts/imagesliders/compare_sliders.py A.safetensors B.safetensors --model MODEL --prompt "a robe" --card DIR
 
-Writes a page with all pictures and, with `--card`, measures each slider and prints a table, the best calibration first.
+Writes a page with all pictures and, with `--card`, measures each slider and prints a table, the best first.
 """
 
 import sys

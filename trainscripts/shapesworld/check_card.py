@@ -45,6 +45,7 @@ class Agreement:
 
     slider: str
     calibration: float  # by the card
+    lost: int  # scales at which the card calls it unsure
     true_calibration: float
     correlation: float  # of single pictures that show a scale within MARGIN of the folders'
     error: float  # mean |reading − truth| of the same pictures
@@ -94,6 +95,7 @@ class Check:
         found = Agreement(
             slider=slider.stem,
             calibration=card.calibration,
+            lost=len(card.lost),
             true_calibration=(at_scales - wanted).abs().mean().item(),
             correlation=torch.corrcoef(pairs)[0, 1].item(),
             error=(pairs[0] - pairs[1]).abs().mean().item(),
@@ -113,12 +115,13 @@ def shown(found: list[Agreement]) -> str:
         "|---|---:|---:|---:|---:|---:|",
     ]
     ordered = sorted(found, key=lambda a: a.true_calibration)
-    lines += [
-        f"| {a.slider} | {a.true_calibration:.3f} | {a.calibration:.3f} | {a.correlation:.3f} | {a.error:.3f} | {a.curve_error:.3f} |"
-        for a in ordered
-    ]
+    for a in ordered:
+        cells = [f"{value:.3f}" for value in (a.true_calibration, a.calibration, a.correlation, a.error, a.curve_error)]
+        cells[1] += ", unsure" * (a.lost > 0)
+        lines.append(f"| {a.slider} | {' | '.join(cells)} |")
     if len(ordered) > 1:
-        read = torch.tensor([[a.calibration for a in ordered]], dtype=torch.float64)
+        places = sorted(range(len(ordered)), key=lambda i: (ordered[i].lost, ordered[i].calibration))
+        read = torch.tensor([[places.index(i) for i in range(len(ordered))]], dtype=torch.float64)
         correlation = rank_correlation(range(len(ordered)), read).item()
         lines.append(f"\nrank correlation of the card's order with the true one: {correlation:.3f}")
     return "\n".join(lines)

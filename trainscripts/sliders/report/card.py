@@ -62,6 +62,17 @@ class Card:
         run = longest_run([share >= RECOGNISED for share in self.recognised])
         return (0.0, 0.0) if run is None else (self.multipliers[run[0]], self.multipliers[run[1]])
 
+    @property
+    def lost(self) -> tuple[float, ...]:
+        """The folders' scales outside the usable range. What is read there, and so the calibration, means little."""
+        low, high = self.usable
+        return tuple(scale for scale in self.scales if not low <= scale <= high)
+
+    @property
+    def rank(self) -> tuple[int, float]:
+        """Sorts cards from good to bad: first by the number of scales that are lost, then by calibration."""
+        return len(self.lost), self.calibration
+
     def factor(self) -> float:
         """The factor on the weights with the smallest squared error of the curve at the folders' scales.
 

@@ -21,9 +21,9 @@ def _rows(card: Card) -> list[tuple[str, str, str]]:
     return [
         (
             "calibration",
-            f"off by {card.calibration:.2f}",
+            f"off by {card.calibration:.2f}" + (", unsure" if card.lost else ""),
             f"between what the pictures show at the folders' scales and those scales, on average; the ruler errs by "
-            f"{card.ruler_error:.2f} on single images of the folders",
+            f"{card.ruler_error:.2f} on single images of the folders" + _lost(card),
         ),
         (
             "monotone",
@@ -52,6 +52,11 @@ def _rows(card: Card) -> list[tuple[str, str, str]]:
     ]  # fmt: skip
 
 
+def _lost(card: Card) -> str:
+    scales = " / ".join(f"{scale:g}" for scale in card.lost)
+    return f"; unsure, because pictures at {scales} are outside the range, where readings mean little" if scales else ""
+
+
 def sentence(card: Card) -> str:
     """What the slider's pictures show, for its description in web UIs."""
     scales = " / ".join(f"{scale:g}" for scale in card.scales)
@@ -64,11 +69,11 @@ def sentence(card: Card) -> str:
 
 
 def table(cards: dict[str, Card]) -> str:
-    """{slider: card} → a table as text, best calibration first."""
+    """{slider: card} → a table as text, best first (`Card.rank`)."""
     rows = [("slider", *(name for name, _, _ in _rows(next(iter(cards.values())))))]
     rows += [
         (slider, *(value for _, value, _ in _rows(card)))
-        for slider, card in sorted(cards.items(), key=lambda item: item[1].calibration)
+        for slider, card in sorted(cards.items(), key=lambda item: item[1].rank)
     ]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
