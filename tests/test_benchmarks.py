@@ -58,6 +58,15 @@ def test_bench_sampling_makes_the_same_pictures_together_and_one_by_one(results)
         assert found[f"times_diffusers_{way}"] == pytest.approx(ratio, rel=0.05)
 
 
+def test_bench_card_measures_all_pictures_by_all_images(monkeypatch, tmp_path):
+    out = tmp_path / "bench.json"
+    flags = "--model tiny --device cpu --resolution 64 --prompts 1"
+    monkeypatch.setattr("sys.argv", ["bench_card.py", *flags.split(), "--json", str(out)])
+    assert load_script("bench_card").main() == 0
+    found = json.loads(out.read_text())
+    assert (found["pictures"], found["folder_images"]) == (9, 96)
+
+
 def test_bench_processes_counts_the_pairs_of_all_processes(tmp_path):
     """In processes of their own, started by torchrun."""
     out = tmp_path / "bench.json"

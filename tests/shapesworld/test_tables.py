@@ -12,7 +12,22 @@ def result(seed, offset, robustness=None):
     multipliers = (-1.0, 0.0, *attribute.scales, 2.7)
     columns = {c: [0.01 * (i + 1) for i in range(7)] for c in ("spread", "mess", "shape", "drift", "recolour")}
     means = [attribute.at_scale(m) + offset for m in multipliers]
-    job = Job("size", "2", seed, 6, 750, 4, 2e-3, "noxattn", 0.0, captions=True, ends=False)
+    job = Job(
+        "size",
+        "2",
+        seed,
+        6,
+        750,
+        4,
+        2e-3,
+        "noxattn",
+        0.0,
+        captions="own",
+        ends=False,
+        algo="lora",
+        rank=16,
+        factor=None,
+    )
     found = {**vars(job), "multipliers": multipliers, "mean": means, "calibration": offset, **columns}
     return found if robustness is None else {**found, "robustness": robustness}
 
