@@ -35,11 +35,6 @@ class Card:
         """The mean reading at each multiplier."""
         return np.mean(self.readings, axis=0)
 
-    @property
-    def spread(self) -> np.ndarray:
-        """The standard deviation of the readings at each multiplier, over the sweeps."""
-        return np.std(self.readings, axis=0)
-
     def shown_at(self, multipliers: Sequence[float] | np.ndarray) -> np.ndarray:
         """The curve at these multipliers, by linear interpolation."""
         return np.interp(multipliers, self.multipliers, self.curve)

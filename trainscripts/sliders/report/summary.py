@@ -1,5 +1,7 @@
 """A card in words: for the page, the console, and the description that web UIs show."""
 
+import numpy as np
+
 from sliders.report.card import RECOGNISED, Card
 from sliders.report.page import Chart, Measured
 from sliders.report.web_ui import multiplier_list, multiplier_template
@@ -17,7 +19,7 @@ def measured(title: str, card: Card) -> Measured:
 
 def _rows(card: Card) -> list[tuple[str, str, str]]:
     low, high = card.usable
-    order, top = sum(card.order) / len(card.order), card.multipliers.index(max(card.scales, key=abs))
+    order, top = sum(card.order) / len(card.order), max(card.scales, key=abs)
     return [
         (
             "calibration",
@@ -38,8 +40,8 @@ def _rows(card: Card) -> list[tuple[str, str, str]]:
         ),
         (
             "preservation",
-            f"{card.foreign[top]:.2f}",
-            f"change at {card.multipliers[top]:g} that the folders do not show, in distances between two scenes; between the "
+            f"{np.interp(top, card.multipliers, card.foreign):.2f}",
+            f"change at {top:g} that the folders do not show, in distances between two scenes; between the "
             f"folders' own images it is {card.foreign_in_folders:.2f}",
         ),
         (

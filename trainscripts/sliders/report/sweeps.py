@@ -36,7 +36,7 @@ class Foreign:
         _, sizes, directions = torch.linalg.svd(means - means.mean(0), full_matrices=False)
         self._directions = directions[sizes > 1e-6 * sizes.max()]
         rest = self(folders)
-        self.unit = _mean_distance(rest)
+        self.unit = _mean_distance(rest).clamp(min=1e-12)  # of scenes that are all the same
         ends = (rest[:, -1] - rest[:, 0]).norm(dim=1)
         self.in_folders = (ends.mean() / self.unit).item()
 
