@@ -261,12 +261,41 @@ def test_training_goes_on_if_a_preview_cannot_be_made(tmp_path, train_main, monk
     def full(*_, **__):
         raise error
 
-    monkeypatch.setattr("sliders.train.trainer.Trainer.preview", full)
+    monkeypatch.setattr("sliders.sample.preview.Previews.pictures", full)
     argv = experiment(tmp_path / "run", iterations=3, per_steps=2, preview={"prompts": ["a disc"]})
     assert train_main(argv) == 0
     out = capsys.readouterr().out
     assert out.count("warning: ") == out.count(" picture ") == 2 and "saved   " in out
     assert check_whole(settings_of(argv)) == [3, 2]
+
+
+def test_a_run_succeeds_if_its_page_does_not_fit(tmp_path, train_main, monkeypatch, capsys):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("sliders.train.outputs.render", full)
+    argv = experiment(tmp_path / "run", iterations=2, preview={"prompts": ["a disc"], "steps": 1})
+    assert train_main(argv) == 0
+    assert "its page could not be saved (No space left on device)" in capsys.readouterr().out
+    folder = settings_of(argv).run_dir
+    assert (folder / f"{RUN}_last.preview.png").exists()
+    assert not [*folder.glob("*.html"), *folder.glob("*.tmp")]
+
+
+def test_a_page_is_written_if_the_images_for_its_card_are_gone(tmp_path, train_main, monkeypatch, capsys):
+    """They are removed while the last step is saved."""
+    save = Trainer._save_last
+
+    def save_and_remove(trainer):
+        save(trainer)
+        shutil.rmtree(tmp_path / "data")
+
+    monkeypatch.setattr(Trainer, "_save_last", save_and_remove)
+    argv = experiment(tmp_path / "run", iterations=2, preview={"prompts": ["a disc"], "steps": 1})
+    assert train_main(argv) == 0
+    assert "note: no report card was made: " in capsys.readouterr().out
+    page = settings_of(argv).run_dir / f"{RUN}_last.html"
+    assert "Report card" not in page.read_text(encoding="utf-8")
 
 
 def test_a_slider_is_saved_even_if_its_checkpoint_does_not_fit(tmp_path, train_main, monkeypatch, capsys):

@@ -100,7 +100,7 @@ def hold_at(target, argv, log, environment, threads):
 
 
 hold_the_reading = partial(hold_at, "sliders.train.journal:Journal:write")
-hold_the_picture = partial(hold_at, "sliders.train.trainer:Trainer:preview")
+hold_the_picture = partial(hold_at, "sliders.sample.preview:Previews:pictures")
 
 
 @pytest.mark.parametrize("hold", [hold_the_reading, hold_the_picture], ids=["reading the loss", "drawing a preview"])

@@ -21,6 +21,7 @@ from sliders.report.sections import section
 from sliders.report.summary import measured
 from sliders.report.yardstick import FEWEST_SCENES, Yardstick
 from sliders.sample.sampling import Row, Sampling, rows_within, sample
+from sliders.system.errors import InputError
 
 
 def preview_multipliers(scales: Sequence[float]) -> tuple[float, ...]:
@@ -89,8 +90,7 @@ class Previews:
     def page(self, stem: str, pictures: Tensor) -> tuple[Page, Card | None] | None:
         """The page of what `pictures` returned, and the slider's report card; stem: the name by which a prompt calls it.
 
-        None without multiplier 0. No card without folders to measure by, without all their scales, or without memory. Raises
-        InputError if an image cannot be read any more.
+        None without multiplier 0. No card without folders to measure by, without all their scales, or if it cannot be made.
         """
         if 0.0 not in self._multipliers:
             return None
@@ -122,7 +122,9 @@ class Previews:
             tqdm.write(
                 "note: the GPU has no memory left for the report card; sample_slider-xl.py --card makes it afterwards."
             )
-            return None
+        except InputError as error:  # an image is gone, or was changed
+            tqdm.write(f"note: no report card was made: {error}")
+        return None
 
 
 @contextmanager

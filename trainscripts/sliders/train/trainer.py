@@ -269,9 +269,7 @@ class Trainer:
                     self._save_page(pictures)
                 return picture
         except OSError as error:
-            self._warn(f"the picture could not be saved ({error.strerror or error}).")
-        except InputError as error:
-            self._warn(f"the report card could not be measured ({error})")
+            self._warn(f"the picture or its page could not be saved ({error.strerror or error}).")
         except torch.OutOfMemoryError:
             self._warn(
                 "the GPU has no memory left for a picture during training; sample_slider-xl.py draws them afterwards."
