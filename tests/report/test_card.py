@@ -13,7 +13,7 @@ CARD = Card(
     ruler_error=0.05,
     order=(1.0, 0.9),
     roughness=(0.1, 0.3),
-    foreign=(0.2, 0.0, 0.1, 0.2, 0.3, 0.9),
+    foreign=(0.2, 0.0, 0.1, 0.2, 0.3, 0.5),
     foreign_in_folders=0.25,
     recognised=(1.0, 1.0, 1.0, 1.0, 0.75, 0.5),
     images=6,
@@ -42,8 +42,8 @@ def test_the_usable_range_is_where_pictures_are_recognised():
     assert replace(CARD, recognised=(0.0,) * 6).usable == (0.0, 0.0)
 
 
-def test_scales_outside_the_usable_range_make_a_slider_worse():
-    broken = replace(CARD.with_factor(2.0), recognised=(0.0, 1.0, 0.0, 0.0, 0.0, 0.0))
+def test_pictures_that_have_become_others_make_a_slider_worse():
+    broken = replace(CARD.with_factor(2.0), foreign=(1.0, 0.0, 0.5, 0.9, 1.0, 1.2))
     assert (CARD.lost, broken.lost) == ((), (0.5, 1.0, 2.0))
     assert broken.calibration < CARD.calibration
     assert [line.split()[0] for line in table({"broken": broken, "weak": CARD}).splitlines()] == [
@@ -78,7 +78,7 @@ def test_the_sentence_and_the_table_say_what_was_measured():
     assert sentence(CARD) == (
         "Measured on 2 rows of pictures: at 0.5 / 1 / 2 they show 0.25 / 0.50 / 1.00 (off by 0.58 on average); usable from -1 to 2."
     )
-    better = replace(CARD, recognised=(1.0,) * 6).with_factor(1.9)
+    better = CARD.with_factor(1.9)
     lines = table({"weak": CARD, "strong": better}).splitlines()
     assert [line.split()[0] for line in lines] == ["slider", "strong", "weak"]
     assert measured("a", CARD).chart.wanted == [(0.5, 0.5), (1.0, 1.0), (2.0, 2.0)]

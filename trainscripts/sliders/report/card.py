@@ -11,6 +11,7 @@ import numpy as np
 from sliders.report.sweeps import longest_run
 
 RECOGNISED = 0.75  # share of the pictures that must still be recognised for a multiplier to count as usable
+STRANGE = 0.8  # foreign change from which a picture counts as another one
 FACTORS = np.geomspace(0.1, 10, 2001)  # in which a factor is sought, 0.23 % apart
 NUMBERS = 4  # significant digits in a file
 
@@ -59,9 +60,9 @@ class Card:
 
     @property
     def lost(self) -> tuple[float, ...]:
-        """The folders' scales outside the usable range. What is read there, and so the calibration, means little."""
-        low, high = self.usable
-        return tuple(scale for scale in self.scales if not low <= scale <= high)
+        """The folders' scales at which pictures have become others. What is read there, and so the calibration, means little."""
+        foreign = np.interp(self.scales, self.multipliers, self.foreign)
+        return tuple(scale for scale, change in zip(self.scales, foreign, strict=True) if change >= STRANGE)
 
     @property
     def rank(self) -> tuple[int, float]:

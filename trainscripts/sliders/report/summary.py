@@ -56,7 +56,7 @@ def _rows(card: Card) -> list[tuple[str, str, str]]:
 
 def _lost(card: Card) -> str:
     scales = " / ".join(f"{scale:g}" for scale in card.lost)
-    return f"; unsure, because pictures at {scales} are outside the range, where readings mean little" if scales else ""
+    return f"; unsure, because at {scales} the pictures have become others (see preservation)" if scales else ""
 
 
 def sentence(card: Card) -> str:
