@@ -24,6 +24,11 @@ def test_calibration_is_the_mean_distance_from_the_scales():
     assert CARD.calibration == pytest.approx((0.25 + 0.5 + 1.0) / 3)
 
 
+def test_its_doubt_is_the_standard_error_of_the_curve():
+    assert CARD.doubt == pytest.approx((0.05 + 0 + 0) / 3)  # 0.2 and 0.3 at 0.5: half their distance
+    assert replace(CARD, readings=CARD.readings[:1]).doubt == 0.0
+
+
 def test_the_factor_brings_a_slider_of_half_the_strength_to_its_scales():
     factor = CARD.factor()
     assert factor == pytest.approx(2.0, rel=0.01)
@@ -76,7 +81,7 @@ def test_texts_for_web_uis_cover_the_usable_range():
 
 def test_the_sentence_and_the_table_say_what_was_measured():
     assert sentence(CARD) == (
-        "Measured on 2 rows of pictures: at 0.5 / 1 / 2 they show 0.25 / 0.50 / 1.00 (off by 0.58 on average); usable from -1 to 2."
+        "Measured on 2 rows of pictures: at 0.5 / 1 / 2 they show 0.25 / 0.50 / 1.00 (off by 0.58 ± 0.02 on average); usable from -1 to 2."
     )
     better = CARD.with_factor(1.9)
     lines = table({"weak": CARD, "strong": better}).splitlines()

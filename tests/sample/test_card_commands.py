@@ -68,7 +68,7 @@ def test_sampling_with_a_card_measures_the_slider(sample_main, slider, tmp_path,
     assert card.multipliers == (-2.0, -1.5, -1.0, 0.0, 0.5, 1.0, 1.5, 2.0)
     assert len(card.readings) == 2
     assert load_file(path).keys() == weights.keys()
-    assert f"(off by {card.calibration:.2f} on average)" in capsys.readouterr().out
+    assert f"(off by {card.calibration:.2f} ± {card.doubt:.2f} on average)" in capsys.readouterr().out
     text = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
     assert f"off by {card.calibration:.2f}" in text
     assert text.count('<circle class="wanted"') == 3

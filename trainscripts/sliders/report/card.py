@@ -51,6 +51,14 @@ class Card:
         return float(np.abs(self.shown_at(factor * scales) - scales).mean())
 
     @property
+    def doubt(self) -> float:
+        """The standard error of the curve, mean over the folders' scales: rows differ. 0 for a single row."""
+        if len(self.readings) < 2:
+            return 0.0
+        errors = np.std(self.readings, axis=0, ddof=1) / len(self.readings) ** 0.5
+        return float(np.interp(self.scales, self.multipliers, errors).mean())
+
+    @property
     def usable(self) -> tuple[float, float]:
         """The widest range of multipliers at which pictures are recognised: all for a single sweep, 0 if there is none."""
         if self.recognised is None:

@@ -23,9 +23,9 @@ def _rows(card: Card) -> list[tuple[str, str, str]]:
     return [
         (
             "calibration",
-            f"off by {card.calibration:.2f}" + (", unsure" if card.lost else ""),
-            f"between what the pictures show at the folders' scales and those scales, on average; the ruler errs by "
-            f"{card.ruler_error:.2f} on single images of the folders" + _lost(card),
+            f"off by {card.calibration:.2f} ± {card.doubt:.2f}" + (", unsure" if card.lost else ""),
+            f"between what the pictures show at the folders' scales and those scales, on average (±: standard error of the rows' "
+            f"mean); the ruler errs by {card.ruler_error:.2f} on single images of the folders" + _lost(card),
         ),
         (
             "monotone",
@@ -65,8 +65,8 @@ def sentence(card: Card) -> str:
     shown = " / ".join(f"{value:.2f}" for value in card.shown_at(card.scales))
     low, high = card.usable
     return (
-        f"{MEASURED}{len(card.readings)} rows of pictures: at {scales} they show {shown} (off by {card.calibration:.2f} on "
-        f"average); usable from {low:g} to {high:g}."
+        f"{MEASURED}{len(card.readings)} rows of pictures: at {scales} they show {shown} (off by {card.calibration:.2f} ± "
+        f"{card.doubt:.2f} on average); usable from {low:g} to {high:g}."
     )
 
 
