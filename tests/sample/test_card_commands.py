@@ -153,6 +153,17 @@ def test_one_image_per_folder_is_too_few(sample_main, slider, tmp_path, capsys):
     )
 
 
+def test_two_sliders_of_one_name_cannot_be_compared(compare_main, slider, tmp_path, capsys):
+    """Their pictures would go into one folder."""
+    twin = tmp_path / "deeper" / "slider.safetensors"
+    twin.parent.mkdir()
+    shutil.copy(slider[0], twin)
+    argv = [str(slider[0]), str(twin), "--prompt", "a disc", "--out", str(tmp_path / "out"), *SMALL]
+    assert compare_main(argv) == 2
+    assert "two files are named slider: rename one" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_one_slider_cannot_be_compared(compare_main, slider, capsys):
     assert compare_main([str(slider[0]), "--prompt", "a", *SMALL]) == 2
     assert "name at least two sliders to compare" in capsys.readouterr().err

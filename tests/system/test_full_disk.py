@@ -273,7 +273,7 @@ def test_a_run_succeeds_if_its_page_does_not_fit(tmp_path, train_main, monkeypat
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("sliders.train.outputs.render", full)
+    monkeypatch.setattr("sliders.report.page.render", full)
     argv = experiment(tmp_path / "run", iterations=2, preview={"prompts": ["a disc"], "steps": 1})
     assert train_main(argv) == 0
     assert "its page could not be saved (No space left on device)" in capsys.readouterr().out

@@ -7,14 +7,13 @@ Without a GPU, use `--model trainscripts/shapesworld/model --resolution 128`.
 """
 
 import argparse
-import json
 import sys
 import tempfile
 import time
 from pathlib import Path
 
 import torch
-from bench_world import build_model, synchronize
+from bench_world import build_model, publish, synchronize
 from PIL import Image
 from sliders.compute.device import DTYPES, place, torch_device, use_device
 from sliders.compute.fusion import speed_up, speed_up_vae
@@ -86,9 +85,7 @@ def main() -> int:
         "total_s": round(ended - began, 2),
         "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2) if cuda else None,
     }
-    print("\n".join(f"{key:14s} {value}" for key, value in found.items()))
-    if args.json:
-        args.json.write_text(json.dumps(found, indent=1))
+    publish(found, args.json)
     return 0
 
 

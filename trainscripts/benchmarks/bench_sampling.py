@@ -10,7 +10,6 @@ By default a full-size SDXL with random weights at 1024 px. Without a GPU, use `
 
 import argparse
 import gc
-import json
 import statistics
 import sys
 import time
@@ -18,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from bench_world import build_model, synchronize
+from bench_world import build_model, publish, synchronize
 from sliders.adaptors.network import AdaptorNetwork
 from sliders.compute.device import DTYPES, place, torch_device, use_device
 from sliders.compute.fusion import speed_up, speed_up_vae
@@ -128,9 +127,7 @@ def main() -> int:
         "finite": bool(bench.made[singly].isfinite().all()),
         "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2) if cuda else None,
     }
-    print("\n".join(f"{key:26s} {value}" for key, value in found.items()))
-    if args.json:
-        args.json.write_text(json.dumps(found, indent=1))
+    publish(found, args.json)
     return 0
 
 

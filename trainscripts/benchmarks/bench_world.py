@@ -1,6 +1,7 @@
 """What the benchmarks share: models, and for those of training steps flags, data, plans and operation counts."""
 
 import argparse
+import json
 from pathlib import Path
 
 import torch
@@ -60,6 +61,14 @@ def build_model(name: str, precision: str, device: str) -> SDXL:
     if name == "full":
         return RandomSDXL(device, DTYPES[precision])
     return load_sdxl(PretrainedModel(name_or_path=name), DTYPES[precision])
+
+
+def publish(found: dict, path: Path | None) -> None:
+    """Prints results, and writes them to a JSON file if there is to be one."""
+    width = max(map(len, found))
+    print("\n".join(f"{key:{width}s} {value}" for key, value in found.items()))
+    if path:
+        path.write_text(json.dumps(found, indent=1))
 
 
 def synchronize(device: str) -> None:

@@ -24,7 +24,7 @@ from sliders.formats.slider_file import open_slider
 from sliders.models.sdxl.family import SDXL_FAMILY
 from sliders.models.sdxl.model import SDXL
 from sliders.report.card import Card
-from sliders.report.grids import to_picture
+from sliders.report.grids import to_pictures
 from sliders.report.sweeps import rank_correlation
 from sliders.report.yardstick import Yardstick, card_multipliers
 from sliders.sample.preview import sample_grid
@@ -85,7 +85,7 @@ class Check:
 
     def agreement(self, slider: Path) -> tuple[Agreement, Card]:
         pictures = self.pictures(slider)
-        card = self.yardstick.measure([[to_picture(p) for p in row] for row in pictures], self.multipliers)
+        card = self.yardstick.measure(to_pictures(pictures), self.multipliers)
         truth, readings = self.truth(pictures).double(), torch.tensor(card.readings, dtype=torch.float64)
         inside = self._inside(truth)
         curve, shown = truth.nanmean(0), readings.mean(0)

@@ -17,6 +17,11 @@ def to_picture(pixels: Tensor) -> Image.Image:
     return Image.frombytes("RGB", (pixels.shape[1], pixels.shape[0]), bytes(pixels.numpy()))
 
 
+def to_pictures(pictures: Tensor) -> list[list[Image.Image]]:
+    """Pictures [rows, columns, 3, H, W] in [0, 1] → RGB pictures [rows][columns], which take a quarter of the memory."""
+    return [[to_picture(pixels) for pixels in row] for row in pictures]
+
+
 def labelled_grid(pictures: Tensor, row_labels: Sequence[str], column_labels: Sequence[str]) -> Image.Image:
     """Pictures [rows, columns, 3, H, W] in [0, 1] → one RGB picture, with column labels above and row labels on the left."""
     rows, columns, _, height, width = pictures.shape

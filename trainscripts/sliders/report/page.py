@@ -10,6 +10,8 @@ from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 from PIL import Image
 
+from sliders.system.files import written_whole
+
 WEB = Path(__file__).parent / "web"
 LOSSLESS_UP_TO = 256 * 256  # px; larger pictures would make the page hundreds of megabytes large
 WEBP_QUALITY = 90
@@ -147,6 +149,12 @@ def data_uri(picture: Image.Image) -> str:
     buffer = io.BytesIO()
     picture.save(buffer, "WEBP", lossless=picture.width * picture.height <= LOSSLESS_UP_TO, quality=WEBP_QUALITY)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def write_page(path: Path, page: Page) -> None:
+    """Raises OSError; `path` is then as before."""
+    with written_whole(path) as temporary:
+        temporary.write_text(render(page), encoding="utf-8")
 
 
 def render(page: Page) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from sliders.report.grids import to_picture
+from sliders.report.grids import to_pictures
 from sliders.report.page import Chart, Section, Shot, data_uri
 
 Change = Callable[[Tensor, Tensor], float]  # (picture, the same picture at multiplier 0) → how much differs
@@ -24,7 +24,4 @@ def section(
 
 def shots(titles: Sequence[str], pictures: Tensor) -> list[Shot]:
     """One per row. pictures: [rows, multipliers, 3, H, W] in [0, 1]."""
-    return [
-        Shot(title, [data_uri(to_picture(pixels)) for pixels in row])
-        for title, row in zip(titles, pictures, strict=True)
-    ]
+    return [Shot(title, list(map(data_uri, row))) for title, row in zip(titles, to_pictures(pictures), strict=True)]

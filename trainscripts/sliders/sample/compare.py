@@ -4,14 +4,15 @@ from pathlib import Path
 
 from sliders.formats.cards import keep_card
 from sliders.report.card import Card
-from sliders.report.page import Page, Section, Shot
+from sliders.report.grids import to_pictures
+from sliders.report.page import Page, Section, Shot, write_page
 from sliders.report.sections import shots
 from sliders.report.summary import measured, table
-from sliders.sample.output import Output, write_page
-from sliders.sample.plan import Plan, make_plan
+from sliders.sample.output import PAGE, Output
+from sliders.sample.plan import Plan, known_sliders, make_plan
 from sliders.sample.run import ready
 from sliders.sample.settings import SampleSettings
-from sliders.sample.studio import Studio, as_sweeps
+from sliders.sample.studio import Studio
 from sliders.system.errors import InputError
 
 
@@ -31,7 +32,8 @@ def compare(settings: SampleSettings) -> Path:
             for number, (group, pictures) in enumerate(studio.pictures(plan)):
                 output.save(group, pictures)
                 rows[number] += shots([f"{path.stem}, seed {seed}" for seed in settings.seeds], pictures)
-                sweeps += as_sweeps(pictures)
+                if plan.measured_by is not None:
+                    sweeps += to_pictures(pictures)
             if plan.measured_by is not None:
                 cards[path.stem] = studio.card(plan, sweeps)
                 keep_card(path, cards[path.stem])
@@ -40,12 +42,14 @@ def compare(settings: SampleSettings) -> Path:
     groups, sampling = plans[0].groups, plans[0].sampling
     sections = [Section(g.text, g.multipliers, s) for g, s in zip(groups, rows, strict=True)]
     facts, blocks = output.facts(), [measured(name, card) for name, card in cards.items()]
-    page = Page("Sliders side by side", sampling.width, sampling.height, sections, facts, "", blocks)
-    return write_page(settings.out, page)
+    path = settings.out / PAGE
+    write_page(path, Page("Sliders side by side", sampling.width, sampling.height, sections, facts, "", blocks))
+    return path
 
 
 def _plans(settings: SampleSettings) -> list[Plan]:
     """One for each slider, all with the same groups of pictures."""
+    known_sliders(settings)  # refuses two of one name
     alone = [settings.model_copy(update={"slider": (path,)}) for path in settings.slider]
     plans = [make_plan(one) for one in alone]
     if settings.multipliers is None:

@@ -1,4 +1,4 @@
-"""The files of a sampling run: pictures with their parameters, grids, and the page."""
+"""The pictures of a sampling run, with their parameters, and grids of them."""
 
 from pathlib import Path
 
@@ -7,14 +7,14 @@ from torch import Tensor
 from sliders.config.schema import SAMPLERS
 from sliders.models.base import Model
 from sliders.report.grids import labelled_grid, to_picture
-from sliders.report.page import Page, multiplier_label, render
+from sliders.report.page import multiplier_label
 from sliders.sample.infotext import infotext, png_info
 from sliders.sample.plan import Plan
 from sliders.sample.settings import SampleSettings
 from sliders.sample.templates import Group
 from sliders.system.files import written_whole
 
-PAGE = "index.html"
+PAGE = "index.html"  # the page beside them
 
 
 class Output:
@@ -73,14 +73,6 @@ class Output:
         if sampling.from_step:
             facts["slider joins"] = f"after step {sampling.from_step}"
         return facts
-
-
-def write_page(folder: Path, page: Page) -> Path:
-    """Returns the path of the page. Raises OSError."""
-    path = folder / PAGE
-    with written_whole(path) as temporary:
-        temporary.write_text(render(page), encoding="utf-8")
-    return path
 
 
 def sampler_name(settings: SampleSettings, model: Model) -> str:

@@ -51,7 +51,7 @@ def make_plan(settings: SampleSettings) -> Plan:
         check_lpips()
     if settings.wildcard_dir is not None:
         check_wildcards(settings.wildcard_dir)
-    known = _known_sliders(settings)
+    known = known_sliders(settings)
     first = settings.slider[0]
     unet = family.weightless_denoiser(settings.model.name_or_path)
     metadata = {p.stem: check_slider(p, unet, family) for p in settings.slider}
@@ -118,7 +118,7 @@ def _notes(settings: SampleSettings, family: Family, groups: list[Group]) -> Ite
         yield f"prompt weights, schedules, BREAK and AND are read as plain text here, unlike in a web UI: {shown}."
 
 
-def _known_sliders(settings: SampleSettings) -> dict[str, Path]:
+def known_sliders(settings: SampleSettings) -> dict[str, Path]:
     """{name in a prompt: file}: the files of --slider, then those in --lora_dir whose names are not taken."""
     known: dict[str, Path] = {}
     for path in settings.slider:

@@ -14,7 +14,7 @@ from sliders.data.dataset import ScaleFolders
 from sliders.data.sources import Checked
 from sliders.models.base import Model, PromptEmbeds
 from sliders.report.card import Card
-from sliders.report.grids import labelled_grid, to_picture
+from sliders.report.grids import labelled_grid, to_pictures
 from sliders.report.measures import MEASURES
 from sliders.report.page import Page
 from sliders.report.sections import section
@@ -117,7 +117,7 @@ class Previews:
             with sampling_from(self._model, self._network, self._device):
                 self._network.set_multipliers(None)
                 yardstick = Yardstick(self._model, data, self._size, self._embeds[""])
-                return yardstick.measure([[to_picture(pixels) for pixels in row] for row in pictures], multipliers)
+                return yardstick.measure(to_pictures(pictures), multipliers)
         except torch.OutOfMemoryError:
             tqdm.write(
                 "note: the GPU has no memory left for the report card; sample_slider-xl.py --card makes it afterwards."

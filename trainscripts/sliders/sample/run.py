@@ -10,16 +10,16 @@ from torch import Tensor
 
 from sliders.compute.device import use_device
 from sliders.formats.cards import keep_card
-from sliders.report.grids import to_picture
+from sliders.report.grids import to_picture, to_pictures
 from sliders.report.learned_measures import ClipScore, Lpips
 from sliders.report.measures import MEASURES
-from sliders.report.page import Page
+from sliders.report.page import Page, write_page
 from sliders.report.sections import section
 from sliders.report.summary import measured
-from sliders.sample.output import Output, write_page
+from sliders.sample.output import PAGE, Output
 from sliders.sample.plan import Plan, make_plan
 from sliders.sample.settings import SampleSettings
-from sliders.sample.studio import Studio, as_sweeps
+from sliders.sample.studio import Studio
 from sliders.system.errors import InputError
 
 Measure = Callable[..., float]  # (picture, the same picture at multiplier 0, prompt=text) → change
@@ -52,7 +52,7 @@ def ready(plan: Plan) -> Iterator[None]:
 
 
 def _run(settings: SampleSettings, plan: Plan) -> Path:
-    measures = measures_of(settings, plan.device)
+    measures = _measures(settings, plan.device)
     studio = Studio(settings, [plan])
     output = Output(settings, plan, studio.model, settings.out)
     seeds = [f"seed {seed}" for seed in settings.seeds]
@@ -62,18 +62,19 @@ def _run(settings: SampleSettings, plan: Plan) -> Path:
         changes = {title: partial(measure, prompt=group.text) for title, measure in measures.items()}
         sections.append(section(group.title, group.multipliers, seeds, pictures, changes))
         if plan.measured_by is not None:
-            sweeps += as_sweeps(pictures)
+            sweeps += to_pictures(pictures)
     slider, sampling = settings.slider[0], plan.sampling
     if plan.measured_by is not None:
         card = studio.card(plan, sweeps)
         cards = [measured(slider.stem, card)]
         keep_card(slider, card)
-    title, footer = f"Slider {slider.stem}", footer_of(settings)
-    page = Page(title, sampling.width, sampling.height, sections, output.facts(), footer, cards)
-    return write_page(settings.out, page)
+    title, footer = f"Slider {slider.stem}", _footer(settings)
+    path = settings.out / PAGE
+    write_page(path, Page(title, sampling.width, sampling.height, sections, output.facts(), footer, cards))
+    return path
 
 
-def measures_of(settings: SampleSettings, device: str) -> dict[str, Measure]:
+def _measures(settings: SampleSettings, device: str) -> dict[str, Measure]:
     """{title: measure} of all measures that the settings ask for."""
 
     def without_prompt(measure: Callable[[Tensor, Tensor], float]) -> Measure:
@@ -93,5 +94,5 @@ def measures_of(settings: SampleSettings, device: str) -> dict[str, Measure]:
     return found
 
 
-def footer_of(settings: SampleSettings) -> str:
+def _footer(settings: SampleSettings) -> str:
     return f"ΔCLIP is the increase in CLIP score ({settings.clip})." if settings.clip else ""

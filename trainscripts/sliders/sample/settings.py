@@ -68,6 +68,11 @@ def build_parser(family: str) -> Parser:
     parser.add_argument("--slider", required=True, nargs="+", type=Path, metavar="FILE",
         help="sliders: <slider:X> is the first at multiplier X, <lora:NAME:X> is any of them")  # fmt: skip
     _add_flags(parser, family, "NAME_samples beside the slider")
+    add = parser.add_argument_group("learned measures of change").add_argument
+    add("--clip", metavar="MODEL",
+        help="plot the increase in CLIP score, with a model such as openai/clip-vit-large-patch14")  # fmt: skip
+    add("--clip_text", metavar="TEXT", help="the text that --clip compares with (default: each picture's prompt)")
+    add("--lpips", action="store_true", help="plot the LPIPS distance to multiplier 0; needs the package lpips")
     return parser
 
 
@@ -97,11 +102,6 @@ def _add_flags(parser: Parser, family: str, out: str) -> None:
     add("--precision", help="float16 (default on a GPU), bfloat16 or float32 (default elsewhere)")
     add("--batch_size", type=int, metavar="N",
         help="pictures per batch (default: 4 at 1024 px on 24 GB); halved until they fit")  # fmt: skip
-    add = parser.add_argument_group("learned measures of change").add_argument
-    add("--clip", metavar="MODEL",
-        help="plot the increase in CLIP score, with a model such as openai/clip-vit-large-patch14")  # fmt: skip
-    add("--clip_text", metavar="TEXT", help="the text that --clip compares with (default: each picture's prompt)")
-    add("--lpips", action="store_true", help="plot the LPIPS distance to multiplier 0; needs the package lpips")
     parser.add_argument_group("report card").add_argument("--card", type=Path, metavar="DIR",
         help="measure the slider against the images that it was trained on: DIR is the --folder_main of its training")  # fmt: skip
 
@@ -157,6 +157,7 @@ def load_comparison_settings(argv: list[str]) -> SampleSettings:
     flags = vars(build_comparison_parser(family).parse_args(join_list_flags(argv, LIST_FLAGS)))
     if len(flags["slider"]) < 2:
         raise InputError(f"SLIDER: only {flags['slider'][0]} is given: name at least two sliders to compare.")
+    flags |= {"clip": None, "clip_text": None, "lpips": False}
     return _settings(flags, family, COMPARE, flags["slider"][0].with_name("comparison"))
 
 

@@ -11,9 +11,7 @@ from tqdm import tqdm
 from sliders.compute.device import DTYPES, place
 from sliders.compute.fusion import speed_up, speed_up_vae
 from sliders.formats.slider_file import open_slider
-from sliders.models.base import PromptEmbeds
 from sliders.report.card import Card
-from sliders.report.grids import to_picture
 from sliders.report.yardstick import Yardstick
 from sliders.sample.plan import Plan
 from sliders.sample.sampling import Row, sample
@@ -27,7 +25,7 @@ class Studio:
     def __init__(self, settings: SampleSettings, plans: Sequence[Plan]):
         self._settings = settings
         plan = plans[0]
-        device = self._device = plan.device
+        device = plan.device
         precision = settings.precision or ("float16" if device.startswith("cuda") else "float32")
         model = self.model = plan.family.load(settings.model, DTYPES[precision])
         texts = dict.fromkeys(group.text for plan in plans for group in plan.groups)
@@ -66,14 +64,5 @@ class Studio:
         key = (folders.folders, folders.scales)
         if key not in self._yardsticks:
             size = (plan.sampling.width, plan.sampling.height)
-            self._yardsticks[key] = Yardstick(self.model, folders, size, self._plain)
+            self._yardsticks[key] = Yardstick(self.model, folders, size, self._embeds[""])
         return self._yardsticks[key].measure(sweeps, plan.groups[0].multipliers)
-
-    @property
-    def _plain(self) -> PromptEmbeds:
-        return self._embeds[""]
-
-
-def as_sweeps(pictures: Tensor) -> list[list[Image.Image]]:
-    """Pictures [seeds, multipliers, 3, H, W] in [0, 1] → RGB pictures, which take a quarter of the memory."""
-    return [[to_picture(pixels) for pixels in row] for row in pictures]

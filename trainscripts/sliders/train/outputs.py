@@ -18,7 +18,7 @@ from sliders.formats.sidecar import write_sidecar
 from sliders.formats.slider_file import save_slider, slider_tensors
 from sliders.models.base import Model
 from sliders.report.card import Card
-from sliders.report.page import Page, render
+from sliders.report.page import Page, write_page
 from sliders.system.files import SAME_NAME, remove, remove_leftovers, written_whole
 from sliders.system.processes import Processes
 from sliders.train.plan import Plan
@@ -109,8 +109,7 @@ class Outputs:
     def save_page(self, suffix: str, page: Page, card: Card | None) -> None:
         """Saves the page beside the slider of that suffix, and the card in the slider's file. Raises OSError."""
         path = self.path(suffix)
-        with written_whole(path.with_suffix(".html")) as temporary:
-            temporary.write_text(render(page), encoding="utf-8")
+        write_page(path.with_suffix(".html"), page)
         if card is not None:
             keep_card(path, card)
 
