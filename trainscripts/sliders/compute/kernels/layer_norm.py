@@ -5,6 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+WARPS = 2  # of a row's program: more would wait for each other
+
 
 class AddLayerNorm(torch.autograd.Function):
     """x, y [… , n] → x + y and its layer norm, each [… , n]. weight, bias [n]. Ba et al. 2016, arXiv:1607.06450.
@@ -22,7 +24,7 @@ class AddLayerNorm(torch.autograd.Function):
         added = added if added.stride(1) == 1 else added.contiguous()
         tensors = (x, added, weight, bias, total, normal, mean, rstd)
         sizes = (added.stride(-2), width, eps, y is not None, triton.next_power_of_2(width))
-        _add_layer_norm[(len(mean),)](*tensors, *sizes)
+        _add_layer_norm[(len(mean),)](*tensors, *sizes, num_warps=WARPS)
         ctx.save_for_backward(total, weight, mean, rstd)
         return total, normal
 
@@ -32,7 +34,7 @@ class AddLayerNorm(torch.autograd.Function):
         width = total.shape[-1]
         grad = torch.empty_like(total)
         tensors = (total, grad_total.contiguous(), grad_normal.contiguous(), weight, mean, rstd, grad)
-        _add_layer_norm_backward[(len(mean),)](*tensors, width, triton.next_power_of_2(width))
+        _add_layer_norm_backward[(len(mean),)](*tensors, width, triton.next_power_of_2(width), num_warps=WARPS)
         return grad, grad if ctx.needs_input_grad[1] else None, None, None, None
 
 
@@ -68,13 +70,14 @@ def _add_layer_norm_backward(
     columns = tl.arange(0, BLOCK)
     mask = columns < width
     place = row.to(tl.int64) * width + columns
-    scale = tl.load(rstd + row)
-    normal = (tl.load(total + place, mask, other=0.0).to(tl.float32) - tl.load(mean + row)) * scale
-    normal = tl.where(mask, normal, 0.0)
+    value = tl.load(total + place, mask, other=0.0).to(tl.float32)
+    gradient = tl.load(grad_normal + place, mask, other=0.0).to(tl.float32)
+    passed = tl.load(grad_total + place, mask, other=0.0).to(tl.float32)  # here, to arrive during the sums
     gain = tl.load(weight + columns, mask, other=0.0).to(tl.float32)
-    upstream = tl.load(grad_normal + place, mask, other=0.0).to(tl.float32) * gain
+    scale = tl.load(rstd + row)
+    normal = tl.where(mask, (value - tl.load(mean + row)) * scale, 0.0)
+    upstream = gradient * gain
     average = tl.sum(upstream, 0) / width
     slope = tl.sum(upstream * normal, 0) / width
-    result = tl.load(grad_total + place, mask, other=0.0).to(tl.float32)
-    result += scale * (upstream - average - normal * slope)
+    result = passed + scale * (upstream - average - normal * slope)
     tl.store(grad + place, result.to(grad.dtype.element_ty), mask)
