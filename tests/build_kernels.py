@@ -73,6 +73,7 @@ def launch_all(dtype: torch.dtype, ampere: bool, float8: bool) -> None:
         kernels.unpack_rows(weight, step, dtype)
         if float8:
             kernels.unpack_rows(weight.to(torch.float8_e4m3fn), step, dtype)
+        kernels.beside_scaled(*(torch.zeros(64, n, dtype=dtype) for n in (width, 96)), step[:2, 0], width + 128)
         if ampere:
             queries, prompt = (torch.zeros(2, n, width // 64, 64, dtype=dtype) for n in (64, 77))
             kernels.AttentionToFewKeys.apply(queries.requires_grad_(), prompt, prompt).sum().backward()

@@ -56,7 +56,7 @@ def test_group_norm(shape, silu):
 
 def test_geglu():
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(3, 5, 2 * 1500, generator=generator).to(DEVICE).requires_grad_()
+    x = (3 * torch.randn(3, 5, 2 * 1500, generator=generator)).to(DEVICE).requires_grad_()  # with tails
     exact_x = x.detach().double().requires_grad_()
     linear, gate = exact_x.chunk(2, -1)
     exact = linear * F.gelu(gate)
@@ -93,6 +93,23 @@ def test_a_scaled_product_of_low_rank_is_added(count, rows, width, rank, biased,
     assert_alike(out, exact)
     assert_alike(narrow, exact_narrow / factor)
     assert scaled.transpose(0, 1).is_contiguous()
+
+
+@pytest.mark.parametrize(("rows", "width", "rank", "padded"), [(2 * 70, 130, 40, 192), (2 * 3, 20, 5, 25)])
+def test_a_scaled_matrix_is_put_beside_another(rows, width, rank, padded):
+    """Which is a part of wider rows."""
+    generator = torch.Generator().manual_seed(0)
+    wide, narrow, strength = (
+        torch.randn(s, generator=generator).to(DEVICE, HALF) for s in ((rows, width + 8), (rows, rank), 2)
+    )
+    left = wide[:, 8:]
+    exact = narrow.double() * strength.double().repeat_interleave(rows // 2)[:, None]
+
+    both, scaled = kernels.beside_scaled(left, narrow, strength, padded)
+
+    assert_alike(scaled, exact)
+    assert torch.equal(both[:, :width], left)
+    assert torch.equal(both[:, width:], F.pad(scaled, (0, padded - width - rank)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, HALF])
@@ -234,5 +251,5 @@ def test_kernels_build_for_every_gpu_generation_without_spilling_registers():
     built = {capability: {row[1] for row in rows if row[0] == capability} for capability in capabilities}
     assert built["9.0"] == built["12.0"]
     assert built["9.0"] - built["7.5"] == {"_attend", "_attend_backward", "_add_scaled_product"}
-    assert len(built["9.0"]) == 14
+    assert len(built["9.0"]) == 15
     assert [row for row in rows if int(row[3]) > 0 or int(row[4]) > 48 * 1024] == []

@@ -51,7 +51,7 @@ KINDS = {  # {kind of kernel: pattern of kernel names}; the first match counts
     "attention": "sdpa|fmha|flash|cudnn::fusion",
     "convolution": "fprop|dgrad|wgrad|conv",
     "matrix products": "nvjet|gemm|splitK|cutlass",
-    "this project's kernels": "geglu|_normalise|_channel_|_group_s|_add_layer_norm|_unpack_rows|_attend|_add_scaled",
+    "this project's kernels": "geglu|_normalise|_channel_|_group_s|_add_layer_norm|_unpack_rows|_attend|_add_scaled|_beside",
     "layer and group norm": "layer_norm|group_norm|GroupNorm|LayerNorm",
     "optimizer and gathering": "multi_tensor_apply",
     "copies": "copy|Memcpy|Memset",

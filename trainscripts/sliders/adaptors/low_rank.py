@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from sliders.adaptors.gradient_sink import GradientSink
 from sliders.compute.frozen import FrozenProduct, PlainConvolution, convolution_backward
@@ -82,12 +81,13 @@ class ConvWithLoRA(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, strength, hidden, down, up = ctx.saved_tensors
-        # as it may be a part of a wider image, of which each of the products would make a copy
-        grad = grad.contiguous(memory_format=torch.channels_last if x.stride(1) == 1 else torch.contiguous_format)
-        grad_hidden = _image(F.linear(_pixels(grad), up.flatten(1).t())).mul_(strength)
-        grad_up = _product(ctx.sink, ctx.leaves[1:], _rows(_pixels(grad)).t(), hidden)
+        if x.stride(1) == 1 and grad.stride(1) != 1:
+            grad = grad.contiguous(memory_format=torch.channels_last)
+        pixels = _rows(_pixels(grad))
+        both, grad_hidden = ctx.frozen.joint_gradient(grad, pixels @ up.flatten(1), strength.flatten())
+        grad_up = _product(ctx.sink, ctx.leaves[1:], pixels.t(), hidden)
         grad_down = _convolved(ctx.sink, ctx.leaves[0], grad_hidden, x, ctx.frozen.geometry)
-        grad_x = ctx.frozen.backward_with(grad, grad_hidden, down, x) if ctx.needs_input_grad[0] else None
+        grad_x = ctx.frozen.backward_with(both, grad_hidden, down, x) if ctx.needs_input_grad[0] else None
         return grad_x, None, None, None, grad_down, grad_up
 
 

@@ -10,8 +10,7 @@ from torch.nn import functional as F
 
 from sliders.compute.neighbours import make_neighbours, stacked
 from sliders.compute.quantization import ByteLinear, byte_gradient, byte_product
-
-ALIGNED = 16  # outputs lie in rows of a multiple of so many values: kernels read 16 bytes at once
+from sliders.compute.scaled_sum import beside_scaled, scale
 
 
 class Frozen(ABC):
@@ -68,6 +67,7 @@ class PlainWeights(Frozen):
     """Of layers that are not quantised."""
 
     CHANNELS: ClassVar[int]  # dimension of outputs
+    ALIGNED: ClassVar[int]  # outputs with room lie in rows of a multiple of so many values
     _whole: tuple[Tensor, Tensor | None] | None = None  # weights with room below them, and bias
 
     def make_room(self, rows: int) -> Tensor | None:
@@ -75,7 +75,8 @@ class PlainWeights(Frozen):
         size = sum(weight.numel() * weight.element_size() for weight in weights)
         if weights[0].untyped_storage().nbytes() > 2 * size:  # shared with other layers, so moving would free nothing
             return None
-        padded = -(-rows // ALIGNED) * ALIGNED
+        outputs = sum(len(weight) for weight in weights)
+        padded = rows + -(outputs + rows) % self.ALIGNED
         bias = None if self.bias is None else torch.cat([self.bias.detach(), self.bias.new_zeros(padded)])
         whole = make_neighbours(weights, room=padded)
         self._whole = whole, bias
@@ -111,6 +112,7 @@ class PlainProduct(PlainWeights, FrozenProduct):
     """Of `nn.Linear`."""
 
     CHANNELS = -1
+    ALIGNED = 16  # kernels read 16 bytes at once
 
     def join(self) -> None:
         make_neighbours([layer.weight for layer in self.layers])
@@ -126,6 +128,7 @@ class PlainConvolution(PlainWeights):
     """Of one `nn.Conv2d`: x [B, in, h, w] → [B, out, h', w']."""
 
     CHANNELS = 1
+    ALIGNED = 64  # cuDNN's choice of kernels for other widths takes a third longer
 
     @property
     def geometry(self) -> tuple:
@@ -139,14 +142,24 @@ class PlainConvolution(PlainWeights):
     def _adds_apart(self, x: Tensor) -> bool:
         return x.is_cuda
 
-    def backward_with(self, grad: Tensor, narrow: Tensor, down: Tensor, x: Tensor) -> Tensor:
-        """The gradient of x. grad, narrow [B, r, h', w']: those of both results of `forward_with`."""
+    def joint_gradient(self, grad: Tensor, narrow: Tensor, strength: Tensor) -> tuple[Tensor, Tensor]:
+        """What `backward_with` reads: the gradient of both results of `forward_with`, and that of the second alone.
+
+        grad [B, out, h', w']: of the first. narrow [B · h' · w', r]: of the second, yet to be multiplied by strength [B].
+        """
+        batch, _, height, width = grad.shape
+        pixels = grad.permute(0, 2, 3, 1).flatten(0, 2)
+        if self._whole is None:
+            both, scaled = pixels, scale(narrow[None], strength)[0]
+        else:
+            both, scaled = beside_scaled(pixels, narrow, strength, len(self._whole[0]))
+        return tuple(t.view(batch, height, width, -1).permute(0, 3, 1, 2) for t in (both, scaled))
+
+    def backward_with(self, both: Tensor, narrow: Tensor, down: Tensor, x: Tensor) -> Tensor:
+        """The gradient of x. both, narrow: from `joint_gradient`."""
         if self._whole is not None:
-            whole, _ = self._whole
-            missing = len(whole) - grad.shape[1] - narrow.shape[1]
-            narrow = F.pad(narrow, (0, 0, 0, 0, 0, missing)) if missing else narrow
-            return self._gradient(torch.cat([grad, narrow], 1), x, whole)
-        return self._gradient(grad, x, self._weight).add_(self._gradient(narrow, x, down))
+            return self._gradient(both, x, self._whole[0])
+        return self._gradient(both, x, self._weight).add_(self._gradient(narrow, x, down))
 
     def _gradient(self, grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
         return convolution_backward(grad, x, weight, self.geometry, (True, False))[0]

@@ -1,9 +1,9 @@
-"""Adds products of low rank to matrices, with a factor for each row of the batch."""
+"""Adds products of low rank to matrices, and puts them beside each other, with a factor for each row of the batch."""
 
 import torch
 from torch import Tensor
 
-from sliders.compute.kernel_support import can_multiply
+from sliders.compute.kernel_support import can_fuse, can_multiply
 
 
 def add_scaled(out: Tensor, narrow: Tensor, weights: Tensor, strength: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -26,3 +26,17 @@ def add_scaled(out: Tensor, narrow: Tensor, weights: Tensor, strength: Tensor, b
 def scale(narrow: Tensor, strength: Tensor) -> Tensor:
     """narrow · strength, as in `add_scaled`."""
     return (narrow.unflatten(1, (len(strength), -1)) * strength.view(-1, 1, 1)).flatten(1, 2)
+
+
+def beside_scaled(left: Tensor, narrow: Tensor, strength: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """left [m, C], narrow [m, r] → [m, width], which is left, narrow · strength and zeros; and narrow · strength alone.
+
+    strength [B]: of the rows of the batch, each of which has m / B of the m rows. The rows of `left` may lie apart.
+    """
+    if left.is_cuda and can_fuse(str(left.device)):
+        from sliders.compute import kernels
+
+        return kernels.beside_scaled(left, narrow, strength, width)
+    scaled = scale(narrow[None], strength)[0]
+    zeros = left.new_zeros((len(left), width - left.shape[1] - narrow.shape[1]))
+    return torch.cat([left, scaled, zeros], 1), scaled

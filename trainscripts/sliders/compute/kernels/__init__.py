@@ -8,7 +8,7 @@ from sliders.compute.kernels.geglu import GEGLU
 from sliders.compute.kernels.group_norm import GroupNormSiLU
 from sliders.compute.kernels.layer_norm import AddLayerNorm
 from sliders.compute.kernels.rows import reads_float8, unpack_rows
-from sliders.compute.kernels.scaled_product import add_scaled_product
+from sliders.compute.kernels.scaled_product import add_scaled_product, beside_scaled
 
 __all__ = [
     "GEGLU",
@@ -18,6 +18,7 @@ __all__ = [
     "AttentionToFewKeys",
     "GroupNormSiLU",
     "add_scaled_product",
+    "beside_scaled",
     "reads_float8",
     "unpack_rows",
 ]

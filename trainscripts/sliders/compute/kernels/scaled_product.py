@@ -1,6 +1,6 @@
-"""Adds a product of low rank to a matrix, with a factor for each row of the batch.
+"""Sums and rows of matrices of low rank, with a factor for each row of the batch.
 
-Libraries need two kernels for it, and take twice as long as its passes over memory.
+Libraries need several kernels for them, and take twice as long as their passes over memory.
 """
 
 import torch
@@ -9,12 +9,13 @@ import triton.language as tl
 from torch import Tensor
 
 ROWS, COLUMNS, RANKS = 64, 128, 32  # the tile of one program, and the ranks that it reads at once
+COPIED = 64  # rows and columns that one program copies
 
 
 def add_scaled_product(
     out: Tensor, narrow: Tensor, weight: Tensor, strength: Tensor, bias: Tensor | None = None
 ) -> Tensor:
-    """out [n, m, C] += scaled·weight + bias, where scaled [n, m, r] = narrow · strength, which is returned.
+    """out [n, m, C] += (narrow·weight) · strength + bias, for narrow [n, m, r]. Returns narrow · strength.
 
     weight [n, r, C], bias [n · C]. strength [B]: of the rows of the batch, each of which has m / B of the m rows. The
     last dimension of `out` and `narrow` is contiguous. For each of the m rows, the n results lie side by side in the
@@ -31,6 +32,38 @@ def add_scaled_product(
     return scaled
 
 
+def beside_scaled(left: Tensor, narrow: Tensor, strength: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """left [m, C], narrow [m, r] → [m, width], which is left, narrow · strength and zeros; and narrow · strength alone.
+
+    strength [B]: of the rows of the batch, each of which has m / B of the m rows. `narrow` is contiguous.
+    """
+    rows, rank = narrow.shape
+    left = left if left.stride(1) == 1 else left.contiguous()
+    both, scaled = left.new_empty((rows, width)), torch.empty_like(narrow)
+    grid = (triton.cdiv(rows, COPIED), triton.cdiv(width, COPIED))
+    sizes = (left.stride(0), rows, left.shape[1], rank, width, rows // len(strength), COPIED)
+    _beside_scaled[grid](left, narrow, strength, both, scaled, *sizes, num_warps=2)
+    return both, scaled
+
+
+@triton.jit
+def _beside_scaled(
+    left, narrow, strength, both, scaled, left_row, rows, left_width, rank, width, share, SIDE: tl.constexpr
+):  # fmt: skip
+    row, column = tl.program_id(0) * SIDE + tl.arange(0, SIDE), tl.program_id(1) * SIDE + tl.arange(0, SIDE)
+    inside = (row < rows)[:, None]
+    factor = tl.load(strength + row // share, row < rows, other=0.0).to(tl.float32)
+    is_left, index = column < left_width, column - left_width
+    place = row.to(tl.int64)[:, None]
+    value = tl.load(left + place * left_row + column[None, :], inside & is_left[None, :], other=0.0)
+    is_right = inside & ((index >= 0) & (index < rank))[None, :]
+    right = tl.load(narrow + place * rank + index[None, :], is_right, other=0.0).to(tl.float32) * factor[:, None]
+    right = right.to(value.dtype)
+    tl.store(scaled + place * rank + index[None, :], right, is_right)
+    value = tl.where(is_left[None, :], value, right)
+    tl.store(both + place * width + column[None, :], value, inside & (column < width)[None, :])
+
+
 @triton.jit
 def _add_scaled_product(
     out, narrow, weight, strength, bias, scaled, out_stack, out_row, narrow_stack, narrow_row,
@@ -42,23 +75,23 @@ def _add_scaled_product(
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     stack = tl.program_id(2)
     factor = tl.load(strength + row // share, row < rows, other=0.0).to(tl.float32)
+    place = out + stack * out_stack + row.to(tl.int64)[:, None] * out_row + column[None, :]
+    within = (row < rows)[:, None] & (column < width)[None, :]
+    before = tl.load(place, within, other=0.0)  # first, to arrive while the product is computed
     narrow += stack * narrow_stack + row.to(tl.int64)[:, None] * narrow_row
     scaled += stack * scaled_stack + row.to(tl.int64)[:, None] * scaled_row
     weight += stack * weight_stack + column[None, :] * weight_column
-    total = tl.zeros((ROWS, COLUMNS), tl.float32)
+    product = tl.zeros((ROWS, COLUMNS), tl.float32)
     for start in range(0, rank, RANKS):
         index = start + tl.arange(0, RANKS)
         mask = (row < rows)[:, None] & (index < rank)[None, :]
-        part = tl.load(narrow + index[None, :], mask, other=0.0).to(tl.float32) * factor[:, None]
-        part = part.to(scaled.dtype.element_ty)
+        part = tl.load(narrow + index[None, :], mask, other=0.0)
         if tl.program_id(1) == 0:
-            tl.store(scaled + index[None, :], part, mask)
+            tl.store(scaled + index[None, :], (part.to(tl.float32) * factor[:, None]).to(scaled.dtype.element_ty), mask)
         inside = (index < rank)[:, None] & (column < width)[None, :]
         other = tl.load(weight + index[:, None] * weight_rank, inside, other=0.0)
-        total = tl.dot(part, other, total, input_precision="ieee")
-    place = out + stack * out_stack + row.to(tl.int64)[:, None] * out_row + column[None, :]
-    mask = (row < rows)[:, None] & (column < width)[None, :]
-    total += tl.load(place, mask, other=0.0).to(tl.float32)
+        product = tl.dot(part, other, product, input_precision="ieee")
+    total = product * factor[:, None] + before.to(tl.float32)
     if BIAS:
         total += tl.load(bias + stack * width + column, column < width, other=0.0).to(tl.float32)[None, :]
-    tl.store(place, total.to(out.dtype.element_ty), mask)
+    tl.store(place, total.to(out.dtype.element_ty), within)
