@@ -7,6 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 from conftest import make_scale_folders, write_experiment
+from exact_gradients import LAYERS, assert_float32_resolution
 from experiments import TEXT_SETS, make_text_trainer
 from networks import random_inputs
 from safetensors.torch import load_file
@@ -395,3 +396,10 @@ def test_a_bfloat16_step_with_all_kernels_has_the_gradient_of_a_plain_float32_on
         found.append((output.detach(), weights.master.grad))
     for plain, ours in zip(*found, strict=True):
         assert (ours - plain).norm() <= 0.05 * plain.norm()
+
+
+@pytest.mark.parametrize("uses", [1, 3])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_gradients_of_a_bfloat16_model_are_not_rounded_to_it(kind, uses):
+    """They are products of bfloat16 matrices, written in float32."""
+    assert_float32_resolution(kind, "cuda", uses)

@@ -1,7 +1,10 @@
 """Weights as one tensor give the same outputs and gradients as single ones."""
 
+import pytest
 import torch
+from exact_gradients import LAYERS, assert_float32_resolution
 from networks import random_inputs, random_network, unet_output
+from sliders.adaptors import ALGORITHMS
 from sliders.adaptors.flat_weights import FlatWeights
 from sliders.models.sdxl.narrow import build_narrow_sdxl
 
@@ -34,12 +37,17 @@ def test_flat_weights_hold_every_weight_and_its_gradient_once():
         assert torch.allclose(parameter, before[name] - wanted[name], rtol=1e-3, atol=1e-3), name
 
 
+def inputs_in(dtype):
+    inputs = random_inputs()
+    inputs = {k: v.to(dtype) if k in ("sample", "encoder_hidden_states") else v for k, v in inputs.items()}
+    inputs["added_cond_kwargs"]["text_embeds"] = inputs["added_cond_kwargs"]["text_embeds"].to(dtype)
+    return inputs
+
+
 def test_a_bfloat16_model_computes_with_the_copy_and_learns_in_the_master():
     unet = build_narrow_sdxl().unet.requires_grad_(False).to(memory_format=torch.channels_last).to(torch.bfloat16)
     network = random_network(unet)
-    inputs = random_inputs()
-    inputs = {k: v.bfloat16() if k in ("sample", "encoder_hidden_states") else v for k, v in inputs.items()}
-    inputs["added_cond_kwargs"]["text_embeds"] = inputs["added_cond_kwargs"]["text_embeds"].bfloat16()
+    inputs = inputs_in(torch.bfloat16)
     with torch.no_grad():
         plain = unet(**inputs).sample
         flat = FlatWeights(network, torch.bfloat16)
@@ -84,3 +92,26 @@ def test_gradients_of_an_interrupted_backward_pass_are_discarded():
         flat.gather_gradients()
         wanted.append(flat.master.grad.clone())
     assert torch.equal(*wanted)
+
+
+@pytest.mark.parametrize("algo", ALGORITHMS)
+def test_the_gradient_of_a_bfloat16_model_is_that_of_a_float32_one_up_to_rounding(algo):
+    """Through autograd or not; and a second backward pass replaces it."""
+    found = []
+    for dtype in (torch.float32, torch.bfloat16):
+        unet = build_narrow_sdxl().unet.requires_grad_(False).to(dtype, memory_format=torch.channels_last)
+        flat = FlatWeights(random_network(unet, algo=algo), dtype)
+        for _ in range(2):
+            unet(**inputs_in(dtype)).sample.float().square().sum().backward()
+            flat.gather_gradients()
+        found.append(flat.master.grad)
+    plain, ours = found
+    assert ours.dtype == torch.float32
+    assert (ours - plain).norm() <= 0.05 * plain.norm()
+
+
+@pytest.mark.parametrize("uses", [1, 3])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_gradients_of_a_bfloat16_model_are_not_rounded_to_it(kind, uses):
+    """Neither those of layers that run once, nor the sums of those that run several times. A GPU has other kernels."""
+    assert_float32_resolution(kind, "cpu", uses)

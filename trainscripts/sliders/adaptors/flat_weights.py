@@ -8,9 +8,11 @@ from sliders.adaptors.network import AdaptorNetwork
 
 
 class FlatWeights:
-    """`master` [n] float32 and its gradient, with a copy of both in `dtype`, the model's, if that is not float32.
+    """`master` [n] float32 and its gradient, with a copy of the weights in `dtype`, the model's, if that is not float32.
 
-    `shared` [n + 1] float32 is that gradient and room for the loss: what several processes average, as one tensor.
+    `shared` [n + 1] float32 is the gradient and room for the loss: what several processes average, as one tensor. A LoRA's
+    gradients that are matrix products are written there in float32. The kernels that compute the others, among them that
+    of a convolution's down, round to `dtype`.
 
     The network's parameters become views of `master`; they are saved, loaded and read as before. Convolution weights
     are stored channels-last, like the UNet's, so that no step converts them.
@@ -24,12 +26,12 @@ class FlatWeights:
         self.master.grad = self.shared[:-1]
         for parameter, view in zip(parameters, _views(master, parameters), strict=True):
             parameter.data = view
-        self._copy = self._gradient = None
+        self._copy = None
         self._leaves: list[Tensor] = parameters
         if dtype != master.dtype:
-            self._copy, self._gradient = master.to(dtype), torch.zeros_like(master, dtype=dtype)
+            self._copy = master.to(dtype)
             self._leaves = [v.requires_grad_() for v in _views(self._copy, parameters)]
-        self._views = _views(self.master.grad if self._gradient is None else self._gradient, parameters)
+        self._views = _views(self.master.grad, parameters)
         self._sink = GradientSink(list(zip(self._leaves, self._views, strict=True)))
         leaf_of = {id(p): leaf for p, leaf in zip(parameters, self._leaves, strict=True)}
         for adaptor in network.adaptors:
@@ -62,8 +64,6 @@ class FlatWeights:
             leaf.grad = None
         if views:
             torch._foreach_copy_(views, grads)
-        if self._gradient is not None:
-            self.master.grad.copy_(self._gradient)
 
     def drop_gradients(self) -> None:
         """Discards the gradients of a backward pass, even of one that was interrupted."""

@@ -19,7 +19,7 @@ class GradientSink:
     """
 
     def __init__(self, views: Sequence[tuple[Tensor, Tensor]]):
-        """views: (weight, view of the same shape and dtype) of all weights."""
+        """views: (weight, float32 view of the same shape) of all weights."""
         self._view_of = {id(weight): view for weight, view in views}
         self._written: set[int] = set()
         self._in_flight: deque[tuple[torch.cuda.Event, tuple[Tensor, ...]]] = deque()
@@ -29,8 +29,8 @@ class GradientSink:
     def put(self, weights: Sequence[Tensor], write: Callable[[Tensor], None], reads: tuple[Tensor, ...]) -> None:
         """Lets `write(out)` compute the gradient of `weights`, which have one shape.
 
-        out: for several weights, their views below each other. reads: the tensors that `write` reads. A second gradient
-        of the same weights in a pass is added to the first.
+        out, float32: for several weights, their views below each other. reads: the tensors that `write` reads. A second
+        gradient of the same weights in a pass is added to the first.
         """
         out = stacked_view([self._view_of[id(weight)] for weight in weights])
         if out is None:

@@ -105,10 +105,19 @@ def _product(sink: GradientSink | None, weights: Sequence[Tensor], a: Tensor, b:
         return (a @ b).view(shape)
 
     def write(out: Tensor) -> None:
-        torch.matmul(a, b, out=out.view(*a.shape[:-1], b.shape[-1]))
+        _multiply(a, b, out.view(*a.shape[:-1], b.shape[-1]))
 
     sink.put(weights, write, (a, b))
     return None
+
+
+def _multiply(a: Tensor, b: Tensor, out: Tensor) -> None:
+    """out = a·b, in `out`'s dtype, float32, without rounding to that of a and b. Matrices, or batches [n, …] of them."""
+    if out.is_cuda and a.dtype != out.dtype:
+        multiply = torch.mm if a.ndim == 2 else torch.bmm
+        multiply(a, b, out_dtype=out.dtype, out=out)
+    else:  # only CUDA has kernels for two dtypes
+        torch.matmul(a.to(out.dtype), b.to(out.dtype), out=out)
 
 
 def _convolved(
