@@ -8,6 +8,7 @@ from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.autoencoders.vae import Decoder, Encoder
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 
 from sliders.compute.attention import set_attention
@@ -37,12 +38,13 @@ def separate_blocks(vae: nn.Module) -> None:
 
 
 def fuse_blocks(model: nn.Module) -> None:
-    """Shadows the `forward` of ResNets, GEGLUs and transformer blocks. Adaptors may be attached before or after."""
+    """Shadows the `forward` of ResNets, GEGLUs, transformer blocks and the last norm. Adaptors may be attached before or after."""
     for module in model.modules():
         if isinstance(module, ResnetBlock2D) and _is_plain(module):
             module.forward = MethodType(_resnet, module)
-        elif isinstance(module, Encoder | Decoder):
-            module.conv_norm_out.forward = MethodType(_group_norm, module.conv_norm_out)
+        elif isinstance(module, Encoder | Decoder | UNet2DConditionModel) and _ends_plainly(module):
+            module.conv_norm_out.forward = MethodType(_norm_and_silu, module.conv_norm_out)
+            module.conv_act.forward = _pass
         elif isinstance(module, GEGLU):
             module.forward = MethodType(_geglu, module)
         elif (
@@ -64,6 +66,11 @@ def _is_plain(block: ResnetBlock2D) -> bool:
         and block.output_scale_factor == 1
         and block.dropout.p == 0
     )
+
+
+def _ends_plainly(model: Encoder | Decoder | UNet2DConditionModel) -> bool:
+    """Whether the last convolution follows a group norm and SiLU."""
+    return isinstance(model.conv_norm_out, nn.GroupNorm) and isinstance(model.conv_act, nn.SiLU)
 
 
 def _resnet(block: ResnetBlock2D, x: Tensor, temb: Tensor | None) -> Tensor:
@@ -124,8 +131,13 @@ def _add_norm(x: Tensor, y: Tensor | None, norm: nn.LayerNorm) -> tuple[Tensor, 
     return kernels.AddLayerNorm.apply(x, y, norm.weight, norm.bias, norm.eps)
 
 
-def _group_norm(norm: nn.GroupNorm, x: Tensor) -> Tensor:
-    return _norm(norm, x, silu=False)
+def _norm_and_silu(norm: nn.GroupNorm, x: Tensor) -> Tensor:
+    return _norm(norm, x, silu=True)
+
+
+def _pass(x: Tensor) -> Tensor:
+    """In place of a SiLU that has been computed with the norm before it."""
+    return x
 
 
 def _norm(norm: nn.GroupNorm, x: Tensor, silu: bool) -> Tensor:
