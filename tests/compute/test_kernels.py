@@ -46,11 +46,40 @@ def test_group_norm(shape, silu):
     exact = F.group_norm(exact_x, groups, weight.double(), bias.double(), 1e-5)
     exact = F.silu(exact) if silu else exact
 
-    ours = kernels.GroupNormSiLU.apply(x, weight, bias, groups, 1e-5, silu)
+    ours = kernels.GroupNormSiLU.apply(x, None, weight, bias, groups, 1e-5, silu)
 
     assert_alike(ours, exact)
     upstream = torch.randn(size, generator=generator).to(DEVICE)
     assert_alike(*(torch.autograd.grad(y, v, upstream.to(y.dtype))[0] for y, v in ((ours, x), (exact, exact_x))))
+
+
+SHIFTED = [(2, 320, 5, 7, 32, 0.0), (1, 960, 5, 13, 32, 50.0)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("shape", SHIFTED)
+def test_group_norm_of_an_image_to_which_an_embedding_is_added(shape, dtype):
+    """The embedding may be part of wider rows."""
+    *size, groups, mean = shape
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(size, generator=generator) * 2 + mean
+    shift = torch.randn(size[0], size[1] + 7, generator=generator) * 3
+    weight, bias = torch.randn(2, size[1], generator=generator).to(DEVICE, dtype)
+    x, shift = x.to(DEVICE, dtype, memory_format=torch.channels_last), shift.to(DEVICE, dtype)[:, : size[1]]
+    inputs = (x.requires_grad_(), shift.requires_grad_())
+    exact_inputs = tuple(t.detach().double().requires_grad_() for t in inputs)
+    total = exact_inputs[0] + exact_inputs[1][:, :, None, None]
+    exact = F.silu(F.group_norm(total, groups, weight.double(), bias.double(), 1e-5))
+
+    ours = kernels.GroupNormSiLU.apply(*inputs, weight, bias, groups, 1e-5, True)
+
+    assert_alike(ours, exact)
+    upstream = torch.randn(size, generator=generator).to(DEVICE, dtype)
+    gradients = torch.autograd.grad(ours, inputs, upstream)
+    for found, wanted in zip(gradients, torch.autograd.grad(exact, exact_inputs, upstream.double()), strict=True):
+        assert_alike(found, wanted)
+    alone = kernels.GroupNormSiLU.apply(x.detach(), shift, weight, bias, groups, 1e-5, True)
+    assert torch.equal(torch.autograd.grad(alone, shift, upstream)[0], gradients[1]), "without a gradient of x"
 
 
 def test_geglu():
@@ -154,7 +183,7 @@ def plain_layer_norm(x, weight, bias):
 BFLOAT16 = {  # {name: (size of x, our kernel, PyTorch's operation)}
     "group norm": (
         (2, 64, 5, 4),
-        lambda x, w, b: kernels.GroupNormSiLU.apply(x, w, b, 32, 1e-5, True),
+        lambda x, w, b: kernels.GroupNormSiLU.apply(x, None, w, b, 32, 1e-5, True),
         plain_group_norm,
     ),
     "geglu": ((3, 5, 96), lambda x, w, b: kernels.GEGLU.apply(x), plain_geglu),

@@ -76,9 +76,8 @@ def _ends_plainly(model: Encoder | Decoder | UNet2DConditionModel) -> bool:
 def _resnet(block: ResnetBlock2D, x: Tensor, temb: Tensor | None) -> Tensor:
     """x [B, C, h, w], temb [B, time channels], in a VAE None → [B, C', h, w]"""
     hidden = block.conv1(_norm(block.norm1, x, silu=True))
-    if block.time_emb_proj is not None:
-        hidden = hidden + block.time_emb_proj(block.nonlinearity(temb))[:, :, None, None]
-    hidden = block.conv2(_norm(block.norm2, hidden, silu=True))
+    shift = None if block.time_emb_proj is None else block.time_emb_proj(block.nonlinearity(temb))
+    hidden = block.conv2(_norm(block.norm2, hidden, silu=True, shift=shift))
     return hidden + (x if block.conv_shortcut is None else block.conv_shortcut(x))
 
 
@@ -140,7 +139,7 @@ def _pass(x: Tensor) -> Tensor:
     return x
 
 
-def _norm(norm: nn.GroupNorm, x: Tensor, silu: bool) -> Tensor:
+def _norm(norm: nn.GroupNorm, x: Tensor, silu: bool, shift: Tensor | None = None) -> Tensor:
     from sliders.compute import kernels
 
-    return kernels.GroupNormSiLU.apply(x, norm.weight, norm.bias, norm.num_groups, norm.eps, silu)
+    return kernels.GroupNormSiLU.apply(x, shift, norm.weight, norm.bias, norm.num_groups, norm.eps, silu)

@@ -1,8 +1,8 @@
-"""GroupNorm fused with SiLU on channels-last images.
+"""GroupNorm fused with SiLU, and with the addition of an embedding before it, on channels-last images.
 
-On CUDA, PyTorch's GroupNorm converts channels-last images to contiguous ones and back, and SiLU is another pass over
-memory. Here the forward pass reads the image twice and writes it once; the backward pass reads images four times and
-writes one.
+On CUDA, PyTorch's GroupNorm converts channels-last images to contiguous ones and back, and the other operations are more
+passes over memory. Here the forward pass reads the image twice and writes it once; the backward pass reads images four
+times and writes one.
 """
 
 import torch
@@ -15,40 +15,52 @@ GATHERED = 4096  # most values that a group's program reads at once: twice as ma
 
 
 class GroupNormSiLU(torch.autograd.Function):
-    """x [B, C, h, w] → group_norm(x), then SiLU if `silu`; weight, bias [C]. Wu & He 2018, arXiv:1803.08494."""
+    """x [B, C, h, w] → group_norm(x + shift), then SiLU if `silu`; weight, bias [C]. Wu & He 2018, arXiv:1803.08494.
+
+    shift [B, C], or None: added to each pixel in float32. The sum is never written to memory, and the gradient of shift
+    takes no pass over the image.
+    """
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool) -> Tensor:
+    def forward(
+        ctx, x: Tensor, shift: Tensor | None, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool
+    ) -> Tensor:
         x = x.contiguous(memory_format=torch.channels_last)
+        shift = shift if shift is None or shift.stride(1) == 1 else shift.contiguous()
         batch, channels, height, width = x.shape
         pixels, chunks = height * width, triton.cdiv(height * width, ROWS)
         part_mean, part_m2 = x.new_empty((2, batch, chunks, channels), dtype=torch.float32)
-        mean, rstd = x.new_empty((2, batch, groups), dtype=torch.float32)
+        centre, rstd = (x.new_empty((batch, n), dtype=torch.float32) for n in (channels, groups))
+        drift = None if shift is None else torch.empty_like(centre)
         out = torch.empty_like(x)
         grid = (chunks, batch, triton.cdiv(channels, CHANNELS))
         shape = (pixels, channels)
         _channel_stats[grid](x, part_mean, part_m2, *shape, ROWS, CHANNELS)
-        _group_stats[batch, groups](part_mean, part_m2, mean, rstd, *shape, chunks, eps, ROWS, *_gathered(x, groups))
-        _normalise[grid](x, mean, rstd, weight, bias, out, *shape, groups, silu, ROWS, CHANNELS)
-        ctx.save_for_backward(x, weight, bias, mean, rstd)
-        ctx.groups, ctx.silu = groups, silu
+        stats, sizes = (centre, rstd, drift), (*shape, chunks, 0 if shift is None else shift.stride(0))
+        _group_stats[batch, groups](part_mean, part_m2, shift, *stats, *sizes, eps, ROWS, *_gathered(x, groups))
+        _normalise[grid](x, centre, rstd, weight, bias, out, *shape, groups, silu, ROWS, CHANNELS)
+        ctx.save_for_backward(x, weight, bias, *stats)
+        ctx.silu = silu
         return out
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, bias, mean, rstd = ctx.saved_tensors
+        x, weight, bias, centre, rstd, drift = ctx.saved_tensors
         grad = grad.contiguous(memory_format=torch.channels_last)
-        batch, channels, height, width = x.shape
+        (batch, channels, height, width), groups = x.shape, rstd.shape[1]
         pixels, chunks = height * width, triton.cdiv(height * width, ROWS)
         part_sum, part_dot = x.new_empty((2, batch, chunks, channels), dtype=torch.float32)
-        total, dot = x.new_empty((2, batch, ctx.groups), dtype=torch.float32)
-        grad_x = torch.empty_like(x)
+        total, dot = torch.empty_like(rstd), torch.empty_like(rstd)
+        grad_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
+        grad_shift = x.new_empty(centre.shape) if ctx.needs_input_grad[1] else None
         grid = (chunks, batch, triton.cdiv(channels, CHANNELS))
-        tensors, shape = (x, grad, mean, rstd, weight, bias), (pixels, channels)
-        _channel_sums[grid](*tensors, part_sum, part_dot, *shape, ctx.groups, ctx.silu, ROWS, CHANNELS)
-        _group_sums[batch, ctx.groups](part_sum, part_dot, total, dot, channels, chunks, *_gathered(x, ctx.groups))
-        _normalise_backward[grid](*tensors, total, dot, grad_x, *shape, ctx.groups, ctx.silu, ROWS, CHANNELS)
-        return grad_x, None, None, None, None, None
+        tensors, options = (x, grad, centre, rstd, weight, bias), (pixels, channels, groups, ctx.silu, ROWS, CHANNELS)
+        _channel_sums[grid](*tensors, part_sum, part_dot, *options)
+        sums = (part_sum, part_dot, rstd, drift, total, dot, grad_shift)
+        _group_sums[batch, groups](*sums, channels, chunks, *_gathered(x, groups))
+        if grad_x is not None:
+            _normalise_backward[grid](*tensors, total, dot, grad_x, *options)
+        return grad_x, grad_shift, None, None, None, None, None
 
 
 def _gathered(x: Tensor, groups: int) -> tuple[int, int]:
@@ -82,57 +94,71 @@ def _channel_stats(x, part_mean, part_m2, pixels, channels, ROWS: tl.constexpr, 
 
 @triton.jit
 def _group_stats(
-    part_mean, part_m2, mean, rstd, pixels, channels, chunks, eps,
+    part_mean, part_m2, shift, centre, rstd, drift, pixels, channels, chunks, shift_stride, eps,
     ROWS: tl.constexpr, CHUNKS: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """Combines the chunks' statistics into a group's mean and 1 / standard deviation (Chan et al. 1979)."""
+    """Combines the chunks' statistics into those of a group of x + shift (Chan et al. 1979).
+
+    centre [B, C]: the group's mean less the channel's shift, so that later kernels need no shift. rstd [B, groups]:
+    1 / standard deviation. drift [B, C]: the mean of a channel's normalised values, if there is a shift.
+    """
     per_group = channels // tl.num_programs(1)
     columns = tl.arange(0, GROUP)
     first = tl.program_id(0) * chunks * channels + tl.program_id(1) * per_group
+    channel = tl.program_id(1) * per_group + columns
+    added = tl.zeros((GROUP,), tl.float32)
+    if shift is not None:
+        added += tl.load(shift + tl.program_id(0) * shift_stride + channel, columns < per_group, other=0.0).to(
+            tl.float32
+        )
     total = tl.zeros((CHUNKS, GROUP), tl.float32)
     for start in range(0, chunks, CHUNKS):
         chunk = start + tl.arange(0, CHUNKS)
         mask = (chunk < chunks)[:, None] & (columns < per_group)[None, :]
         count = tl.minimum(ROWS, pixels - chunk * ROWS)
         value = tl.load(part_mean + first + chunk[:, None] * channels + columns[None, :], mask, other=0.0)
-        total += tl.where(mask, value * count[:, None], 0.0)
+        total += tl.where(mask, (value + added[None, :]) * count[:, None], 0.0)
     size = pixels * per_group
-    centre = tl.sum(total) / size
+    sums = tl.sum(total, 0)
+    mean = tl.sum(sums, 0) / size
     squares = tl.zeros((CHUNKS, GROUP), tl.float32)
     for start in range(0, chunks, CHUNKS):
         chunk = start + tl.arange(0, CHUNKS)
         mask = (chunk < chunks)[:, None] & (columns < per_group)[None, :]
         count = tl.minimum(ROWS, pixels - chunk * ROWS)
         place = first + chunk[:, None] * channels + columns[None, :]
-        away = tl.load(part_mean + place, mask, other=0.0) - centre
+        away = tl.load(part_mean + place, mask, other=0.0) + added[None, :] - mean
         within = tl.load(part_m2 + place, mask, other=0.0)
         squares += tl.where(mask, within + away * away * count[:, None], 0.0)
     group = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
-    tl.store(mean + group, centre)
-    tl.store(rstd + group, 1.0 / tl.sqrt(tl.sum(squares) / size + eps))
+    scale = 1.0 / tl.sqrt(tl.sum(squares) / size + eps)
+    tl.store(rstd + group, scale)
+    place = tl.program_id(0) * channels + channel
+    tl.store(centre + place, mean - added, columns < per_group)
+    if shift is not None:
+        tl.store(drift + place, (sums / pixels - mean) * scale, columns < per_group)
 
 
 @triton.jit
-def _affine(x, mean, rstd, weight, bias, offsets, mask, columns, channels, groups):
+def _affine(x, centre, rstd, weight, bias, offsets, mask, columns, channels, groups):
     """Returns normalised x, normalised x · weight + bias, and per channel: weight and 1 / standard deviation."""
     inside = columns < channels
-    group = tl.program_id(1) * groups + columns // (channels // groups)
-    scale = tl.load(rstd + group, inside, other=0.0)
-    centre = tl.load(mean + group, inside, other=0.0)
+    scale = tl.load(rstd + tl.program_id(1) * groups + columns // (channels // groups), inside, other=0.0)
+    level = tl.load(centre + tl.program_id(1) * channels + columns, inside, other=0.0)
     gain = tl.load(weight + columns, inside, other=0.0).to(tl.float32)
-    shift = tl.load(bias + columns, inside, other=0.0).to(tl.float32)
+    offset = tl.load(bias + columns, inside, other=0.0).to(tl.float32)
     value = tl.load(x + offsets, mask, other=0.0).to(tl.float32)
-    normal = (value - centre[None, :]) * scale[None, :]
-    return normal, normal * gain[None, :] + shift[None, :], gain, scale
+    normal = (value - level[None, :]) * scale[None, :]
+    return normal, normal * gain[None, :] + offset[None, :], gain, scale
 
 
 @triton.jit
 def _normalise(
-    x, mean, rstd, weight, bias, out, pixels, channels, groups,
+    x, centre, rstd, weight, bias, out, pixels, channels, groups,
     SILU: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     offsets, mask, columns = _tile(pixels, channels, ROWS, CHANNELS)
-    _, value, _, _ = _affine(x, mean, rstd, weight, bias, offsets, mask, columns, channels, groups)
+    _, value, _, _ = _affine(x, centre, rstd, weight, bias, offsets, mask, columns, channels, groups)
     if SILU:
         value = value * tl.sigmoid(value)
     tl.store(out + offsets, value.to(out.dtype.element_ty), mask)
@@ -150,11 +176,11 @@ def _grad_normal(grad, value, gain, offsets, mask, SILU: tl.constexpr):
 
 @triton.jit
 def _channel_sums(
-    x, grad, mean, rstd, weight, bias, part_sum, part_dot, pixels, channels, groups,
+    x, grad, centre, rstd, weight, bias, part_sum, part_dot, pixels, channels, groups,
     SILU: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     offsets, mask, columns = _tile(pixels, channels, ROWS, CHANNELS)
-    normal, value, gain, _ = _affine(x, mean, rstd, weight, bias, offsets, mask, columns, channels, groups)
+    normal, value, gain, _ = _affine(x, centre, rstd, weight, bias, offsets, mask, columns, channels, groups)
     upstream = _grad_normal(grad, value, gain, offsets, mask, SILU)
     place = (tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)) * channels + columns
     tl.store(part_sum + place, tl.sum(upstream, 0), columns < channels)
@@ -162,7 +188,11 @@ def _channel_sums(
 
 
 @triton.jit
-def _group_sums(part_sum, part_dot, total, dot, channels, chunks, CHUNKS: tl.constexpr, GROUP: tl.constexpr):
+def _group_sums(
+    part_sum, part_dot, rstd, drift, total, dot, grad_shift, channels, chunks,
+    CHUNKS: tl.constexpr, GROUP: tl.constexpr,
+):  # fmt: skip
+    """Sums of a group for `_normalise_backward`, and the sum of what that will write for each channel: grad_shift."""
     per_group = channels // tl.num_programs(1)
     columns = tl.arange(0, GROUP)
     first = tl.program_id(0) * chunks * channels + tl.program_id(1) * per_group
@@ -175,17 +205,24 @@ def _group_sums(part_sum, part_dot, total, dot, channels, chunks, CHUNKS: tl.con
         sums += tl.load(part_sum + place, mask, other=0.0)
         dots += tl.load(part_dot + place, mask, other=0.0)
     group = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
-    tl.store(total + group, tl.sum(sums))
-    tl.store(dot + group, tl.sum(dots))
+    channel_sums = tl.sum(sums, 0)
+    group_sum, group_dot = tl.sum(channel_sums, 0), tl.sum(dots)
+    tl.store(total + group, group_sum)
+    tl.store(dot + group, group_dot)
+    if grad_shift is not None:
+        place = tl.program_id(0) * channels + tl.program_id(1) * per_group + columns
+        mean = tl.load(drift + place, columns < per_group, other=0.0)
+        result = tl.load(rstd + group) * (channel_sums - (group_sum + mean * group_dot) / per_group)
+        tl.store(grad_shift + place, result.to(grad_shift.dtype.element_ty), columns < per_group)
 
 
 @triton.jit
 def _normalise_backward(
-    x, grad, mean, rstd, weight, bias, total, dot, grad_x, pixels, channels, groups,
+    x, grad, centre, rstd, weight, bias, total, dot, grad_x, pixels, channels, groups,
     SILU: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     offsets, mask, columns = _tile(pixels, channels, ROWS, CHANNELS)
-    normal, value, gain, scale = _affine(x, mean, rstd, weight, bias, offsets, mask, columns, channels, groups)
+    normal, value, gain, scale = _affine(x, centre, rstd, weight, bias, offsets, mask, columns, channels, groups)
     upstream = _grad_normal(grad, value, gain, offsets, mask, SILU)
     per_group = channels // groups
     group = tl.program_id(1) * groups + columns // per_group
