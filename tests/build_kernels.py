@@ -83,7 +83,7 @@ def launch_all(dtype: torch.dtype, ampere: bool, float8: bool) -> None:
         affine = (tensor(channels), tensor(channels))
         for silu, shift in ((True, tensor(2, channels)), (False, None)):
             image = tensor(2, channels, 32, 32)
-            kernels.GroupNormSiLU.apply(image, shift, *affine, GROUPS, 1e-5, silu).sum().backward()
+            sum(kernels.GroupNormSiLU.apply(image, shift, *affine, GROUPS, 1e-5, silu)).sum().backward()
 
 
 def usage(kernel) -> tuple[int, int, int]:

@@ -46,7 +46,7 @@ def test_group_norm(shape, silu):
     exact = F.group_norm(exact_x, groups, weight.double(), bias.double(), 1e-5)
     exact = F.silu(exact) if silu else exact
 
-    ours = kernels.GroupNormSiLU.apply(x, None, weight, bias, groups, 1e-5, silu)
+    _, ours = kernels.GroupNormSiLU.apply(x, None, weight, bias, groups, 1e-5, silu)
 
     assert_alike(ours, exact)
     upstream = torch.randn(size, generator=generator).to(DEVICE)
@@ -71,15 +71,34 @@ def test_group_norm_of_an_image_to_which_an_embedding_is_added(shape, dtype):
     total = exact_inputs[0] + exact_inputs[1][:, :, None, None]
     exact = F.silu(F.group_norm(total, groups, weight.double(), bias.double(), 1e-5))
 
-    ours = kernels.GroupNormSiLU.apply(*inputs, weight, bias, groups, 1e-5, True)
+    _, ours = kernels.GroupNormSiLU.apply(*inputs, weight, bias, groups, 1e-5, True)
 
     assert_alike(ours, exact)
     upstream = torch.randn(size, generator=generator).to(DEVICE, dtype)
     gradients = torch.autograd.grad(ours, inputs, upstream)
     for found, wanted in zip(gradients, torch.autograd.grad(exact, exact_inputs, upstream.double()), strict=True):
         assert_alike(found, wanted)
-    alone = kernels.GroupNormSiLU.apply(x.detach(), shift, weight, bias, groups, 1e-5, True)
+    _, alone = kernels.GroupNormSiLU.apply(x.detach(), shift, weight, bias, groups, 1e-5, True)
     assert torch.equal(torch.autograd.grad(alone, shift, upstream)[0], gradients[1]), "without a gradient of x"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_gradient_that_skips_a_group_norm_is_added(dtype):
+    """It may be a part of a wider image, as where an up block appends channels."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((2, 96, 5, 7), (96,), (96,), (2, 96, 5, 7), (2, 160, 5, 7))
+    x, weight, bias, upstream, wide = (torch.randn(s, generator=generator).to(DEVICE, dtype) for s in shapes)
+    x = x.to(memory_format=torch.channels_last).requires_grad_()
+    gradients = [wide.to(memory_format=torch.channels_last)[:, 64:], upstream]
+    exact_x = x.detach().double().requires_grad_()
+    exact = exact_x * 1, F.silu(F.group_norm(exact_x, 32, weight.double(), bias.double(), 1e-5))
+
+    ours = kernels.GroupNormSiLU.apply(x, None, weight, bias, 32, 1e-5, True)
+
+    assert torch.equal(ours[0], x)
+    found = torch.autograd.grad(ours, x, gradients, retain_graph=True)[0]
+    assert_alike(found, torch.autograd.grad(exact, exact_x, [g.double() for g in gradients])[0])
+    assert torch.equal(torch.autograd.grad(ours[0], x, gradients[0])[0], gradients[0]), "without a gradient of the norm"
 
 
 def test_geglu():
@@ -183,7 +202,7 @@ def plain_layer_norm(x, weight, bias):
 BFLOAT16 = {  # {name: (size of x, our kernel, PyTorch's operation)}
     "group norm": (
         (2, 64, 5, 4),
-        lambda x, w, b: kernels.GroupNormSiLU.apply(x, None, w, b, 32, 1e-5, True),
+        lambda x, w, b: kernels.GroupNormSiLU.apply(x, None, w, b, 32, 1e-5, True)[1],
         plain_group_norm,
     ),
     "geglu": ((3, 5, 96), lambda x, w, b: kernels.GEGLU.apply(x), plain_geglu),

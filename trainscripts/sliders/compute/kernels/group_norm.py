@@ -1,8 +1,8 @@
-"""GroupNorm fused with SiLU, and with the addition of an embedding before it, on channels-last images.
+"""GroupNorm fused with SiLU, the addition of an embedding before it, and the sum of gradients behind it.
 
-On CUDA, PyTorch's GroupNorm converts channels-last images to contiguous ones and back, and the other operations are more
-passes over memory. Here the forward pass reads the image twice and writes it once; the backward pass reads images four
-times and writes one.
+For channels-last images. On CUDA, PyTorch's GroupNorm converts them to contiguous ones and back, and the other
+operations are more passes over memory. Here the forward pass reads the image twice and writes it once; the backward
+pass reads images four times, or five if it adds a gradient, and writes one.
 """
 
 import torch
@@ -15,17 +15,18 @@ GATHERED = 4096  # most values that a group's program reads at once: twice as ma
 
 
 class GroupNormSiLU(torch.autograd.Function):
-    """x [B, C, h, w] → group_norm(x + shift), then SiLU if `silu`; weight, bias [C]. Wu & He 2018, arXiv:1803.08494.
+    """x [B, C, h, w] → x and group_norm(x + shift), then SiLU if `silu`. Wu & He 2018, arXiv:1803.08494.
 
-    shift [B, C], or None: added to each pixel in float32. The sum is never written to memory, and the gradient of shift
-    takes no pass over the image.
+    weight, bias [C]. shift [B, C], or None: added to each pixel in float32. The sum is never written to memory, and the
+    gradient of shift takes no pass over the image. Use the returned x for a skip connection: the backward kernel adds
+    the gradient that arrives through it.
     """
 
     @staticmethod
     def forward(
         ctx, x: Tensor, shift: Tensor | None, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool
-    ) -> Tensor:
-        x = x.contiguous(memory_format=torch.channels_last)
+    ) -> tuple[Tensor, Tensor]:
+        skip, x = x, x.contiguous(memory_format=torch.channels_last)
         shift = shift if shift is None or shift.stride(1) == 1 else shift.contiguous()
         batch, channels, height, width = x.shape
         pixels, chunks = height * width, triton.cdiv(height * width, ROWS)
@@ -41,12 +42,17 @@ class GroupNormSiLU(torch.autograd.Function):
         _normalise[grid](x, centre, rstd, weight, bias, out, *shape, groups, silu, ROWS, CHANNELS)
         ctx.save_for_backward(x, weight, bias, *stats)
         ctx.silu = silu
-        return out
+        ctx.set_materialize_grads(False)
+        return skip, out
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx, grad_skip: Tensor | None, grad: Tensor | None) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return grad_skip, None, None, None, None, None, None
         x, weight, bias, centre, rstd, drift = ctx.saved_tensors
         grad = grad.contiguous(memory_format=torch.channels_last)
+        if grad_skip is not None:
+            grad_skip = grad_skip.contiguous(memory_format=torch.channels_last)
         (batch, channels, height, width), groups = x.shape, rstd.shape[1]
         pixels, chunks = height * width, triton.cdiv(height * width, ROWS)
         part_sum, part_dot = x.new_empty((2, batch, chunks, channels), dtype=torch.float32)
@@ -59,7 +65,7 @@ class GroupNormSiLU(torch.autograd.Function):
         sums = (part_sum, part_dot, rstd, drift, total, dot, grad_shift)
         _group_sums[batch, groups](*sums, channels, chunks, *_gathered(x, groups))
         if grad_x is not None:
-            _normalise_backward[grid](*tensors, total, dot, grad_x, *options)
+            _normalise_backward[grid](*tensors, grad_skip, total, dot, grad_x, *options)
         return grad_x, grad_shift, None, None, None, None, None
 
 
@@ -192,7 +198,7 @@ def _group_sums(
     part_sum, part_dot, rstd, drift, total, dot, grad_shift, channels, chunks,
     CHUNKS: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """Sums of a group for `_normalise_backward`, and the sum of what that will write for each channel: grad_shift."""
+    """Sums of a group for `_normalise_backward`, and grad_shift, the sum of what that will compute for each channel."""
     per_group = channels // tl.num_programs(1)
     columns = tl.arange(0, GROUP)
     first = tl.program_id(0) * chunks * channels + tl.program_id(1) * per_group
@@ -218,7 +224,7 @@ def _group_sums(
 
 @triton.jit
 def _normalise_backward(
-    x, grad, centre, rstd, weight, bias, total, dot, grad_x, pixels, channels, groups,
+    x, grad, centre, rstd, weight, bias, grad_skip, total, dot, grad_x, pixels, channels, groups,
     SILU: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     offsets, mask, columns = _tile(pixels, channels, ROWS, CHANNELS)
@@ -230,4 +236,6 @@ def _normalise_backward(
     average = tl.load(total + group, columns < channels, other=0.0) / size
     slope = tl.load(dot + group, columns < channels, other=0.0) / size
     result = scale[None, :] * (upstream - average[None, :] - normal * slope[None, :])
+    if grad_skip is not None:
+        result += tl.load(grad_skip + offsets, mask, other=0.0).to(tl.float32)
     tl.store(grad_x + offsets, result.to(grad_x.dtype.element_ty), mask)
