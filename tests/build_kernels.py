@@ -82,9 +82,9 @@ def launch_all(dtype: torch.dtype, ampere: bool, float8: bool) -> None:
                 kernels.add_scaled_product(out, narrow, weight, step, torch.zeros(3, width, dtype=dtype))
     for channels in CHANNELS:
         affine = (tensor(channels), tensor(channels))
-        for silu in (True, False):
+        for silu, shift in ((True, tensor(2, channels)), (False, None)):
             image = tensor(2, channels, 32, 32)
-            kernels.GroupNormSiLU.apply(image, *affine, GROUPS, 1e-5, silu).sum().backward()
+            sum(kernels.GroupNormSiLU.apply(image, shift, *affine, GROUPS, 1e-5, silu)).sum().backward()
 
 
 def usage(kernel) -> tuple[int, int, int]:

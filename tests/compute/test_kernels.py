@@ -7,7 +7,6 @@ import sys
 import pytest
 import torch
 from conftest import ROOT
-from diffusers.models.autoencoders.vae import Decoder, Encoder
 from diffusers.models.resnet import ResnetBlock2D
 from networks import random_inputs, random_network
 from sliders.compute.fusion import fuse_blocks, separate_blocks
@@ -47,11 +46,66 @@ def test_group_norm(shape, silu):
     exact = F.group_norm(exact_x, groups, weight.double(), bias.double(), 1e-5)
     exact = F.silu(exact) if silu else exact
 
-    ours = kernels.GroupNormSiLU.apply(x, weight, bias, groups, 1e-5, silu)
+    _, ours = kernels.GroupNormSiLU.apply(x, None, weight, bias, groups, 1e-5, silu)
 
     assert_alike(ours, exact)
     upstream = torch.randn(size, generator=generator).to(DEVICE)
     assert_alike(*(torch.autograd.grad(y, v, upstream.to(y.dtype))[0] for y, v in ((ours, x), (exact, exact_x))))
+
+
+SHIFTED = [(2, 320, 5, 7, 32, 0.0), (1, 960, 5, 13, 32, 50.0)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("shape", SHIFTED)
+def test_group_norm_of_an_image_to_which_an_embedding_is_added(shape, dtype):
+    """The embedding may be part of wider rows."""
+    *size, groups, mean = shape
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(size, generator=generator) * 2 + mean
+    shift = torch.randn(size[0], size[1] + 7, generator=generator) * 3
+    weight, bias = torch.randn(2, size[1], generator=generator).to(DEVICE, dtype)
+    x, shift = x.to(DEVICE, dtype, memory_format=torch.channels_last), shift.to(DEVICE, dtype)[:, : size[1]]
+    inputs = (x.requires_grad_(), shift.requires_grad_())
+    exact_inputs = tuple(t.detach().double().requires_grad_() for t in inputs)
+    total = exact_inputs[0] + exact_inputs[1][:, :, None, None]
+    exact = F.silu(F.group_norm(total, groups, weight.double(), bias.double(), 1e-5))
+
+    _, ours = kernels.GroupNormSiLU.apply(*inputs, weight, bias, groups, 1e-5, True)
+
+    assert_alike(ours, exact)
+    upstream = torch.randn(size, generator=generator).to(DEVICE, dtype)
+    gradients = torch.autograd.grad(ours, inputs, upstream)
+    for found, wanted in zip(gradients, torch.autograd.grad(exact, exact_inputs, upstream.double()), strict=True):
+        assert_alike(found, wanted)
+    _, alone = kernels.GroupNormSiLU.apply(x.detach(), shift, weight, bias, groups, 1e-5, True)
+    assert torch.equal(torch.autograd.grad(alone, shift, upstream)[0], gradients[1]), "without a gradient of x"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "layout"),
+    [(dtype, torch.channels_last) for dtype in (torch.float32, torch.float16, torch.bfloat16)]
+    + [(torch.float32, torch.contiguous_format)],
+)
+def test_a_gradient_that_skips_a_group_norm_is_added(dtype, layout):
+    """Images and gradients may be parts of wider images. Those that are channels-last are not copied."""
+    generator = torch.Generator().manual_seed(0)
+    wide = (torch.randn(2, 160, 5, 7, generator=generator).to(DEVICE, dtype) for _ in range(3))
+    x, *upstream = (t.to(memory_format=layout)[:, i : i + 96] for t, i in zip(wide, (0, 64, 32), strict=True))
+    weight, bias = torch.randn(2, 96, generator=generator).to(DEVICE, dtype)
+    exact_x = x.double().requires_grad_()
+    exact = exact_x * 1, F.silu(F.group_norm(exact_x, 32, weight.double(), bias.double(), 1e-5))
+
+    with torch.profiler.profile() as profiler:
+        ours = kernels.GroupNormSiLU.apply(x.requires_grad_(), None, weight, bias, 32, 1e-5, True)
+        found = torch.autograd.grad(ours, x, upstream, retain_graph=True)[0]
+
+    assert torch.equal(ours[0], x)
+    assert_alike(ours[1], exact[1])
+    assert_alike(found, torch.autograd.grad(exact, exact_x, [g.double() for g in upstream])[0])
+    assert torch.equal(torch.autograd.grad(ours[0], x, upstream[0])[0], upstream[0]), "without a gradient of the norm"
+    copied = any(event.key == "aten::clone" for event in profiler.key_averages())
+    assert copied == (layout == torch.contiguous_format)
 
 
 def test_geglu():
@@ -172,7 +226,7 @@ def plain_layer_norm(x, weight, bias):
 BFLOAT16 = {  # {name: (size of x, our kernel, PyTorch's operation)}
     "group norm": (
         (2, 64, 5, 4),
-        lambda x, w, b: kernels.GroupNormSiLU.apply(x, w, b, 32, 1e-5, True),
+        lambda x, w, b: kernels.GroupNormSiLU.apply(x, None, w, b, 32, 1e-5, True)[1],
         plain_group_norm,
     ),
     "geglu": ((3, 5, 96), lambda x, w, b: kernels.GEGLU.apply(x), plain_geglu),
@@ -216,6 +270,7 @@ def test_fused_blocks_compute_the_same():
         output = unet(**random_inputs(rows=1)).sample
         output.square().sum().backward()
         results.append([output.detach(), *(p.grad.clone() for p in network.parameters())])
+    assert all("forward" in m.__dict__ for m in (unet.conv_norm_out, unet.conv_act))
     for plain, fused in zip(*results, strict=True):
         assert (fused - plain).norm() <= 1e-4 * plain.norm() + 1e-8
 
@@ -232,8 +287,9 @@ def test_a_fused_vae_encodes_and_decodes_the_same():
             results.append((latents, vae.decode(latents).sample))
     for plain, fused in zip(*results, strict=True):
         assert (fused - plain).norm() <= 1e-5 * plain.norm()
-    blocks = [m for m in vae.modules() if isinstance(m, ResnetBlock2D | Encoder | Decoder)]
-    assert all("forward" in getattr(m, "conv_norm_out", m).__dict__ for m in blocks)
+    blocks = [m for m in vae.modules() if isinstance(m, ResnetBlock2D)]
+    ends = [part for m in (vae.encoder, vae.decoder) for part in (m.conv_norm_out, m.conv_act)]
+    assert all("forward" in m.__dict__ for m in (*blocks, *ends))
     separate_blocks(vae)
     assert not any("forward" in m.__dict__ for m in vae.modules())
 

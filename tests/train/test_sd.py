@@ -240,15 +240,17 @@ def test_fused_transformers_that_project_with_convolutions_compute_the_same():
     assert isinstance(block.proj_in, torch.nn.Conv2d)
     generator = torch.Generator().manual_seed(0)
     image, tokens = (torch.randn(shape, generator=generator) for shape in ((2, 32, 4, 6), (2, 7, 32)))
-    results = []
-    for fuse in (lambda block: None, fuse_blocks):
-        fuse(block)
+    results, calls = [], []
+    block.transformer_blocks[0].register_forward_pre_hook(lambda *_: calls.append(len(results)))
+    for change in (lambda block: None, fuse_blocks, lambda block: block.enable_gradient_checkpointing()):
+        change(block)
         x = image.to(memory_format=torch.channels_last).requires_grad_()
         output = block(x, tokens).sample
         results.append((output.detach(), *torch.autograd.grad(output.square().sum(), (x, block.proj_in.weight))))
-    assert "forward" in block.transformer_blocks[0].__dict__
-    for plain, fused in zip(*results, strict=True):
-        assert (fused - plain).norm() <= 1e-5 * plain.norm()
+    assert all("forward" in m.__dict__ for m in (block, block.transformer_blocks[0]))
+    assert calls == [0, 1, 2, 2], "only checkpointing computes it again"
+    for plain, *others in zip(*results, strict=True):
+        assert all((other - plain).norm() <= 1e-5 * plain.norm() for other in others)
 
 
 @pytest.mark.parametrize("kind", ["fp8", "int8"])

@@ -6,8 +6,10 @@ import torch
 from diffusers.models.activations import GEGLU
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.autoencoders.vae import Decoder, Encoder
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 
 from sliders.compute.attention import set_attention
@@ -37,21 +39,19 @@ def separate_blocks(vae: nn.Module) -> None:
 
 
 def fuse_blocks(model: nn.Module) -> None:
-    """Shadows the `forward` of ResNets, GEGLUs and transformer blocks. Adaptors may be attached before or after."""
+    """Shadows the `forward` of ResNets, GEGLUs, transformer blocks and the last norm. Adaptors may be attached before or after."""
     for module in model.modules():
         if isinstance(module, ResnetBlock2D) and _is_plain(module):
             module.forward = MethodType(_resnet, module)
-        elif isinstance(module, Encoder | Decoder):
-            module.conv_norm_out.forward = MethodType(_group_norm, module.conv_norm_out)
+        elif isinstance(module, Encoder | Decoder | UNet2DConditionModel) and _ends_plainly(module):
+            module.conv_norm_out.forward = MethodType(_norm_and_silu, module.conv_norm_out)
+            module.conv_act.forward = _pass
         elif isinstance(module, GEGLU):
             module.forward = MethodType(_geglu, module)
-        elif (
-            isinstance(module, BasicTransformerBlock) and module.norm_type == "layer_norm" and module.attn2 is not None
-        ):
+        elif isinstance(module, BasicTransformerBlock) and _normalises_plainly(module):
             module.forward = MethodType(_transformer_block, module)
-        elif isinstance(module, Transformer2DModel) and module.is_input_continuous:
-            module._operate_on_continuous_inputs = MethodType(_transformer_in, module)
-            module._get_output_for_continuous_inputs = MethodType(_transformer_out, module)
+        elif isinstance(module, Transformer2DModel) and _transforms_images(module):
+            module.forward = MethodType(_transformer, module)
 
 
 def _is_plain(block: ResnetBlock2D) -> bool:
@@ -66,13 +66,45 @@ def _is_plain(block: ResnetBlock2D) -> bool:
     )
 
 
+def _ends_plainly(model: Encoder | Decoder | UNet2DConditionModel) -> bool:
+    """Whether the last convolution follows a group norm and SiLU."""
+    return isinstance(model.conv_norm_out, nn.GroupNorm) and isinstance(model.conv_act, nn.SiLU)
+
+
+def _normalises_plainly(block: BasicTransformerBlock) -> bool:
+    """Whether `_transformer_block` computes what the block does."""
+    return block.norm_type == "layer_norm" and block.attn2 is not None
+
+
+def _transforms_images(model: Transformer2DModel) -> bool:
+    """Whether `_transformer` computes what the model does."""
+    return model.is_input_continuous and all(map(_normalises_plainly, model.transformer_blocks))
+
+
 def _resnet(block: ResnetBlock2D, x: Tensor, temb: Tensor | None) -> Tensor:
     """x [B, C, h, w], temb [B, time channels], in a VAE None → [B, C', h, w]"""
-    hidden = block.conv1(_norm(block.norm1, x, silu=True))
-    if block.time_emb_proj is not None:
-        hidden = hidden + block.time_emb_proj(block.nonlinearity(temb))[:, :, None, None]
-    hidden = block.conv2(_norm(block.norm2, hidden, silu=True))
-    return hidden + (x if block.conv_shortcut is None else block.conv_shortcut(x))
+    skip, hidden = _norm(block.norm1, x, silu=True)
+    hidden = block.conv1(hidden)
+    shift = None if block.time_emb_proj is None else block.time_emb_proj(block.nonlinearity(temb))
+    _, hidden = _norm(block.norm2, hidden, silu=True, shift=shift)
+    return block.conv2(hidden) + (skip if block.conv_shortcut is None else block.conv_shortcut(skip))
+
+
+def _transformer(
+    model: Transformer2DModel, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, *_args: None,
+    return_dict: bool = True, **_kwargs: None,
+) -> Transformer2DModelOutput | tuple[Tensor]:  # fmt: skip
+    """hidden_states [B, C, h, w], encoder_hidden_states [B, m, D] → [B, C, h, w]. Channels-last images are not copied."""
+    skip, image = _norm(model.norm, hidden_states, silu=False)
+    linear, size = model.use_linear_projection, image.shape[2:]  # SD 1 has 1 × 1 convolutions
+    tokens = model.proj_in(_tokens(image)) if linear else _tokens(model.proj_in(image))
+    checkpointed = model.gradient_checkpointing and torch.is_grad_enabled()
+    for block in model.transformer_blocks:
+        inputs = (tokens, None, encoder_hidden_states)
+        tokens = model._gradient_checkpointing_func(block, *inputs) if checkpointed else block(*inputs)
+    image = _image(model.proj_out(tokens), size) if linear else model.proj_out(_image(tokens, size))
+    output = image + skip
+    return Transformer2DModelOutput(sample=output) if return_dict else (output,)
 
 
 def _transformer_block(
@@ -94,28 +126,12 @@ def _geglu(layer: GEGLU, hidden_states: Tensor) -> Tensor:
     return kernels.GEGLU.apply(layer.proj(hidden_states))
 
 
-def _transformer_in(block: Transformer2DModel, hidden_states: Tensor) -> tuple[Tensor, int]:
-    """[B, C, h, w] → [B, h · w, C], without a copy if the image is channels-last."""
-    image = _norm(block.norm, hidden_states, silu=False)
-    if not block.use_linear_projection:  # SD 1: a 1 × 1 convolution
-        return _tokens(block.proj_in(image)), hidden_states.shape[1]
-    return block.proj_in(_tokens(image)), hidden_states.shape[1]
-
-
-def _transformer_out(
-    block: Transformer2DModel, hidden_states: Tensor, residual: Tensor, height: int, width: int, **_
-) -> Tensor:
-    if not block.use_linear_projection:
-        return block.proj_out(_image(hidden_states, height, width)) + residual
-    return _image(block.proj_out(hidden_states), height, width) + residual
-
-
 def _tokens(image: Tensor) -> Tensor:
     return image.permute(0, 2, 3, 1).flatten(1, 2)
 
 
-def _image(tokens: Tensor, height: int, width: int) -> Tensor:
-    return tokens.unflatten(1, (height, width)).permute(0, 3, 1, 2)
+def _image(tokens: Tensor, size: tuple[int, int]) -> Tensor:
+    return tokens.unflatten(1, size).permute(0, 3, 1, 2)
 
 
 def _add_norm(x: Tensor, y: Tensor | None, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
@@ -124,11 +140,17 @@ def _add_norm(x: Tensor, y: Tensor | None, norm: nn.LayerNorm) -> tuple[Tensor, 
     return kernels.AddLayerNorm.apply(x, y, norm.weight, norm.bias, norm.eps)
 
 
-def _group_norm(norm: nn.GroupNorm, x: Tensor) -> Tensor:
-    return _norm(norm, x, silu=False)
+def _norm_and_silu(norm: nn.GroupNorm, x: Tensor) -> Tensor:
+    return _norm(norm, x, silu=True)[1]
 
 
-def _norm(norm: nn.GroupNorm, x: Tensor, silu: bool) -> Tensor:
+def _pass(x: Tensor) -> Tensor:
+    """In place of a SiLU that has been computed with the norm before it."""
+    return x
+
+
+def _norm(norm: nn.GroupNorm, x: Tensor, silu: bool, shift: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Returns x, for a skip connection, and its norm."""
     from sliders.compute import kernels
 
-    return kernels.GroupNormSiLU.apply(x, norm.weight, norm.bias, norm.num_groups, norm.eps, silu)
+    return kernels.GroupNormSiLU.apply(x, shift, norm.weight, norm.bias, norm.num_groups, norm.eps, silu)
