@@ -241,13 +241,13 @@ def test_fused_transformers_that_project_with_convolutions_compute_the_same():
     generator = torch.Generator().manual_seed(0)
     image, tokens = (torch.randn(shape, generator=generator) for shape in ((2, 32, 4, 6), (2, 7, 32)))
     results, calls = [], []
-    block.transformer_blocks[0].register_forward_pre_hook(lambda *_: calls.append(len(results)))
+    block.transformer_blocks[0].ff.register_forward_pre_hook(lambda *_: calls.append(len(results)))
     for change in (lambda block: None, fuse_blocks, lambda block: block.enable_gradient_checkpointing()):
         change(block)
         x = image.to(memory_format=torch.channels_last).requires_grad_()
         output = block(x, tokens).sample
         results.append((output.detach(), *torch.autograd.grad(output.square().sum(), (x, block.proj_in.weight))))
-    assert all("forward" in m.__dict__ for m in (block, block.transformer_blocks[0]))
+    assert "forward" in block.__dict__
     assert calls == [0, 1, 2, 2], "only checkpointing computes it again"
     for plain, *others in zip(*results, strict=True):
         assert all((other - plain).norm() <= 1e-5 * plain.norm() for other in others)

@@ -1,5 +1,6 @@
 """Runs the blocks of UNet and VAE with fused kernels on CUDA. Modules and their names stay the same."""
 
+from functools import partial
 from types import MethodType
 
 import torch
@@ -39,7 +40,7 @@ def separate_blocks(vae: nn.Module) -> None:
 
 
 def fuse_blocks(model: nn.Module) -> None:
-    """Shadows the `forward` of ResNets, GEGLUs, transformer blocks and the last norm. Adaptors may be attached before or after."""
+    """Shadows the `forward` of ResNets, GEGLUs, transformers and the last norm. Adaptors may be attached before or after."""
     for module in model.modules():
         if isinstance(module, ResnetBlock2D) and _is_plain(module):
             module.forward = MethodType(_resnet, module)
@@ -48,8 +49,6 @@ def fuse_blocks(model: nn.Module) -> None:
             module.conv_act.forward = _pass
         elif isinstance(module, GEGLU):
             module.forward = MethodType(_geglu, module)
-        elif isinstance(module, BasicTransformerBlock) and _normalises_plainly(module):
-            module.forward = MethodType(_transformer_block, module)
         elif isinstance(module, Transformer2DModel) and _transforms_images(module):
             module.forward = MethodType(_transformer, module)
 
@@ -98,26 +97,38 @@ def _transformer(
     skip, image = _norm(model.norm, hidden_states, silu=False)
     linear, size = model.use_linear_projection, image.shape[2:]  # SD 1 has 1 × 1 convolutions
     tokens = model.proj_in(_tokens(image)) if linear else _tokens(model.proj_in(image))
-    checkpointed = model.gradient_checkpointing and torch.is_grad_enabled()
-    for block in model.transformer_blocks:
-        inputs = (tokens, None, encoder_hidden_states)
-        tokens = model._gradient_checkpointing_func(block, *inputs) if checkpointed else block(*inputs)
+    if model.gradient_checkpointing and torch.is_grad_enabled():
+        for block in model.transformer_blocks:
+            tokens = model._gradient_checkpointing_func(partial(_whole_block, block), tokens, encoder_hidden_states)
+    else:
+        addend = None
+        for block in model.transformer_blocks:
+            tokens, addend = _transformer_block(block, tokens, addend, encoder_hidden_states)
+        tokens = tokens + addend
     image = _image(model.proj_out(tokens), size) if linear else model.proj_out(_image(tokens, size))
     output = image + skip
     return Transformer2DModelOutput(sample=output) if return_dict else (output,)
 
 
 def _transformer_block(
-    block: BasicTransformerBlock, hidden_states: Tensor, _mask: None = None, encoder_hidden_states: Tensor | None = None,
-    *_args: None, **_kwargs: None,
-) -> Tensor:  # fmt: skip
-    """hidden_states [B, n, C], encoder_hidden_states [B, m, D] → [B, n, C]"""
-    hidden_states, normal = _add_norm(hidden_states, None, block.norm1)
+    block: BasicTransformerBlock, tokens: Tensor, addend: Tensor | None, context: Tensor
+) -> tuple[Tensor, Tensor]:
+    """tokens [B, n, C] and what is to be added to them, context [B, m, D] → the same of the block's output.
+
+    So the kernel of the next block's norm can add them.
+    """
+    tokens, normal = _add_norm(tokens, addend, block.norm1)
     own = block.attn1(normal)
-    hidden_states, normal = _add_norm(hidden_states, own, block.norm2)
-    crossed = block.attn2(normal, encoder_hidden_states=encoder_hidden_states)
-    hidden_states, normal = _add_norm(hidden_states, crossed, block.norm3)
-    return hidden_states + block.ff(normal)
+    tokens, normal = _add_norm(tokens, own, block.norm2)
+    crossed = block.attn2(normal, encoder_hidden_states=context)
+    tokens, normal = _add_norm(tokens, crossed, block.norm3)
+    return tokens, block.ff(normal)
+
+
+def _whole_block(block: BasicTransformerBlock, tokens: Tensor, context: Tensor) -> Tensor:
+    """The same in one tensor, because gradient checkpointing keeps what a block returns."""
+    tokens, addend = _transformer_block(block, tokens, None, context)
+    return tokens + addend
 
 
 def _geglu(layer: GEGLU, hidden_states: Tensor) -> Tensor:

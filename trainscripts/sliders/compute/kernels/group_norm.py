@@ -11,6 +11,8 @@ import triton.language as tl
 from torch import Tensor
 
 ROWS, CHANNELS = 64, 64  # the tile of one program: a chunk of pixels × channels
+WRITTEN = 32  # rows of a tile where a kernel writes images
+WARPS = 2  # of a tile's program
 GATHERED = 4096  # most values that a group's program reads at once: twice as many do not fit in registers
 
 
@@ -33,13 +35,13 @@ class GroupNormSiLU(torch.autograd.Function):
         centre, rstd = (x.new_empty((batch, n), dtype=torch.float32) for n in (channels, groups))
         drift = None if shift is None else torch.empty_like(centre)
         out = torch.empty_like(x, memory_format=torch.channels_last)
-        grid = (chunks, batch, triton.cdiv(channels, CHANNELS))
+        grid = _grid(x, ROWS)
         shape, stats = (pixels, channels), (centre, rstd, drift)
-        _channel_stats[grid](rows, part_mean, part_m2, rows.stride(0), *shape, ROWS, CHANNELS)
+        _channel_stats[grid](rows, part_mean, part_m2, rows.stride(0), *shape, ROWS, CHANNELS, num_warps=WARPS)
         sizes = (*shape, chunks, 0 if shift is None else shift.stride(0), eps, ROWS, *_gathered(channels, groups))
         _group_stats[batch, groups](part_mean, part_m2, shift, *stats, *sizes)
-        sizes = (rows.stride(0), *shape, groups, silu, ROWS, CHANNELS)
-        _normalise[grid](rows, centre, rstd, weight, bias, out, *sizes)
+        sizes = (rows.stride(0), *shape, groups, silu, WRITTEN, CHANNELS)
+        _normalise[_grid(out, WRITTEN)](rows, centre, rstd, weight, bias, out, *sizes, num_warps=WARPS)
         ctx.save_for_backward(rows, weight, bias, *stats)
         ctx.silu = silu
         ctx.set_materialize_grads(False)
@@ -56,10 +58,10 @@ class GroupNormSiLU(torch.autograd.Function):
         total, dot = torch.empty_like(rstd), torch.empty_like(rstd)
         grad_shift = x.new_empty(centre.shape) if ctx.needs_input_grad[1] else None
         rows = _rows(grad)
-        grid = (chunks, batch, triton.cdiv(channels, CHANNELS))
+        grid = _grid(grad, ROWS)
         tensors, strides = (x, rows, centre, rstd, weight, bias), (x.stride(0), rows.stride(0))
-        sizes = (pixels, channels, groups, ctx.silu, ROWS, CHANNELS)
-        _channel_sums[grid](*tensors, part_sum, part_dot, *strides, *sizes)
+        sizes = (pixels, channels, groups, ctx.silu)
+        _channel_sums[grid](*tensors, part_sum, part_dot, *strides, *sizes, ROWS, CHANNELS, num_warps=WARPS)
         sums = (part_sum, part_dot, rstd, drift, total, dot, grad_shift)
         _group_sums[batch, groups](*sums, channels, chunks, *_gathered(channels, groups))
         grad_x = None
@@ -67,8 +69,15 @@ class GroupNormSiLU(torch.autograd.Function):
             grad_x = torch.empty_like(grad, dtype=x.dtype, memory_format=torch.channels_last)
             skip = None if grad_skip is None else _rows(grad_skip)
             strides = (*strides, 0 if skip is None else skip.stride(0))
-            _normalise_backward[grid](*tensors, skip, total, dot, grad_x, *strides, *sizes)
+            tensors, sizes = (*tensors, skip, total, dot, grad_x), (*sizes, WRITTEN, CHANNELS)
+            _normalise_backward[_grid(grad, WRITTEN)](*tensors, *strides, *sizes, num_warps=WARPS)
         return grad_x, grad_shift, None, None, None, None, None
+
+
+def _grid(image: Tensor, rows: int) -> tuple[int, int, int]:
+    """Tiles of so many rows."""
+    batch, channels, height, width = image.shape
+    return triton.cdiv(height * width, rows), batch, triton.cdiv(channels, CHANNELS)
 
 
 def _rows(image: Tensor) -> Tensor:
