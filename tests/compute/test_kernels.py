@@ -82,23 +82,30 @@ def test_group_norm_of_an_image_to_which_an_embedding_is_added(shape, dtype):
     assert torch.equal(torch.autograd.grad(alone, shift, upstream)[0], gradients[1]), "without a gradient of x"
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_a_gradient_that_skips_a_group_norm_is_added(dtype):
-    """It may be a part of a wider image, as where an up block appends channels."""
+@pytest.mark.parametrize(
+    ("dtype", "layout"),
+    [(dtype, torch.channels_last) for dtype in (torch.float32, torch.float16, torch.bfloat16)]
+    + [(torch.float32, torch.contiguous_format)],
+)
+def test_a_gradient_that_skips_a_group_norm_is_added(dtype, layout):
+    """Images and gradients may be parts of wider images. Those that are channels-last are not copied."""
     generator = torch.Generator().manual_seed(0)
-    shapes = ((2, 96, 5, 7), (96,), (96,), (2, 96, 5, 7), (2, 160, 5, 7))
-    x, weight, bias, upstream, wide = (torch.randn(s, generator=generator).to(DEVICE, dtype) for s in shapes)
-    x = x.to(memory_format=torch.channels_last).requires_grad_()
-    gradients = [wide.to(memory_format=torch.channels_last)[:, 64:], upstream]
-    exact_x = x.detach().double().requires_grad_()
+    wide = (torch.randn(2, 160, 5, 7, generator=generator).to(DEVICE, dtype) for _ in range(3))
+    x, *upstream = (t.to(memory_format=layout)[:, i : i + 96] for t, i in zip(wide, (0, 64, 32), strict=True))
+    weight, bias = torch.randn(2, 96, generator=generator).to(DEVICE, dtype)
+    exact_x = x.double().requires_grad_()
     exact = exact_x * 1, F.silu(F.group_norm(exact_x, 32, weight.double(), bias.double(), 1e-5))
 
-    ours = kernels.GroupNormSiLU.apply(x, None, weight, bias, 32, 1e-5, True)
+    with torch.profiler.profile() as profiler:
+        ours = kernels.GroupNormSiLU.apply(x.requires_grad_(), None, weight, bias, 32, 1e-5, True)
+        found = torch.autograd.grad(ours, x, upstream, retain_graph=True)[0]
 
     assert torch.equal(ours[0], x)
-    found = torch.autograd.grad(ours, x, gradients, retain_graph=True)[0]
-    assert_alike(found, torch.autograd.grad(exact, exact_x, [g.double() for g in gradients])[0])
-    assert torch.equal(torch.autograd.grad(ours[0], x, gradients[0])[0], gradients[0]), "without a gradient of the norm"
+    assert_alike(ours[1], exact[1])
+    assert_alike(found, torch.autograd.grad(exact, exact_x, [g.double() for g in upstream])[0])
+    assert torch.equal(torch.autograd.grad(ours[0], x, upstream[0])[0], upstream[0]), "without a gradient of the norm"
+    copied = any(event.key == "aten::clone" for event in profiler.key_averages())
+    assert copied == (layout == torch.contiguous_format)
 
 
 def test_geglu():

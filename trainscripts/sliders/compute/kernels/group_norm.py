@@ -1,8 +1,8 @@
 """GroupNorm fused with SiLU, the addition of an embedding before it, and the sum of gradients behind it.
 
-For channels-last images. On CUDA, PyTorch's GroupNorm converts them to contiguous ones and back, and the other
-operations are more passes over memory. Here the forward pass reads the image twice and writes it once; the backward
-pass reads images four times, or five if it adds a gradient, and writes one.
+For channels-last images, and parts of their channels. On CUDA, PyTorch's GroupNorm converts them to contiguous ones and
+back, and the other operations are more passes over memory. Here the forward pass reads the image twice and writes it
+once; the backward pass reads images four times, or five if it adds a gradient, and writes one.
 """
 
 import torch
@@ -26,70 +26,92 @@ class GroupNormSiLU(torch.autograd.Function):
     def forward(
         ctx, x: Tensor, shift: Tensor | None, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool
     ) -> tuple[Tensor, Tensor]:
-        skip, x = x, x.contiguous(memory_format=torch.channels_last)
-        shift = shift if shift is None or shift.stride(1) == 1 else shift.contiguous()
+        rows, shift = _rows(x), None if shift is None else _with_dense_rows(shift)
         batch, channels, height, width = x.shape
         pixels, chunks = height * width, triton.cdiv(height * width, ROWS)
         part_mean, part_m2 = x.new_empty((2, batch, chunks, channels), dtype=torch.float32)
         centre, rstd = (x.new_empty((batch, n), dtype=torch.float32) for n in (channels, groups))
         drift = None if shift is None else torch.empty_like(centre)
-        out = torch.empty_like(x)
+        out = torch.empty_like(x, memory_format=torch.channels_last)
         grid = (chunks, batch, triton.cdiv(channels, CHANNELS))
-        shape = (pixels, channels)
-        _channel_stats[grid](x, part_mean, part_m2, *shape, ROWS, CHANNELS)
-        stats, sizes = (centre, rstd, drift), (*shape, chunks, 0 if shift is None else shift.stride(0))
-        _group_stats[batch, groups](part_mean, part_m2, shift, *stats, *sizes, eps, ROWS, *_gathered(x, groups))
-        _normalise[grid](x, centre, rstd, weight, bias, out, *shape, groups, silu, ROWS, CHANNELS)
-        ctx.save_for_backward(x, weight, bias, *stats)
+        shape, stats = (pixels, channels), (centre, rstd, drift)
+        _channel_stats[grid](rows, part_mean, part_m2, rows.stride(0), *shape, ROWS, CHANNELS)
+        sizes = (*shape, chunks, 0 if shift is None else shift.stride(0), eps, ROWS, *_gathered(channels, groups))
+        _group_stats[batch, groups](part_mean, part_m2, shift, *stats, *sizes)
+        sizes = (rows.stride(0), *shape, groups, silu, ROWS, CHANNELS)
+        _normalise[grid](rows, centre, rstd, weight, bias, out, *sizes)
+        ctx.save_for_backward(rows, weight, bias, *stats)
         ctx.silu = silu
         ctx.set_materialize_grads(False)
-        return skip, out
+        return x, out
 
     @staticmethod
     def backward(ctx, grad_skip: Tensor | None, grad: Tensor | None) -> tuple[Tensor | None, ...]:
         if grad is None:
             return grad_skip, None, None, None, None, None, None
-        x, weight, bias, centre, rstd, drift = ctx.saved_tensors
-        grad = grad.contiguous(memory_format=torch.channels_last)
-        if grad_skip is not None:
-            grad_skip = grad_skip.contiguous(memory_format=torch.channels_last)
-        (batch, channels, height, width), groups = x.shape, rstd.shape[1]
+        x, weight, bias, centre, rstd, drift = ctx.saved_tensors  # x as rows
+        (batch, channels, height, width), groups = grad.shape, rstd.shape[1]
         pixels, chunks = height * width, triton.cdiv(height * width, ROWS)
         part_sum, part_dot = x.new_empty((2, batch, chunks, channels), dtype=torch.float32)
         total, dot = torch.empty_like(rstd), torch.empty_like(rstd)
-        grad_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
         grad_shift = x.new_empty(centre.shape) if ctx.needs_input_grad[1] else None
+        upstream = _rows(grad)
         grid = (chunks, batch, triton.cdiv(channels, CHANNELS))
-        tensors, options = (x, grad, centre, rstd, weight, bias), (pixels, channels, groups, ctx.silu, ROWS, CHANNELS)
-        _channel_sums[grid](*tensors, part_sum, part_dot, *options)
+        tensors, strides = (x, upstream, centre, rstd, weight, bias), (x.stride(0), upstream.stride(0))
+        sizes = (pixels, channels, groups, ctx.silu, ROWS, CHANNELS)
+        _channel_sums[grid](*tensors, part_sum, part_dot, *strides, *sizes)
         sums = (part_sum, part_dot, rstd, drift, total, dot, grad_shift)
-        _group_sums[batch, groups](*sums, channels, chunks, *_gathered(x, groups))
-        if grad_x is not None:
-            _normalise_backward[grid](*tensors, grad_skip, total, dot, grad_x, *options)
+        _group_sums[batch, groups](*sums, channels, chunks, *_gathered(channels, groups))
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            grad_x = torch.empty_like(grad, dtype=x.dtype, memory_format=torch.channels_last)
+            skip = None if grad_skip is None else _rows(grad_skip)
+            strides = (*strides, 0 if skip is None else skip.stride(0))
+            _normalise_backward[grid](*tensors, skip, total, dot, grad_x, *strides, *sizes)
         return grad_x, grad_shift, None, None, None, None, None
 
 
-def _gathered(x: Tensor, groups: int) -> tuple[int, int]:
+def _rows(image: Tensor) -> Tensor:
+    """[B, C, h, w] → [B · h · w, C], a view of channels-last images and parts of their channels, of others a copy."""
+    return _with_dense_rows(image.permute(0, 2, 3, 1).flatten(0, 2))
+
+
+def _with_dense_rows(matrix: Tensor) -> Tensor:
+    return matrix if matrix.stride(1) == 1 else matrix.contiguous()
+
+
+def _gathered(channels: int, groups: int) -> tuple[int, int]:
     """Chunks and channels (padded to a power of two) that a group's program reads at once."""
-    group = triton.next_power_of_2(x.shape[1] // groups)
+    group = triton.next_power_of_2(channels // groups)
     return min(64, GATHERED // group), group
 
 
 @triton.jit
 def _tile(pixels, channels, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
-    """Returns offsets and mask [ROWS, CHANNELS] of this program's tile, and its channels [CHANNELS]."""
-    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    """Returns rows [ROWS], channels [CHANNELS] and mask [ROWS, CHANNELS] of this program's tile."""
+    pixel = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     columns = tl.program_id(2) * CHANNELS + tl.arange(0, CHANNELS)
-    image = tl.program_id(1).to(tl.int64) * pixels
-    offsets = (image + rows)[:, None] * channels + columns[None, :]
-    return offsets, (rows < pixels)[:, None] & (columns < channels)[None, :], columns
+    rows = tl.program_id(1).to(tl.int64) * pixels + pixel
+    return rows, columns, (pixel < pixels)[:, None] & (columns < channels)[None, :]
 
 
 @triton.jit
-def _channel_stats(x, part_mean, part_m2, pixels, channels, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
+def _read(matrix, stride, rows, columns, mask):
+    """Returns a tile in float32, 0 outside the mask. stride: from one row to the next."""
+    return tl.load(matrix + rows[:, None] * stride + columns[None, :], mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _write(matrix, value, channels, rows, columns, mask):
+    """Writes a tile of an image whose rows are dense."""
+    tl.store(matrix + rows[:, None] * channels + columns[None, :], value.to(matrix.dtype.element_ty), mask)
+
+
+@triton.jit
+def _channel_stats(x, part_mean, part_m2, x_row, pixels, channels, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
     """Mean and sum of squared deviations of each channel in one chunk of pixels. Unlike Σx², they do not cancel."""
-    offsets, mask, columns = _tile(pixels, channels, ROWS, CHANNELS)
-    value = tl.load(x + offsets, mask, other=0.0).to(tl.float32)
+    rows, columns, mask = _tile(pixels, channels, ROWS, CHANNELS)
+    value = _read(x, x_row, rows, columns, mask)
     count = tl.minimum(ROWS, pixels - tl.program_id(0) * ROWS)
     mean = tl.sum(value, 0) / count
     deviation = tl.where(mask, value - mean[None, :], 0.0)
@@ -111,12 +133,11 @@ def _group_stats(
     per_group = channels // tl.num_programs(1)
     columns = tl.arange(0, GROUP)
     first = tl.program_id(0) * chunks * channels + tl.program_id(1) * per_group
-    channel = tl.program_id(1) * per_group + columns
+    channel, inside = tl.program_id(1) * per_group + columns, columns < per_group
     added = tl.zeros((GROUP,), tl.float32)
     if shift is not None:
-        added += tl.load(shift + tl.program_id(0) * shift_stride + channel, columns < per_group, other=0.0).to(
-            tl.float32
-        )
+        row = shift + tl.program_id(0) * shift_stride
+        added += tl.load(row + channel, inside, other=0.0).to(tl.float32)
     total = tl.zeros((CHUNKS, GROUP), tl.float32)
     for start in range(0, chunks, CHUNKS):
         chunk = start + tl.arange(0, CHUNKS)
@@ -140,40 +161,39 @@ def _group_stats(
     scale = 1.0 / tl.sqrt(tl.sum(squares) / size + eps)
     tl.store(rstd + group, scale)
     place = tl.program_id(0) * channels + channel
-    tl.store(centre + place, mean - added, columns < per_group)
+    tl.store(centre + place, mean - added, inside)
     if shift is not None:
-        tl.store(drift + place, (sums / pixels - mean) * scale, columns < per_group)
+        tl.store(drift + place, (sums / pixels - mean) * scale, inside)
 
 
 @triton.jit
-def _affine(x, centre, rstd, weight, bias, offsets, mask, columns, channels, groups):
-    """Returns normalised x, normalised x · weight + bias, and per channel: weight and 1 / standard deviation."""
+def _affine(value, centre, rstd, weight, bias, columns, channels, groups):
+    """Returns a tile normalised, normalised · weight + bias, and per channel: weight and 1 / standard deviation."""
     inside = columns < channels
     scale = tl.load(rstd + tl.program_id(1) * groups + columns // (channels // groups), inside, other=0.0)
     level = tl.load(centre + tl.program_id(1) * channels + columns, inside, other=0.0)
     gain = tl.load(weight + columns, inside, other=0.0).to(tl.float32)
     offset = tl.load(bias + columns, inside, other=0.0).to(tl.float32)
-    value = tl.load(x + offsets, mask, other=0.0).to(tl.float32)
     normal = (value - level[None, :]) * scale[None, :]
     return normal, normal * gain[None, :] + offset[None, :], gain, scale
 
 
 @triton.jit
 def _normalise(
-    x, centre, rstd, weight, bias, out, pixels, channels, groups,
+    x, centre, rstd, weight, bias, out, x_row, pixels, channels, groups,
     SILU: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    offsets, mask, columns = _tile(pixels, channels, ROWS, CHANNELS)
-    _, value, _, _ = _affine(x, centre, rstd, weight, bias, offsets, mask, columns, channels, groups)
+    rows, columns, mask = _tile(pixels, channels, ROWS, CHANNELS)
+    value = _read(x, x_row, rows, columns, mask)
+    _, value, _, _ = _affine(value, centre, rstd, weight, bias, columns, channels, groups)
     if SILU:
         value = value * tl.sigmoid(value)
-    tl.store(out + offsets, value.to(out.dtype.element_ty), mask)
+    _write(out, value, channels, rows, columns, mask)
 
 
 @triton.jit
-def _grad_normal(grad, value, gain, offsets, mask, SILU: tl.constexpr):
+def _grad_normal(upstream, value, gain, SILU: tl.constexpr):
     """Gradient with respect to normalised x."""
-    upstream = tl.load(grad + offsets, mask, other=0.0).to(tl.float32)
     if SILU:
         gate = tl.sigmoid(value)
         upstream = upstream * gate * (1.0 + value * (1.0 - gate))
@@ -182,12 +202,13 @@ def _grad_normal(grad, value, gain, offsets, mask, SILU: tl.constexpr):
 
 @triton.jit
 def _channel_sums(
-    x, grad, centre, rstd, weight, bias, part_sum, part_dot, pixels, channels, groups,
+    x, grad, centre, rstd, weight, bias, part_sum, part_dot, x_row, grad_row, pixels, channels, groups,
     SILU: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    offsets, mask, columns = _tile(pixels, channels, ROWS, CHANNELS)
-    normal, value, gain, _ = _affine(x, centre, rstd, weight, bias, offsets, mask, columns, channels, groups)
-    upstream = _grad_normal(grad, value, gain, offsets, mask, SILU)
+    rows, columns, mask = _tile(pixels, channels, ROWS, CHANNELS)
+    value = _read(x, x_row, rows, columns, mask)
+    normal, value, gain, _ = _affine(value, centre, rstd, weight, bias, columns, channels, groups)
+    upstream = _grad_normal(_read(grad, grad_row, rows, columns, mask), value, gain, SILU)
     place = (tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)) * channels + columns
     tl.store(part_sum + place, tl.sum(upstream, 0), columns < channels)
     tl.store(part_dot + place, tl.sum(upstream * normal, 0), columns < channels)
@@ -224,12 +245,14 @@ def _group_sums(
 
 @triton.jit
 def _normalise_backward(
-    x, grad, centre, rstd, weight, bias, grad_skip, total, dot, grad_x, pixels, channels, groups,
+    x, grad, centre, rstd, weight, bias, grad_skip, total, dot, grad_x, x_row, grad_row, skip_row,
+    pixels, channels, groups,
     SILU: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    offsets, mask, columns = _tile(pixels, channels, ROWS, CHANNELS)
-    normal, value, gain, scale = _affine(x, centre, rstd, weight, bias, offsets, mask, columns, channels, groups)
-    upstream = _grad_normal(grad, value, gain, offsets, mask, SILU)
+    rows, columns, mask = _tile(pixels, channels, ROWS, CHANNELS)
+    value = _read(x, x_row, rows, columns, mask)
+    normal, value, gain, scale = _affine(value, centre, rstd, weight, bias, columns, channels, groups)
+    upstream = _grad_normal(_read(grad, grad_row, rows, columns, mask), value, gain, SILU)
     per_group = channels // groups
     group = tl.program_id(1) * groups + columns // per_group
     size = pixels * per_group
@@ -237,5 +260,5 @@ def _normalise_backward(
     slope = tl.load(dot + group, columns < channels, other=0.0) / size
     result = scale[None, :] * (upstream - average[None, :] - normal * slope[None, :])
     if grad_skip is not None:
-        result += tl.load(grad_skip + offsets, mask, other=0.0).to(tl.float32)
-    tl.store(grad_x + offsets, result.to(grad_x.dtype.element_ty), mask)
+        result += _read(grad_skip, skip_row, rows, columns, mask)
+    _write(grad_x, result, channels, rows, columns, mask)
