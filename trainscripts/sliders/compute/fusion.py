@@ -39,7 +39,7 @@ def separate_blocks(vae: nn.Module) -> None:
 
 
 def fuse_blocks(model: nn.Module) -> None:
-    """Shadows the `forward` of ResNets, GEGLUs, transformer blocks and the last norm. Adaptors may be attached before or after."""
+    """Shadows the `forward` of ResNets, GEGLUs, transformers and the last norm. Adaptors may be attached before or after."""
     for module in model.modules():
         if isinstance(module, ResnetBlock2D) and _is_plain(module):
             module.forward = MethodType(_resnet, module)
