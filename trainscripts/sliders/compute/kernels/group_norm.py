@@ -1,8 +1,8 @@
 """GroupNorm fused with SiLU, the addition of an embedding before it, and the sum of gradients behind it.
 
-For channels-last images, and parts of their channels. On CUDA, PyTorch's GroupNorm converts them to contiguous ones and back, and the other
-operations are more passes over memory. Here the forward pass reads the image twice and writes it once; the backward
-pass reads images four times, or five if it adds a gradient, and writes one.
+For channels-last images, and parts of their channels. On CUDA, PyTorch's GroupNorm converts them to contiguous ones and
+back, and the other operations are more passes over memory. Here the forward pass reads the image twice and writes it
+once; the backward pass reads images four times, or five if it adds a gradient, and writes one.
 """
 
 import torch
@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 ROWS, CHANNELS = 64, 64  # the tile of one program: a chunk of pixels × channels
-WRITTEN = 32  # rows of a tile where a kernel writes images
+WRITTEN = 32  # pixels of the tile where a kernel writes an image
 WARPS = 2  # of a tile's program
 GATHERED = 4096  # most values that a group's program reads at once: twice as many do not fit in registers
 
@@ -35,13 +35,14 @@ class GroupNormSiLU(torch.autograd.Function):
         centre, rstd = (x.new_empty((batch, n), dtype=torch.float32) for n in (channels, groups))
         drift = None if shift is None else torch.empty_like(centre)
         out = torch.empty_like(x, memory_format=torch.channels_last)
-        grid = _grid(x, ROWS)
         shape, stats = (pixels, channels), (centre, rstd, drift)
-        _channel_stats[grid](rows, part_mean, part_m2, rows.stride(0), *shape, ROWS, CHANNELS, num_warps=WARPS)
+        _channel_stats[_grid(x, ROWS)](
+            rows, part_mean, part_m2, rows.stride(0), *shape, ROWS, CHANNELS, num_warps=WARPS
+        )
         sizes = (*shape, chunks, 0 if shift is None else shift.stride(0), eps, ROWS, *_gathered(channels, groups))
         _group_stats[batch, groups](part_mean, part_m2, shift, *stats, *sizes)
         sizes = (rows.stride(0), *shape, groups, silu, WRITTEN, CHANNELS)
-        _normalise[_grid(out, WRITTEN)](rows, centre, rstd, weight, bias, out, *sizes, num_warps=WARPS)
+        _normalise[_grid(x, WRITTEN)](rows, centre, rstd, weight, bias, out, *sizes, num_warps=WARPS)
         ctx.save_for_backward(rows, weight, bias, *stats)
         ctx.silu = silu
         ctx.set_materialize_grads(False)
@@ -51,17 +52,17 @@ class GroupNormSiLU(torch.autograd.Function):
     def backward(ctx, grad_skip: Tensor | None, grad: Tensor | None) -> tuple[Tensor | None, ...]:
         if grad is None:
             return grad_skip, None, None, None, None, None, None
-        x, weight, bias, centre, rstd, drift = ctx.saved_tensors
+        x, weight, bias, centre, rstd, drift = ctx.saved_tensors  # x as rows
         (batch, channels, height, width), groups = grad.shape, rstd.shape[1]
         pixels, chunks = height * width, triton.cdiv(height * width, ROWS)
         part_sum, part_dot = x.new_empty((2, batch, chunks, channels), dtype=torch.float32)
         total, dot = torch.empty_like(rstd), torch.empty_like(rstd)
         grad_shift = x.new_empty(centre.shape) if ctx.needs_input_grad[1] else None
-        rows = _rows(grad)
-        grid = _grid(grad, ROWS)
-        tensors, strides = (x, rows, centre, rstd, weight, bias), (x.stride(0), rows.stride(0))
+        upstream = _rows(grad)
+        tensors, strides = (x, upstream, centre, rstd, weight, bias), (x.stride(0), upstream.stride(0))
         sizes = (pixels, channels, groups, ctx.silu)
-        _channel_sums[grid](*tensors, part_sum, part_dot, *strides, *sizes, ROWS, CHANNELS, num_warps=WARPS)
+        read = (*tensors, part_sum, part_dot, *strides, *sizes, ROWS, CHANNELS)
+        _channel_sums[_grid(grad, ROWS)](*read, num_warps=WARPS)
         sums = (part_sum, part_dot, rstd, drift, total, dot, grad_shift)
         _group_sums[batch, groups](*sums, channels, chunks, *_gathered(channels, groups))
         grad_x = None
@@ -69,13 +70,13 @@ class GroupNormSiLU(torch.autograd.Function):
             grad_x = torch.empty_like(grad, dtype=x.dtype, memory_format=torch.channels_last)
             skip = None if grad_skip is None else _rows(grad_skip)
             strides = (*strides, 0 if skip is None else skip.stride(0))
-            tensors, sizes = (*tensors, skip, total, dot, grad_x), (*sizes, WRITTEN, CHANNELS)
-            _normalise_backward[_grid(grad, WRITTEN)](*tensors, *strides, *sizes, num_warps=WARPS)
+            written = (*tensors, skip, total, dot, grad_x, *strides, *sizes, WRITTEN, CHANNELS)
+            _normalise_backward[_grid(grad, WRITTEN)](*written, num_warps=WARPS)
         return grad_x, grad_shift, None, None, None, None, None
 
 
 def _grid(image: Tensor, rows: int) -> tuple[int, int, int]:
-    """Tiles of so many rows."""
+    """Tiles of so many pixels."""
     batch, channels, height, width = image.shape
     return triton.cdiv(height * width, rows), batch, triton.cdiv(channels, CHANNELS)
 
@@ -142,12 +143,11 @@ def _group_stats(
     per_group = channels // tl.num_programs(1)
     columns = tl.arange(0, GROUP)
     first = tl.program_id(0) * chunks * channels + tl.program_id(1) * per_group
-    channel = tl.program_id(1) * per_group + columns
+    channel, inside = tl.program_id(1) * per_group + columns, columns < per_group
     added = tl.zeros((GROUP,), tl.float32)
     if shift is not None:
-        added += tl.load(shift + tl.program_id(0) * shift_stride + channel, columns < per_group, other=0.0).to(
-            tl.float32
-        )
+        row = shift + tl.program_id(0) * shift_stride
+        added += tl.load(row + channel, inside, other=0.0).to(tl.float32)
     total = tl.zeros((CHUNKS, GROUP), tl.float32)
     for start in range(0, chunks, CHUNKS):
         chunk = start + tl.arange(0, CHUNKS)
@@ -171,9 +171,9 @@ def _group_stats(
     scale = 1.0 / tl.sqrt(tl.sum(squares) / size + eps)
     tl.store(rstd + group, scale)
     place = tl.program_id(0) * channels + channel
-    tl.store(centre + place, mean - added, columns < per_group)
+    tl.store(centre + place, mean - added, inside)
     if shift is not None:
-        tl.store(drift + place, (sums / pixels - mean) * scale, columns < per_group)
+        tl.store(drift + place, (sums / pixels - mean) * scale, inside)
 
 
 @triton.jit
