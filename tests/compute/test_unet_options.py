@@ -1,6 +1,7 @@
 """Options that change how the UNet computes must not change its results or the names of its modules."""
 
 import sys
+import threading
 import types
 import weakref
 
@@ -14,7 +15,7 @@ from sliders.adaptors.lora import LoRA
 from sliders.compute import quantization
 from sliders.compute.attention import HALF_ONLY, SDPA, check_capability, set_attention
 from sliders.compute.compilation import check_compilation, compile_unet
-from sliders.compute.device import place
+from sliders.compute.device import place, wake
 from sliders.compute.kernel_support import can_fuse
 from sliders.compute.quantization import BYTE, ByteLinear, quantize
 from sliders.config.schema import Other
@@ -116,10 +117,12 @@ def test_joined_layers_compute_the_same_as_separate_ones(monkeypatch):
     assert not torch.allclose(found[0], base, atol=1e-3)
 
 
+@pytest.mark.parametrize("kind", ["none", "int8", "mixed"])
 @pytest.mark.parametrize("method", ["noxattn", "xattn"])
-def test_cross_attention_reads_the_prompts_of_each_pass(method):
-    """Its keys and values are one product, unless they are adapted."""
+def test_cross_attention_reads_the_prompts_of_each_pass(method, kind):
+    """Its keys and values are one product, unless they are adapted, or of layers of several kinds."""
     unet = build_narrow_sdxl().unet
+    quantize(unet.mid_block if kind == "mixed" else unet, "none" if kind == "none" else "int8", "cpu", torch.float32)
     network = random_network(unet, method=method)
     prompts = [dict(random_inputs(), encoder_hidden_states=torch.randn(2, 77, 64)) for _ in range(2)]
     with torch.no_grad():
@@ -128,6 +131,7 @@ def test_cross_attention_reads_the_prompts_of_each_pass(method):
             set_attention(unet, Other())
             found = [unet(**inputs).sample for inputs in prompts]
             assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(found, wanted, strict=True))
+    assert ("forward" in unet.__dict__) == (kind != "mixed")
     assert not torch.allclose(*wanted, atol=1e-3)
     network.remove()
 
@@ -147,6 +151,14 @@ def test_compilation_changes_no_names_and_no_results(algo):
     assert not torch.allclose(
         unet_output(unet), wanted, atol=1e-3
     )  # multipliers are not constants of the compiled code
+
+
+@pytest.mark.parametrize("name", ["cpu", "0", "999", "mps"])
+def test_a_device_that_cannot_be_woken_is_left_to_be_found_later(name, monkeypatch):
+    failures = []
+    monkeypatch.setattr(threading, "excepthook", failures.append)
+    wake(name).join()
+    assert failures == []
 
 
 def test_compilation_is_refused_without_a_compiler(monkeypatch, tmp_path):

@@ -17,6 +17,9 @@ def main(argv: list[str]) -> None:
     settings = load_comparison_settings(argv)
     # imports torch, which --help and a mistyped flag need not wait for
     with quick_imports(settings.model.name_or_path):
+        from sliders.compute.device import wake
+
+        wake(settings.device)
         from sliders.sample.compare import compare
 
     print(f"page    {compare(settings)}")

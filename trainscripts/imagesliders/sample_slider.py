@@ -18,6 +18,9 @@ def main(argv: list[str]) -> None:
     settings = load_sample_settings(argv, family="sd")
     # imports torch, which --help and a mistyped flag need not wait for
     with quick_imports(settings.model.name_or_path):
+        from sliders.compute.device import wake
+
+        wake(settings.device)
         from sliders.sample.run import run
 
     print(f"page    {run(settings)}")

@@ -12,6 +12,9 @@ def main(argv: list[str]) -> None:
     runs, flags = load_settings(argv, family="sd")
     # imports torch, which --help and a mistyped key need not wait for
     with quick_imports(runs[0].pretrained_model.name_or_path):
+        from sliders.compute.device import wake
+
+        wake(runs[0].device)
         from sliders.train.runs import run_all
 
     run_all(runs, dry_run=flags.dry_run)

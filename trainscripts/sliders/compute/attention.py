@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from sliders.compute.frozen import frozen_product
+from sliders.compute.frozen import frozen_product, side_by_side
 from sliders.compute.kernel_support import AMPERE, can_multiply
-from sliders.compute.neighbours import make_neighbours
 from sliders.config.schema import Other
 from sliders.system.errors import InputError
 from sliders.system.installation import how_to_install
@@ -87,26 +86,26 @@ class ContextProjections:
     """The keys and values of all cross-attention layers: they read the same tokens, so one product computes them all.
 
     It shadows the UNet's `forward`, and computes them before it, so that a captured or repeated forward pass has its own.
-    Layers that are quantised or adapted are left to themselves.
+    Adapted layers are left to themselves, as are all if `side_by_side` cannot compute them.
     """
 
     def __init__(self, unet: nn.Module):
         crossing = [m for m in unet.modules() if isinstance(m, Attention) and m.is_cross_attention]
-        self._layers = {m: (m.to_k, m.to_v) for m in crossing if type(m.to_k) is type(m.to_v) is nn.Linear}
+        self._layers = {m: (m.to_k, m.to_v) for m in crossing}
+        every = [layer for pair in self._layers.values() for layer in pair]
         self._found: dict[nn.Module, tuple[Tensor, Tensor]] = {}
         shadowed = unet.forward
         self._forward = shadowed._forward if isinstance(shadowed, ContextProjections) else shadowed
-        if self._layers:
-            weights = [layer.weight for pair in self._layers.values() for layer in pair]
-            self._weight = make_neighbours(weights)
-            self._sizes = [len(weight) for weight in weights]
+        self._product = side_by_side(every)
+        self._sizes = [layer.out_features for layer in every]
+        if self._product is not None:
             unet.forward = self
 
     def __call__(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, *args, **kwargs):
         frozen = [m for m, pair in self._layers.items() if not any("forward" in layer.__dict__ for layer in pair)]
         self._found = {}
         if frozen:
-            parts = F.linear(encoder_hidden_states, self._weight).split(self._sizes, -1)
+            parts = self._product(encoder_hidden_states).split(self._sizes, -1)
             every = dict(zip(self._layers, zip(parts[::2], parts[1::2], strict=True), strict=True))
             self._found = {module: every[module] for module in frozen}
         return self._forward(sample, timestep, encoder_hidden_states, *args, **kwargs)

@@ -1,7 +1,8 @@
 """Products with frozen layers, plain or quantised, without autograd: for functions with a backward of their own."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -201,6 +202,21 @@ def frozen_layer(layer: nn.Module) -> Frozen | None:
 def joint_product(products: Sequence[Frozen]) -> FrozenProduct | None:
     """The products, which may be shadowed by now, as one. None if their layers are of different kinds or sizes."""
     return _product([layer for product in products for layer in product.layers])
+
+
+def side_by_side(layers: Sequence[nn.Module]) -> Callable[[Tensor], Tensor] | None:
+    """Linear layers of any sizes and one input: x [B, …, in] → their outputs [B, …, Σ out], by one product.
+
+    Moves their weights next to each other. None if they are of several kinds, have biases, or are of a kind of which
+    that is impossible.
+    """
+    kinds = {(type(layer), layer.bias is None) for layer in layers}
+    if kinds == {(nn.Linear, True)}:
+        return partial(F.linear, weight=make_neighbours([layer.weight for layer in layers]))
+    if kinds == {(ByteLinear, True)}:
+        weight, step = (make_neighbours([getattr(layer, name) for layer in layers]) for name in ("weight", "step"))
+        return partial(byte_product, weight=weight, step=step, bias=None)
+    return None
 
 
 def _product(layers: Sequence[nn.Module]) -> FrozenProduct | None:
