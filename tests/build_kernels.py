@@ -71,6 +71,7 @@ def launch_all(dtype: torch.dtype, ampere: bool, float8: bool) -> None:
             sum(kernels.AddLayerNorm.apply(tensor(2, 64, width), y, *affine, 1e-5)).sum().backward()
         step, weight = torch.ones(64, 1, dtype=dtype), torch.zeros(64, 8 * width, dtype=torch.int8)
         kernels.unpack_rows(weight, step, dtype)
+        kernels.unpack_rows(weight, step, dtype, below=torch.zeros(96, 8 * width, dtype=dtype))
         if float8:
             kernels.unpack_rows(weight.to(torch.float8_e4m3fn), step, dtype)
         kernels.beside_scaled(*(torch.zeros(64, n, dtype=dtype) for n in (width, 96)), step[:2, 0], width + 128)

@@ -251,12 +251,16 @@ def test_bfloat16_is_rounded_once_at_the_end(name):
         assert ((low.double() - high).abs() <= (1.01 if DEVICE == "cuda" else 2.01) * half).all()
 
 
+@pytest.mark.parametrize("more", [0, 3])
+@pytest.mark.parametrize("rows", [1, 6])
 @pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
-def test_rows_are_unpacked(dtype):
+def test_rows_are_unpacked_above_others(dtype, rows, more):
     generator = torch.Generator().manual_seed(0)
-    weight = (torch.randn(5, 1100, generator=generator) * 40).to(dtype).to(DEVICE)
-    step = torch.rand(5, 1, generator=generator).to(DEVICE)
-    assert_alike(kernels.unpack_rows(weight, step, torch.float32), weight.double() * step.double())
+    weight = (torch.randn(rows, 300, generator=generator) * 40).to(dtype).to(DEVICE)
+    step, below = torch.rand(rows, 1, generator=generator).to(DEVICE), torch.randn(more, 300).to(DEVICE)
+    found = kernels.unpack_rows(weight, step, torch.float32, below if more else None)
+    assert_alike(found[:rows], weight.double() * step.double())
+    assert torch.equal(found[rows:], below)
 
 
 @pytest.mark.skipif(DEVICE == "cuda", reason="tested in test_gpu.py")

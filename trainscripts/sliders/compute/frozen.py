@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sliders.compute.neighbours import make_neighbours, stacked
-from sliders.compute.quantization import ByteLinear, byte_gradient, byte_product
+from sliders.compute.quantization import ByteLinear, byte_gradient, byte_product, unpacked
 from sliders.compute.scaled_sum import beside_scaled, scale
+
+UNPACKED = 16384  # rows of quantised weights that are unpacked at once: 64 MB for SDXL's prompts
 
 
 class Frozen(ABC):
@@ -59,9 +61,6 @@ class FrozenProduct(Frozen):
     @abstractmethod
     def backward(self, grad: Tensor) -> Tensor:
         """grad [B, …, n · out] → grad·W, the gradient of x."""
-
-    def forward_with(self, x: Tensor, down: Tensor) -> tuple[Tensor, Tensor, None]:
-        return self.forward(x), F.linear(x, down), None
 
 
 class PlainWeights(Frozen):
@@ -180,6 +179,11 @@ class ByteProduct(FrozenProduct):
     def forward(self, x: Tensor) -> Tensor:
         return byte_product(x, *self._weight, self.bias)
 
+    def forward_with(self, x: Tensor, down: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        weight, step = self._weight
+        both = F.linear(x, unpacked(weight, step, x.dtype, below=down))
+        return *both.split([len(weight), len(down)], -1), self.bias
+
     def backward(self, grad: Tensor) -> Tensor:
         return byte_gradient(grad, *self._weight)
 
@@ -215,8 +219,12 @@ def side_by_side(layers: Sequence[nn.Module]) -> Callable[[Tensor], Tensor] | No
         return partial(F.linear, weight=make_neighbours([layer.weight for layer in layers]))
     if kinds == {(ByteLinear, True)}:
         weight, step = (make_neighbours([getattr(layer, name) for layer in layers]) for name in ("weight", "step"))
-        return partial(byte_product, weight=weight, step=step, bias=None)
+        return partial(_byte_products, weights=weight.split(UNPACKED), steps=step.split(UNPACKED))
     return None
+
+
+def _byte_products(x: Tensor, weights: Sequence[Tensor], steps: Sequence[Tensor]) -> Tensor:
+    return torch.cat([byte_product(x, *part, None) for part in zip(weights, steps, strict=True)], -1)
 
 
 def _product(layers: Sequence[nn.Module]) -> FrozenProduct | None:

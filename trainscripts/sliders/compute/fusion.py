@@ -1,5 +1,6 @@
 """Runs the blocks of UNet and VAE with fused kernels on CUDA. Modules and their names stay the same."""
 
+from collections.abc import Sequence
 from functools import partial
 from types import MethodType
 
@@ -98,13 +99,14 @@ def _transformer(
     linear, size = model.use_linear_projection, image.shape[2:]  # SD 1 has 1 × 1 convolutions
     tokens = model.proj_in(_tokens(image)) if linear else _tokens(model.proj_in(image))
     if model.gradient_checkpointing and torch.is_grad_enabled():
-        for block in model.transformer_blocks:
-            tokens = model._gradient_checkpointing_func(partial(_whole_block, block), tokens, encoder_hidden_states)
+        blocks = list(model.transformer_blocks)
+        # Two at once keep half as many tokens, but need twice the memory meanwhile: too much where images are large.
+        count = 2 if len(blocks) > 2 else 1
+        for start in range(0, len(blocks), count):
+            part = partial(_whole_blocks, blocks[start : start + count])
+            tokens = model._gradient_checkpointing_func(part, tokens, encoder_hidden_states)
     else:
-        addend = None
-        for block in model.transformer_blocks:
-            tokens, addend = _transformer_block(block, tokens, addend, encoder_hidden_states)
-        tokens = tokens + addend
+        tokens = _whole_blocks(model.transformer_blocks, tokens, encoder_hidden_states)
     image = _image(model.proj_out(tokens), size) if linear else model.proj_out(_image(tokens, size))
     output = image + skip
     return Transformer2DModelOutput(sample=output) if return_dict else (output,)
@@ -125,9 +127,11 @@ def _transformer_block(
     return tokens, block.ff(normal)
 
 
-def _whole_block(block: BasicTransformerBlock, tokens: Tensor, context: Tensor) -> Tensor:
-    """The same in one tensor, because gradient checkpointing keeps what a block returns."""
-    tokens, addend = _transformer_block(block, tokens, None, context)
+def _whole_blocks(blocks: Sequence[BasicTransformerBlock], tokens: Tensor, context: Tensor) -> Tensor:
+    """Several blocks, and one tensor, because gradient checkpointing keeps what a part returns."""
+    addend = None
+    for block in blocks:
+        tokens, addend = _transformer_block(block, tokens, addend, context)
     return tokens + addend
 
 

@@ -87,21 +87,23 @@ class _ByteProduct(torch.autograd.Function):
 
 def byte_product(x: Tensor, weight: Tensor, step: Tensor, bias: Tensor | None) -> Tensor:
     """x [B, …, in] → x·Wᵀ + b [B, …, out], where W is weight [out, in] · step [out, 1]."""
-    return F.linear(x, _unpacked(weight, step, x.dtype), bias)
+    return F.linear(x, unpacked(weight, step, x.dtype), bias)
 
 
 def byte_gradient(grad: Tensor, weight: Tensor, step: Tensor) -> Tensor:
     """grad [B, …, out] → grad·W [B, …, in]."""
-    return grad @ _unpacked(weight, step, grad.dtype)
+    return grad @ unpacked(weight, step, grad.dtype)
 
 
-def _unpacked(weight: Tensor, step: Tensor, dtype: torch.dtype) -> Tensor:
+def unpacked(weight: Tensor, step: Tensor, dtype: torch.dtype, below: Tensor | None = None) -> Tensor:
+    """weight [out, in] · step [out, 1] in `dtype`. below [r, in], in `dtype`: rows that are put below it."""
     if weight.is_cuda and not torch.compiler.is_compiling() and can_fuse(str(weight.device)):
         from sliders.compute import kernels
 
         if weight.dtype == torch.int8 or kernels.reads_float8(weight.device):
-            return kernels.unpack_rows(weight, step, dtype)
-    return weight.to(dtype) * step.to(dtype)
+            return kernels.unpack_rows(weight, step, dtype, below)
+    whole = weight.to(dtype) * step.to(dtype)
+    return whole if below is None else torch.cat([whole, below])
 
 
 def _nf4(linear: nn.Linear, device: str) -> nn.Module:

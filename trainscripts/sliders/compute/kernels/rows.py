@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-BLOCK = 1024
+ROWS, COLUMNS = 4, 256  # the tile of one program
 
 
 @cache
@@ -16,19 +16,29 @@ def reads_float8(device: torch.device) -> bool:
     return torch.cuda.get_device_capability(device) >= (8, 9)
 
 
-def unpack_rows(weight: Tensor, step: Tensor, dtype: torch.dtype) -> Tensor:
-    """weight [n, C] int8 or float8, step [n, 1] → weight · step in `dtype`."""
-    rows, width = weight.shape
-    out = torch.empty_like(weight, dtype=dtype)
-    _unpack_rows[rows, triton.cdiv(width, BLOCK)](weight, step, out, width, BLOCK)
+def unpack_rows(weight: Tensor, step: Tensor, dtype: torch.dtype, below: Tensor | None = None) -> Tensor:
+    """weight [n, C] int8 or float8, step [n, 1] → weight · step [n, C] in `dtype`.
+
+    below [r, C], contiguous, in `dtype`: rows that are put below it.
+    """
+    (rows, width), more = weight.shape, 0 if below is None else len(below)
+    out = weight.new_empty((rows + more, width), dtype=dtype)
+    grid = triton.cdiv(rows + more, ROWS), triton.cdiv(width, COLUMNS)
+    _unpack_rows[grid](weight, step, out if below is None else below, out, rows, more, width, ROWS, COLUMNS, more > 0)
     return out
 
 
 @triton.jit
-def _unpack_rows(weight, step, out, width, BLOCK: tl.constexpr):
-    row = tl.program_id(0)
-    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    mask = columns < width
-    place = row.to(tl.int64) * width + columns
-    value = tl.load(weight + place, mask).to(tl.float32) * tl.load(step + row).to(tl.float32)
+def _unpack_rows(
+    weight, step, below, out, rows, more, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr, BELOW: tl.constexpr
+):  # fmt: skip
+    row, column = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    place = row.to(tl.int64)[:, None] * width + column[None, :]
+    inside = (column < width)[None, :]
+    mask = inside & (row < rows)[:, None]
+    value = tl.load(weight + place, mask).to(tl.float32) * tl.load(step + row, row < rows).to(tl.float32)[:, None]
     tl.store(out + place, value.to(out.dtype.element_ty), mask)
+    if BELOW:
+        mask = inside & ((row >= rows) & (row < rows + more))[:, None]
+        source = (row - rows).to(tl.int64)[:, None] * width + column[None, :]
+        tl.store(out + place, tl.load(below + source, mask), mask)
