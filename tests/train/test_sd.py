@@ -235,9 +235,10 @@ def test_a_checkpoint_of_one_version_is_not_resumed_as_the_other(trained, tmp_pa
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="tested in test_gpu.py")
 def test_fused_transformers_that_project_with_convolutions_compute_the_same():
-    """SDXL's and SD 2's project with linear layers, and are tested with the kernels."""
+    """SDXL's and SD 2's project with linear layers, and are tested with the kernels. Of three blocks, two are checkpointed at once."""
     block = build_narrow_sd().unet.down_blocks[1].attentions[0].to(memory_format=torch.channels_last)
     assert isinstance(block.proj_in, torch.nn.Conv2d)
+    block.transformer_blocks.extend(copy.deepcopy(block.transformer_blocks[0]) for _ in range(2))
     generator = torch.Generator().manual_seed(0)
     image, tokens = (torch.randn(shape, generator=generator) for shape in ((2, 32, 4, 6), (2, 7, 32)))
     results, calls = [], []

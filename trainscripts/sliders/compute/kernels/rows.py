@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-ROWS, COLUMNS = 4, 256  # the tile of one program
+ROWS, COLUMNS = 8, 256  # the tile of one program
 
 
 @cache
