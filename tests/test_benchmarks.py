@@ -49,6 +49,16 @@ def test_bench_step_measures_other_algorithms(results):
     assert found["finite"] and found["moved"] > 0
 
 
+def test_bench_precision_compares_bfloat16_with_float32(results):
+    """Without a GPU there are no kernels, so both kinds of bfloat16 steps are the same but for their attention."""
+    found = results("bench_precision", "--resolutions 64 --steps 3")
+    plain, kernels = found["64 px, plain bfloat16"], found["64 px, bfloat16 with kernels"]
+    for kind in (plain, kernels):
+        assert 1e-3 < kind["gradient"] < 0.1
+        assert 0 < kind["losses_mean"] <= kind["losses_largest"] < 0.01
+    assert plain["gradient"] == pytest.approx(kernels["gradient"], rel=0.3)
+
+
 def test_bench_sampling_makes_the_same_pictures_together_and_one_by_one(results):
     found = results("bench_sampling", "--resolution 64 --steps 2 --repeats 1")
     assert found["largest_difference"] < 1e-4

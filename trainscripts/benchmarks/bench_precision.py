@@ -1,0 +1,117 @@
+"""How far bfloat16 steps are from float32: with this project's kernels, and with PyTorch's operations alone.
+
+    uv run trainscripts/benchmarks/bench_precision.py --resolutions 512 --steps 53
+
+The reference computes in float32 without TF32, from the same rounded weights and prompts. Prints for each kind of step:
+- the difference of the gradient at random adaptor weights, relative to the gradient's norm;
+- the relative difference of the losses of `--steps` steps, mean and largest;
+- the difference of the weights at the end, relative to how far they have moved.
+
+On a GPU, a full-size SDXL with random weights, whose float32 steps need a large card; elsewhere the demo's model.
+"""
+
+import argparse
+import gc
+import sys
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from unittest.mock import patch
+
+import torch
+from bench_step import DEMO
+from bench_world import add_step_flags, build_model, make_settings, publish, unchecked_plan, write_noise_images
+from sliders.compute.device import torch_device, use_device
+from sliders.models.base import PromptEmbeds
+from sliders.models.sdxl.model import SDXL
+from sliders.train.trainer import Trainer
+from torch import Tensor
+
+REFERENCE = "float32"
+KINDS = {REFERENCE: "math", "plain bfloat16": "sdpa", "bfloat16 with kernels": "auto"}  # {kind: other.attention}
+QUESTIONS = (  # asked where the kernels are used
+    "sliders.train.trainer.can_fuse",
+    "sliders.compute.attention.can_multiply",
+    "sliders.compute.scaled_sum.can_fuse",
+    "sliders.compute.scaled_sum.can_multiply",
+)
+
+
+def load(args: argparse.Namespace, kind: str, device: str) -> SDXL:
+    """The model in bfloat16; for the reference, the same values in float32."""
+    model = build_model(args.model, "bfloat16", device)
+    model.unet.to("cpu", torch.bfloat16)
+    if kind == REFERENCE:
+        model.unet.float()
+    model.dtype = model.unet.dtype
+    encode = model.encode_prompts
+
+    def rounded(prompts: list[str], device: str) -> dict[str, PromptEmbeds]:
+        found = encode(prompts, device)
+        return {p: PromptEmbeds(*(t.bfloat16().to(t.dtype) for t in (e.tokens, e.pooled))) for p, e in found.items()}
+
+    model.encode_prompts = rounded
+    return model
+
+
+def trained(args: argparse.Namespace, kind: str, resolution: int, device: str) -> dict[str, Tensor]:
+    """`gradient` at random adaptor weights, then the `losses` of all steps, and by how much the weights `moved`."""
+    args.precision = "float32" if kind == REFERENCE else "bfloat16"
+    args.attention = KINDS[kind]
+    with ExitStack() as stack:
+        if "kernels" not in kind:
+            for question in QUESTIONS:
+                stack.enter_context(patch(question, lambda device: False))
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        data = write_noise_images(folder / "data", resolution)
+        settings = make_settings(args, folder, resolution, 1, "off", "off")
+        trainer = Trainer(unchecked_plan(settings, device, data), load(args, kind, device))
+        start = trainer.weights.master.detach().clone()
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for adaptor in trainer.network.adaptors:
+                adaptor.up.copy_(torch.randn(adaptor.up.shape, generator=generator) * 0.02)
+        trainer.weights.refresh()
+        trainer.gradients(trainer.make_batch(trainer.draw(0)))
+        gradient = trainer.weights.master.grad.cpu()
+        with torch.no_grad():
+            trainer.weights.master.copy_(start)
+        trainer.weights.refresh()
+        losses = torch.stack([trainer.step(step).values[0] for step in range(args.steps)]).cpu()
+    return {"gradient": gradient, "losses": losses, "moved": (trainer.weights.master.detach() - start).cpu()}
+
+
+def difference(found: Tensor, wanted: Tensor) -> float:
+    return ((found - wanted).double().norm() / wanted.double().norm()).item()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_step_flags(parser)
+    args = parser.parse_args()
+    device = torch_device(args.device)
+    use_device(device)
+    cuda = device.startswith("cuda")
+    args.model = args.model or ("full" if cuda else str(DEMO))
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    found = {"device": torch.cuda.get_device_name() if cuda else "CPU", "model": args.model, "steps": args.steps}
+    for resolution in args.resolutions or [512 if cuda else 128]:
+        wanted = None
+        for kind in KINDS:
+            result = trained(args, kind, resolution, device)
+            gc.collect()
+            wanted = wanted or result
+            if result is not wanted:
+                off = (result["losses"] / wanted["losses"] - 1).abs()
+                found[f"{resolution} px, {kind}"] = {
+                    "gradient": round(difference(result["gradient"], wanted["gradient"]), 4),
+                    "losses_mean": round(off.mean().item(), 6),
+                    "losses_largest": round(off.max().item(), 6),
+                    "weights": round(difference(result["moved"], wanted["moved"]), 4),
+                }
+    publish(found, args.json)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
