@@ -82,7 +82,9 @@ class ConvWithLoRA(torch.autograd.Function):
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, strength, hidden, down, up = ctx.saved_tensors
         if x.stride(1) == 1 and grad.stride(1) != 1:
-            grad = grad.contiguous(memory_format=torch.channels_last)
+            grad = grad.contiguous(
+                memory_format=torch.channels_last
+            )  # then its pixels are rows, without a copy each time
         pixels = _rows(_pixels(grad))
         both, grad_hidden = ctx.frozen.joint_gradient(grad, pixels @ up.flatten(1), strength.flatten())
         grad_up = _product(ctx.sink, ctx.leaves[1:], pixels.t(), hidden)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sliders.compute.neighbours import make_neighbours, stacked
-from sliders.compute.quantization import ByteLinear, byte_gradient, byte_product, unpacked
+from sliders.compute.quantization import ALIGNED, ByteLinear, byte_gradient, byte_product, unpacked
 from sliders.compute.scaled_sum import beside_scaled, scale
 
 UNPACKED = 16384  # rows of quantised weights that are unpacked at once: 64 MB for SDXL's prompts
@@ -55,10 +55,6 @@ class FrozenProduct(Frozen):
         """Moves the layers' weights next to each other in memory. Their values stay."""
 
     @abstractmethod
-    def forward(self, x: Tensor) -> Tensor:
-        """x·Wᵀ + b, in x's dtype."""
-
-    @abstractmethod
     def backward(self, grad: Tensor) -> Tensor:
         """grad [B, …, n · out] → grad·W, the gradient of x."""
 
@@ -89,9 +85,6 @@ class PlainWeights(Frozen):
     @abstractmethod
     def _multiply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor: ...
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self._multiply(x, self._weight, self.bias)
-
     def _adds_apart(self, x: Tensor) -> bool:
         """Whether a bias would take a kernel of its own."""
         return False
@@ -112,7 +105,7 @@ class PlainProduct(PlainWeights, FrozenProduct):
     """Of `nn.Linear`."""
 
     CHANNELS = -1
-    ALIGNED = 16  # kernels read 16 bytes at once
+    ALIGNED = ALIGNED
 
     def join(self) -> None:
         make_neighbours([layer.weight for layer in self.layers])
@@ -176,13 +169,10 @@ class ByteProduct(FrozenProduct):
     def _weight(self) -> tuple[Tensor, Tensor]:
         return stacked([layer.weight for layer in self.layers]), stacked([layer.step for layer in self.layers])
 
-    def forward(self, x: Tensor) -> Tensor:
-        return byte_product(x, *self._weight, self.bias)
-
     def forward_with(self, x: Tensor, down: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         weight, step = self._weight
         both = F.linear(x, unpacked(weight, step, x.dtype, below=down))
-        return *both.split([len(weight), len(down)], -1), self.bias
+        return both[..., : len(weight)], both[..., len(weight) :][..., : len(down)], self.bias
 
     def backward(self, grad: Tensor) -> Tensor:
         return byte_gradient(grad, *self._weight)
@@ -209,10 +199,10 @@ def joint_product(products: Sequence[Frozen]) -> FrozenProduct | None:
 
 
 def side_by_side(layers: Sequence[nn.Module]) -> Callable[[Tensor], Tensor] | None:
-    """Linear layers of any sizes and one input: x [B, …, in] → their outputs [B, …, Σ out], by one product.
+    """Linear layers of any sizes and one input: x [B, …, in] → their outputs [B, …, Σ out].
 
-    Moves their weights next to each other. None if they are of several kinds, have biases, or are of a kind of which
-    that is impossible.
+    By one product, or a few if they are quantised. Moves their weights next to each other. None if they are of several
+    kinds, have biases, or are of a kind of which that is impossible.
     """
     kinds = {(type(layer), layer.bias is None) for layer in layers}
     if kinds == {(nn.Linear, True)}:

@@ -14,6 +14,7 @@ from sliders.compute.device import place
 from sliders.compute.kernel_support import can_fuse
 from sliders.system.errors import InputError
 
+ALIGNED = 16  # a product's outputs lie in rows of a multiple of so many values: kernels read 16 bytes at once
 BYTE = {"fp8": torch.float8_e4m3fn, "int8": torch.int8}
 
 
@@ -96,14 +97,20 @@ def byte_gradient(grad: Tensor, weight: Tensor, step: Tensor) -> Tensor:
 
 
 def unpacked(weight: Tensor, step: Tensor, dtype: torch.dtype, below: Tensor | None = None) -> Tensor:
-    """weight [out, in] · step [out, 1] in `dtype`. below [r, in], in `dtype`: rows that are put below it."""
+    """weight [out, in] · step [out, 1] in `dtype`. below [r, in], in `dtype`: rows that are put below it.
+
+    Below these come rows of zeros, so that there are a multiple of `ALIGNED`.
+    """
+    rows = len(weight) if below is None else -(-(len(weight) + len(below)) // ALIGNED) * ALIGNED
     if weight.is_cuda and not torch.compiler.is_compiling() and can_fuse(str(weight.device)):
         from sliders.compute import kernels
 
         if weight.dtype == torch.int8 or kernels.reads_float8(weight.device):
-            return kernels.unpack_rows(weight, step, dtype, below)
+            return kernels.unpack_rows(weight, step, dtype, below, rows)
     whole = weight.to(dtype) * step.to(dtype)
-    return whole if below is None else torch.cat([whole, below])
+    if below is None:
+        return whole
+    return F.pad(torch.cat([whole, below]), (0, 0, 0, rows - len(weight) - len(below)))
 
 
 def _nf4(linear: nn.Linear, device: str) -> nn.Module:

@@ -16,21 +16,26 @@ def reads_float8(device: torch.device) -> bool:
     return torch.cuda.get_device_capability(device) >= (8, 9)
 
 
-def unpack_rows(weight: Tensor, step: Tensor, dtype: torch.dtype, below: Tensor | None = None) -> Tensor:
+def unpack_rows(
+    weight: Tensor, step: Tensor, dtype: torch.dtype, below: Tensor | None = None, total: int = 0
+) -> Tensor:
     """weight [n, C] int8 or float8, step [n, 1] → weight · step [n, C] in `dtype`.
 
-    below [r, C], contiguous, in `dtype`: rows that are put below it.
+    below [r, C], contiguous, in `dtype`: rows that are put below it, and below these zeros, so that there are `total` rows.
     """
     (rows, width), more = weight.shape, 0 if below is None else len(below)
-    out = weight.new_empty((rows + more, width), dtype=dtype)
-    grid = triton.cdiv(rows + more, ROWS), triton.cdiv(width, COLUMNS)
-    _unpack_rows[grid](weight, step, out if below is None else below, out, rows, more, width, ROWS, COLUMNS, more > 0)
+    total = max(total, rows + more)
+    out = weight.new_empty((total, width), dtype=dtype)
+    grid = triton.cdiv(total, ROWS), triton.cdiv(width, COLUMNS)
+    sizes = (rows, more, total, width, ROWS, COLUMNS, total > rows)
+    _unpack_rows[grid](weight, step, out if below is None else below, out, *sizes)
     return out
 
 
 @triton.jit
 def _unpack_rows(
-    weight, step, below, out, rows, more, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr, BELOW: tl.constexpr
+    weight, step, below, out, rows, more, total, width,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, BELOW: tl.constexpr,
 ):  # fmt: skip
     row, column = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     place = row.to(tl.int64)[:, None] * width + column[None, :]
@@ -39,6 +44,6 @@ def _unpack_rows(
     value = tl.load(weight + place, mask).to(tl.float32) * tl.load(step + row, row < rows).to(tl.float32)[:, None]
     tl.store(out + place, value.to(out.dtype.element_ty), mask)
     if BELOW:
-        mask = inside & ((row >= rows) & (row < rows + more))[:, None]
         source = (row - rows).to(tl.int64)[:, None] * width + column[None, :]
-        tl.store(out + place, tl.load(below + source, mask), mask)
+        value = tl.load(below + source, inside & ((row >= rows) & (row < rows + more))[:, None], other=0.0)
+        tl.store(out + place, value, inside & ((row >= rows) & (row < total))[:, None])
