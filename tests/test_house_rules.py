@@ -1,11 +1,13 @@
-"""The shape of the code: imports point one way, functions and files stay short, nothing heavy before --help."""
+"""The shape of the code: imports point one way, functions and files stay short, READMEs name what exists."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
 
-TRAINSCRIPTS = Path(__file__).parent.parent / "trainscripts"
+ROOT = Path(__file__).parent.parent
+TRAINSCRIPTS = ROOT / "trainscripts"
 PACKAGE = TRAINSCRIPTS / "sliders"
 FILES = sorted(p for p in TRAINSCRIPTS.rglob("*.py"))
 
@@ -65,3 +67,12 @@ def test_files_and_functions_are_short(path):
 def test_no_sliders_file_knows_the_shapes_world(path):
     if PACKAGE in path.parents:
         assert "shapesworld" not in path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("path", sorted(TRAINSCRIPTS.glob("*/README.md")), ids=lambda path: path.parent.name)
+def test_a_readme_names_only_scripts_that_exist(path):
+    """Scripts of other folders are named without their folder. NAME stands for one to be written."""
+    scripts = [f"/{p.relative_to(ROOT)}" for p in (*FILES, *(ROOT / "tests").rglob("*.py"))]
+    named = set(re.findall(r"`([\w./-]+\.py)\b", path.read_text(encoding="utf-8")))
+    missing = {name for name in named if not any(script.endswith(f"/{name}") for script in scripts)}
+    assert {name for name in missing if "NAME" not in name} == set()
