@@ -57,6 +57,8 @@ def test_bench_precision_compares_bfloat16_with_float32(results):
         assert 1e-3 < kind["gradient"] < 0.1
         assert 0 < kind["losses_mean"] <= kind["losses_largest"] < 0.01
     assert plain["gradient"] == pytest.approx(kernels["gradient"], rel=0.3)
+    shorter = results("bench_precision", "--resolutions 64 --steps 1")["64 px, plain bfloat16"]
+    assert shorter["gradient"] == plain["gradient"], "the gradient is taken before the steps"
 
 
 def test_bench_sampling_makes_the_same_pictures_together_and_one_by_one(results):

@@ -11,7 +11,6 @@ On a GPU, a full-size SDXL with random weights, whose float32 steps need a large
 """
 
 import argparse
-import gc
 import sys
 import tempfile
 from contextlib import ExitStack
@@ -19,7 +18,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import torch
-from bench_step import DEMO
+from bench_step import DEMO, free_memory
 from bench_world import add_step_flags, build_model, make_settings, publish, unchecked_plan, write_noise_images
 from sliders.compute.device import torch_device, use_device
 from sliders.models.base import PromptEmbeds
@@ -28,7 +27,11 @@ from sliders.train.trainer import Trainer
 from torch import Tensor
 
 REFERENCE = "float32"
-KINDS = {REFERENCE: "math", "plain bfloat16": "sdpa", "bfloat16 with kernels": "auto"}  # {kind: other.attention}
+KINDS = {
+    REFERENCE: "math",
+    "plain bfloat16": "sdpa",
+    "bfloat16 with kernels": "auto",
+}  # {kind: other.attention}; the reference first
 QUESTIONS = (  # asked where the kernels are used
     "sliders.train.trainer.can_fuse",
     "sliders.compute.attention.can_multiply",
@@ -56,6 +59,7 @@ def load(args: argparse.Namespace, kind: str, device: str) -> SDXL:
 
 def trained(args: argparse.Namespace, kind: str, resolution: int, device: str) -> dict[str, Tensor]:
     """`gradient` at random adaptor weights, then the `losses` of all steps, and by how much the weights `moved`."""
+    free_memory(device)
     args.precision = "float32" if kind == REFERENCE else "bfloat16"
     args.attention = KINDS[kind]
     with ExitStack() as stack:
@@ -73,7 +77,7 @@ def trained(args: argparse.Namespace, kind: str, resolution: int, device: str) -
                 adaptor.up.copy_(torch.randn(adaptor.up.shape, generator=generator) * 0.02)
         trainer.weights.refresh()
         trainer.gradients(trainer.make_batch(trainer.draw(0)))
-        gradient = trainer.weights.master.grad.cpu()
+        gradient = trainer.weights.master.grad.clone().cpu()
         with torch.no_grad():
             trainer.weights.master.copy_(start)
         trainer.weights.refresh()
@@ -96,19 +100,15 @@ def main() -> int:
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     found = {"device": torch.cuda.get_device_name() if cuda else "CPU", "model": args.model, "steps": args.steps}
     for resolution in args.resolutions or [512 if cuda else 128]:
-        wanted = None
-        for kind in KINDS:
-            result = trained(args, kind, resolution, device)
-            gc.collect()
-            wanted = wanted or result
-            if result is not wanted:
-                off = (result["losses"] / wanted["losses"] - 1).abs()
-                found[f"{resolution} px, {kind}"] = {
-                    "gradient": round(difference(result["gradient"], wanted["gradient"]), 4),
-                    "losses_mean": round(off.mean().item(), 6),
-                    "losses_largest": round(off.max().item(), 6),
-                    "weights": round(difference(result["moved"], wanted["moved"]), 4),
-                }
+        wanted, *results = (trained(args, kind, resolution, device) for kind in KINDS)
+        for kind, result in zip(list(KINDS)[1:], results, strict=True):
+            off = (result["losses"] / wanted["losses"] - 1).abs()
+            found[f"{resolution} px, {kind}"] = {
+                "gradient": round(difference(result["gradient"], wanted["gradient"]), 4),
+                "losses_mean": round(off.mean().item(), 6),
+                "losses_largest": round(off.max().item(), 6),
+                "weights": round(difference(result["moved"], wanted["moved"]), 4),
+            }
     publish(found, args.json)
     return 0
 
