@@ -29,7 +29,7 @@ class FlatWeights:
         self._copy = None
         self._leaves: list[Tensor] = parameters
         if dtype != master.dtype:
-            self._copy = master.to(dtype)
+            self._copy = torch.empty_like(master, dtype=dtype)
             self._leaves = [v.requires_grad_() for v in _views(self._copy, parameters)]
         self._views = _views(self.master.grad, parameters)
         self._sink = GradientSink(list(zip(self._leaves, self._views, strict=True)))

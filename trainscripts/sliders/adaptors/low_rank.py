@@ -81,13 +81,13 @@ class ConvWithLoRA(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, strength, hidden, down, up = ctx.saved_tensors
-        if x.stride(1) == 1 and grad.stride(1) != 1:
-            grad = grad.contiguous(
-                memory_format=torch.channels_last
-            )  # then its pixels are rows, without a copy each time
-        pixels = _rows(_pixels(grad))
-        both, grad_hidden = ctx.frozen.joint_gradient(grad, pixels @ up.flatten(1), strength.flatten())
-        grad_up = _product(ctx.sink, ctx.leaves[1:], pixels.t(), hidden)
+        if x.stride(1) == 1 and grad.stride(1) != 1:  # or each use of its pixels as rows would copy it
+            grad = grad.contiguous(memory_format=torch.channels_last)
+        pixels = _pixels(grad)
+        rows = _rows(pixels)
+        gradients = ctx.frozen.joint_gradient(rows, rows @ up.flatten(1), strength.flatten())
+        both, grad_hidden = (_image(t.view(*pixels.shape[:3], -1)) for t in gradients)
+        grad_up = _product(ctx.sink, ctx.leaves[1:], rows.t(), hidden)
         grad_down = _convolved(ctx.sink, ctx.leaves[0], grad_hidden, x, ctx.frozen.geometry)
         grad_x = ctx.frozen.backward_with(both, grad_hidden, down, x) if ctx.needs_input_grad[0] else None
         return grad_x, None, None, None, grad_down, grad_up

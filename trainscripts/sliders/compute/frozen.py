@@ -138,18 +138,14 @@ class PlainConvolution(PlainWeights):
     def joint_gradient(self, grad: Tensor, narrow: Tensor, strength: Tensor) -> tuple[Tensor, Tensor]:
         """What `backward_with` reads: the gradient of both results of `forward_with`, and that of the second alone.
 
-        grad [B, out, h', w']: of the first. narrow [B · h' · w', r]: of the second, yet to be multiplied by strength [B].
+        A row per pixel: grad [m, out] of the first, narrow [m, r] of the second, yet to be multiplied by strength [B].
         """
-        batch, _, height, width = grad.shape
-        pixels = grad.permute(0, 2, 3, 1).flatten(0, 2)
         if self._whole is None:
-            both, scaled = pixels, scale(narrow[None], strength)[0]
-        else:
-            both, scaled = beside_scaled(pixels, narrow, strength, len(self._whole[0]))
-        return tuple(t.view(batch, height, width, -1).permute(0, 3, 1, 2) for t in (both, scaled))
+            return grad, scale(narrow[None], strength)[0]
+        return beside_scaled(grad, narrow, strength, len(self._whole[0]))
 
     def backward_with(self, both: Tensor, narrow: Tensor, down: Tensor, x: Tensor) -> Tensor:
-        """The gradient of x. both, narrow: from `joint_gradient`."""
+        """The gradient of x. both, narrow: what `joint_gradient` returns, as images."""
         if self._whole is not None:
             return self._gradient(both, x, self._whole[0])
         return self._gradient(both, x, self._weight).add_(self._gradient(narrow, x, down))
@@ -172,7 +168,7 @@ class ByteProduct(FrozenProduct):
     def forward_with(self, x: Tensor, down: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         weight, step = self._weight
         both = F.linear(x, unpacked(weight, step, x.dtype, below=down))
-        return both[..., : len(weight)], both[..., len(weight) :][..., : len(down)], self.bias
+        return both.narrow(-1, 0, len(weight)), both.narrow(-1, len(weight), len(down)), self.bias
 
     def backward(self, grad: Tensor) -> Tensor:
         return byte_gradient(grad, *self._weight)
