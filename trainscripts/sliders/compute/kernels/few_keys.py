@@ -66,6 +66,14 @@ def _tile(
 
 
 @triton.jit
+def _read(
+    x, batch_stride, token_stride, head_stride, start, tokens, width, ROWS: tl.constexpr, WIDTH: tl.constexpr
+):  # fmt: skip
+    place, mask = _tile(x, batch_stride, token_stride, head_stride, start, tokens, width, ROWS, WIDTH)
+    return tl.load(place, mask, other=0.0)
+
+
+@triton.jit
 def _probabilities(query, key, keys, scale, KEYS: tl.constexpr):
     scores = tl.dot(query, tl.trans(key), input_precision="ieee") * scale
     scores = tl.where((tl.arange(0, KEYS) < keys)[None, :], scores, float("-inf"))
@@ -80,12 +88,9 @@ def _attend(
     queries, keys, channels, scale, QUERIES: tl.constexpr, KEYS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     start = tl.program_id(0) * QUERIES
-    place, mask = _tile(query, query_batch, query_token, query_head, start, queries, channels, QUERIES, CHANNELS)
-    q = tl.load(place, mask, other=0.0)
-    place, mask = _tile(key, key_batch, key_token, key_head, 0, keys, channels, KEYS, CHANNELS)
-    k = tl.load(place, mask, other=0.0)
-    place, mask = _tile(value, value_batch, value_token, value_head, 0, keys, channels, KEYS, CHANNELS)
-    v = tl.load(place, mask, other=0.0)
+    q = _read(query, query_batch, query_token, query_head, start, queries, channels, QUERIES, CHANNELS)
+    k = _read(key, key_batch, key_token, key_head, 0, keys, channels, KEYS, CHANNELS)
+    v = _read(value, value_batch, value_token, value_head, 0, keys, channels, KEYS, CHANNELS)
     weights = _probabilities(q, k, keys, scale, KEYS)
     result = tl.dot(weights.to(v.dtype), v, input_precision="ieee")
     place, mask = _tile(out, out_batch, out_token, out_head, start, queries, channels, QUERIES, CHANNELS)
@@ -100,15 +105,11 @@ def _attend_backward(
     queries, keys, channels, scale, QUERIES: tl.constexpr, KEYS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     start = tl.program_id(0) * QUERIES
-    place, mask = _tile(query, query_batch, query_token, query_head, start, queries, channels, QUERIES, CHANNELS)
-    q = tl.load(place, mask, other=0.0)
-    place, mask = _tile(key, key_batch, key_token, key_head, 0, keys, channels, KEYS, CHANNELS)
-    k = tl.load(place, mask, other=0.0)
+    q = _read(query, query_batch, query_token, query_head, start, queries, channels, QUERIES, CHANNELS)
+    k = _read(key, key_batch, key_token, key_head, 0, keys, channels, KEYS, CHANNELS)
     weights = _probabilities(q, k, keys, scale, KEYS)
-    place, mask = _tile(value, value_batch, value_token, value_head, 0, keys, channels, KEYS, CHANNELS)
-    v = tl.load(place, mask, other=0.0)
-    place, mask = _tile(grad, grad_batch, grad_token, grad_head, start, queries, channels, QUERIES, CHANNELS)
-    upstream = tl.load(place, mask, other=0.0)
+    v = _read(value, value_batch, value_token, value_head, 0, keys, channels, KEYS, CHANNELS)
+    upstream = _read(grad, grad_batch, grad_token, grad_head, start, queries, channels, QUERIES, CHANNELS)
     slopes = tl.dot(upstream, tl.trans(v), input_precision="ieee")
     slopes = weights * (slopes - tl.sum(weights * slopes, 1)[:, None]) * scale
     result = tl.dot(slopes.to(k.dtype), k, input_precision="ieee")

@@ -20,10 +20,11 @@ class AddLayerNorm(torch.autograd.Function):
         width = x.shape[-1]
         normal, total = torch.empty_like(x), x if y is None else torch.empty_like(x)
         mean, rstd = x.new_empty((2, x.numel() // width), dtype=torch.float32)
-        added = x if y is None else y.reshape(-1, width)
-        added = added if added.stride(1) == 1 else added.contiguous()
-        tensors = (x, added, weight, bias, total, normal, mean, rstd)
-        sizes = (added.stride(-2), width, eps, y is not None, triton.next_power_of_2(width))
+        if y is not None:
+            y = y.reshape(-1, width)
+            y = y if y.stride(1) == 1 else y.contiguous()
+        tensors = (x, y, weight, bias, total, normal, mean, rstd)
+        sizes = (0 if y is None else y.stride(0), width, eps, triton.next_power_of_2(width))
         _add_layer_norm[(len(mean),)](*tensors, *sizes, num_warps=WARPS)
         ctx.save_for_backward(total, weight, mean, rstd)
         return total, normal
@@ -40,14 +41,14 @@ class AddLayerNorm(torch.autograd.Function):
 
 @triton.jit
 def _add_layer_norm(
-    x, y, weight, bias, total, normal, mean, rstd, y_stride, width, eps, ADD: tl.constexpr, BLOCK: tl.constexpr
+    x, y, weight, bias, total, normal, mean, rstd, y_stride, width, eps, BLOCK: tl.constexpr
 ):  # fmt: skip
     row = tl.program_id(0)
     columns = tl.arange(0, BLOCK)
     mask = columns < width
     place = row.to(tl.int64) * width + columns
     value = tl.load(x + place, mask, other=0.0).to(tl.float32)
-    if ADD:
+    if y is not None:
         value += tl.load(y + row.to(tl.int64) * y_stride + columns, mask, other=0.0).to(tl.float32)
         rounded = value.to(total.dtype.element_ty)
         tl.store(total + place, rounded, mask)

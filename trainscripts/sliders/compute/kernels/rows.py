@@ -27,15 +27,13 @@ def unpack_rows(
     total = max(total, rows + more)
     out = weight.new_empty((total, width), dtype=dtype)
     grid = triton.cdiv(total, ROWS), triton.cdiv(width, COLUMNS)
-    sizes = (rows, more, total, width, ROWS, COLUMNS, total > rows)
-    _unpack_rows[grid](weight, step, out if below is None else below, out, *sizes)
+    _unpack_rows[grid](weight, step, below, out, rows, more, total, width, ROWS, COLUMNS)
     return out
 
 
 @triton.jit
 def _unpack_rows(
-    weight, step, below, out, rows, more, total, width,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, BELOW: tl.constexpr,
+    weight, step, below, out, rows, more, total, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):  # fmt: skip
     row, column = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     place = row.to(tl.int64)[:, None] * width + column[None, :]
@@ -43,7 +41,7 @@ def _unpack_rows(
     mask = inside & (row < rows)[:, None]
     value = tl.load(weight + place, mask).to(tl.float32) * tl.load(step + row, row < rows).to(tl.float32)[:, None]
     tl.store(out + place, value.to(out.dtype.element_ty), mask)
-    if BELOW:
+    if below is not None:
         source = (row - rows).to(tl.int64)[:, None] * width + column[None, :]
         value = tl.load(below + source, inside & ((row >= rows) & (row < rows + more))[:, None], other=0.0)
         tl.store(out + place, value, inside & ((row >= rows) & (row < total))[:, None])

@@ -27,8 +27,7 @@ def add_scaled_product(
     strides = (*out.stride()[:2], *narrow.stride()[:2], *weight.stride(), *scaled.stride()[:2])
     grid = (triton.cdiv(rows, ROWS), triton.cdiv(width, COLUMNS), count)
     sizes = (rows, width, rank, rows // len(strength), ROWS, COLUMNS, RANKS)
-    tensors = (out, narrow, weight, strength, out if bias is None else bias, scaled)
-    _add_scaled_product[grid](*tensors, *strides, *sizes, bias is not None)
+    _add_scaled_product[grid](out, narrow, weight, strength, bias, scaled, *strides, *sizes)
     return scaled
 
 
@@ -69,7 +68,6 @@ def _add_scaled_product(
     out, narrow, weight, strength, bias, scaled, out_stack, out_row, narrow_stack, narrow_row,
     weight_stack, weight_rank, weight_column, scaled_stack, scaled_row,
     rows, width, rank, share, ROWS: tl.constexpr, COLUMNS: tl.constexpr, RANKS: tl.constexpr,
-    BIAS: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
@@ -92,6 +90,6 @@ def _add_scaled_product(
         other = tl.load(weight + index[:, None] * weight_rank, inside, other=0.0)
         product = tl.dot(part, other, product, input_precision="ieee")
     total = product * factor[:, None] + before.to(tl.float32)
-    if BIAS:
+    if bias is not None:
         total += tl.load(bias + stack * width + column, column < width, other=0.0).to(tl.float32)[None, :]
     tl.store(place, total.to(out.dtype.element_ty), within)
