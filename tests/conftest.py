@@ -57,6 +57,12 @@ def train_main():
     return load_script("train_lora-scale-xl").main
 
 
+@pytest.fixture(scope="session")
+def sample_main():
+    """`sample_main(argv)` runs the sample command in this process and returns its exit status."""
+    return load_script("sample_slider-xl").main
+
+
 def disc(size: tuple[int, int], brightness: float, radius: float = 0.6) -> Image.Image:
     """A disc of `brightness` (0 to 1) on a colour gradient; `radius` as a share of half the shorter side."""
     width, height = size

@@ -17,11 +17,6 @@ SMALL = ("--model", "tiny", "--device", "cpu", "--steps", "2", "--seeds", "1", "
 
 
 @pytest.fixture(scope="session")
-def sample_main():
-    return load_script("sample_slider-xl").main
-
-
-@pytest.fixture(scope="session")
 def compare_main():
     return load_script("compare_sliders").main
 

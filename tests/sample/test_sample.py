@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from browser import browser
-from conftest import load_script, make_scale_folders, write_experiment
+from conftest import make_scale_folders, write_experiment
 from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
@@ -40,12 +40,6 @@ from sliders.system.errors import InputError
 from sliders.train.runs import run_all
 
 SMALL = ("--device", "cpu", "--steps", "2", "--width", "64", "--height", "64")
-
-
-@pytest.fixture(scope="session")
-def sample_main():
-    """`sample_main(argv)` runs the sample command in this process and returns its exit status."""
-    return load_script("sample_slider-xl").main
 
 
 @pytest.fixture(scope="module")
