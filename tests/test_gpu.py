@@ -151,10 +151,13 @@ def test_quantised_products_are_those_of_their_weights(kind):
     bias = torch.cat([layer.bias for layer in layers]).double()
     x = torch.randn(2, 40, 256, device="cuda", dtype=torch.bfloat16) * torch.logspace(-2, 2, 40, device="cuda")[:, None]
     x, grad = x.bfloat16(), torch.randn(2, 40, 3 * 384, device="cuda", dtype=torch.bfloat16)
+    down = torch.randn(24, 256, device="cuda", dtype=torch.bfloat16)
     for join in (lambda: None, product.join):
         join()
+        out, narrow, left_to_add = product.forward_with(x, down)
         for found, wanted in (
-            (product.forward(x), x.double() @ weight.T + bias),
+            (out + left_to_add, x.double() @ weight.T + bias),
+            (narrow, x.double() @ down.double().T),
             (product.backward(grad), grad.double() @ weight),
         ):
             off = (found.double() - wanted).norm(dim=-1) / wanted.norm(dim=-1)
