@@ -20,7 +20,7 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "trainscripts"))
-from sliders.compute import kernels
+from sliders.fast import kernels
 
 USAGE = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+)")
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"

@@ -79,7 +79,7 @@ class Stream:
 
 
 def replace_cuda(monkeypatch) -> None:
-    """Replaces what `StepGraph` uses of `torch.cuda`, until the test ends."""
+    """Replaces what captured calls use of `torch.cuda`, until the test ends."""
     stream = Stream()
     for name, substitute in {
         "CUDAGraph": Graph, "graph": capture, "Stream": Stream, "current_stream": lambda: stream,

@@ -3,8 +3,10 @@
 from types import SimpleNamespace
 
 import torch
-from sliders.adaptors.flat_weights import FlatWeights
 from sliders.adaptors.lora import LoRA
+from sliders.fast.frozen import frozen_kind
+from sliders.fast.low_rank import FusedLoRA
+from sliders.fast.weights import FastWeights
 from torch import nn
 from torch.nn import functional as F
 
@@ -48,14 +50,14 @@ def gradients_of_integers(kind, device, uses=1):
 def _flat_gradients(layers, adaptors, x, upstream, device, uses):
     nn.ModuleList(layers).to(device, torch.bfloat16, memory_format=torch.channels_last)
     nn.ModuleList(adaptors).to(device)
-    joint = LoRA.join(adaptors) if len(adaptors) > 1 else None
-    flat = FlatWeights(SimpleNamespace(adaptors=adaptors), torch.bfloat16)
+    flat = FastWeights(SimpleNamespace(adaptors=adaptors), torch.bfloat16)
+    fused = FusedLoRA.of(frozen_kind(layers), adaptors, flat)
     layout = torch.channels_last if x.ndim == 4 else torch.contiguous_format
     x, *upstream = (t.to(device, torch.bfloat16, memory_format=layout) for t in (x, *upstream))
     one, outs = torch.ones(1, device=device), []
     for _ in range(uses):
         again = x.clone().requires_grad_()  # as inside a UNet
-        outs += joint(again, one) if joint else [adaptors[0].adapted(layers[0].forward, again, one)]
+        outs += fused(again, one).chunk(len(layers), 1 if x.ndim == 4 else -1)
     torch.autograd.backward(outs, upstream * uses)
     flat.gather_gradients()
     parameters = [p for adaptor in adaptors for p in adaptor.parameters()]

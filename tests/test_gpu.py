@@ -14,18 +14,20 @@ from safetensors.torch import load_file
 from sliders.adaptors import ALGORITHMS
 from sliders.adaptors.flat_weights import FlatWeights
 from sliders.adaptors.network import AdaptorNetwork
-from sliders.compute import compilation
 from sliders.compute import device as device_module
-from sliders.compute.attention import attend_with, set_attention
 from sliders.compute.device import place
-from sliders.compute.frozen import frozen_product, joint_product
-from sliders.compute.fusion import fuse_blocks
+from sliders.compute.patches import Patches
 from sliders.compute.quantization import BYTE, ByteLinear, quantize
-from sliders.config.schema import Network, Other
+from sliders.config.schema import Network
 from sliders.config.settings import load_settings
+from sliders.fast import compilation
+from sliders.fast.attention import attend_with, set_attention
+from sliders.fast.blocks import fuse_blocks
+from sliders.fast.frozen import frozen_kind
+from sliders.fast.graphs import CannotCaptureError, CapturedCall
+from sliders.fast.path import FastPath
 from sliders.models.sd.narrow import build_narrow_sd
 from sliders.models.sdxl.narrow import build_narrow_sdxl
-from sliders.train.gradients import CannotCaptureError, StepGraph
 from sliders.train.plan import make_plan
 from sliders.train.trainer import Trainer
 
@@ -146,23 +148,21 @@ def test_a_quantised_model_trains_with_a_graph_and_is_never_on_the_gpu_unquantis
 def test_quantised_products_are_those_of_their_weights(kind):
     torch.manual_seed(0)
     layers = [ByteLinear(torch.nn.Linear(256, 384, device="cuda", dtype=torch.bfloat16), BYTE[kind]) for _ in range(3)]
-    product = joint_product([frozen_product([layer]) for layer in layers])
     weight = torch.cat([layer.weight.double() * layer.step.double() for layer in layers])
     bias = torch.cat([layer.bias for layer in layers]).double()
     x = torch.randn(2, 40, 256, device="cuda", dtype=torch.bfloat16) * torch.logspace(-2, 2, 40, device="cuda")[:, None]
     x, grad = x.bfloat16(), torch.randn(2, 40, 3 * 384, device="cuda", dtype=torch.bfloat16)
     down = torch.randn(24, 256, device="cuda", dtype=torch.bfloat16)
-    for join in (lambda: None, product.join):
-        join()
-        out, narrow, left_to_add = product.forward_with(x, down)
-        for found, wanted in (
-            (out + left_to_add, x.double() @ weight.T + bias),
-            (narrow, x.double() @ down.double().T),
-            (product.backward(grad), grad.double() @ weight),
-        ):
-            off = (found.double() - wanted).norm(dim=-1) / wanted.norm(dim=-1)
-            assert found.dtype == torch.bfloat16
-            assert off.max() < 0.005
+    product = frozen_kind(layers)(layers, down)
+    out, narrow, left_to_add = product.forward(x)
+    for found, wanted in (
+        (out + left_to_add, x.double() @ weight.T + bias),
+        (narrow, x.double() @ down.double().T),
+        (product.backward(grad), grad.double() @ weight),
+    ):
+        off = (found.double() - wanted).norm(dim=-1) / wanted.norm(dim=-1)
+        assert found.dtype == torch.bfloat16
+        assert off.max() < 0.005
 
 
 def count_waits(trainer, step):
@@ -258,7 +258,7 @@ def test_each_replay_computes_the_gradient_of_its_own_batch(tmp_path, algo):
     found = []
     for step in range(3, 7):
         batch = trainer.make_batch(trainer.draw(step))
-        for gradients in (trainer.gradients, trainer.gradients._gradients):
+        for gradients in (trainer.gradients, trainer.gradients._function):
             gradients(batch)
             found.append(trainer.weights.master.grad.clone())
     for replayed, single in zip(found[::2], found[1::2], strict=True):
@@ -287,7 +287,7 @@ def test_a_step_that_waits_for_the_gpu_trains_without_a_graph(tmp_path, capsys):
         loss.item()
         return loss
 
-    trainer.gradients._gradients._forward = waiting
+    trainer.gradients._function._forward = waiting
     assert all(trainer.step(step).values.isfinite().all() for step in range(4))
     assert trainer.gradients.captured == 0
     assert capsys.readouterr().out.count("cannot be captured") == 1
@@ -298,7 +298,7 @@ def test_an_empty_graph_is_rejected(tmp_path):
     batch = trainer.make_batch(trainer.draw(0))
     loss = trainer.gradients(batch)
     with pytest.raises(CannotCaptureError, match="empty"):
-        StepGraph(lambda batch: loss, batch, torch.cuda.Stream(), None)
+        CapturedCall(lambda: loss, [], torch.cuda.Stream(), None)
 
 
 KERNELS = {
@@ -342,7 +342,7 @@ def unet_output(unet):
 def test_every_attention_layer_uses_the_chosen_kernel(name):
     unet = build_narrow_sdxl().unet.to("cuda", torch.bfloat16).requires_grad_(False)
     wanted = unet_output(unet)
-    set_attention(unet, Other(attention=name))
+    set_attention(unet, attend_with(name, unet.device))
     with torch.profiler.profile() as profiler:
         found = unet_output(unet)
     calls = sum(event.count for event in profiler.key_averages() if event.key == KERNELS[name])
@@ -354,8 +354,9 @@ def test_fused_transformers_that_project_with_convolutions_compute_the_same():
     block = build_narrow_sd().unet.down_blocks[1].attentions[0].to("cuda", memory_format=torch.channels_last)
     image, tokens = torch.randn(2, 32, 8, 8, device="cuda"), torch.randn(2, 7, 32, device="cuda")
     results = []
-    for fuse in (lambda block: None, fuse_blocks):
-        fuse(block)
+    for fused in (False, True):
+        if fused:
+            fuse_blocks(block, Patches())
         x = image.to(memory_format=torch.channels_last).requires_grad_()
         output = block(x, tokens).sample
         results.append((output.detach(), *torch.autograd.grad(output.square().sum(), (x, block.proj_in.weight))))
@@ -371,7 +372,7 @@ def test_fused_blocks_compute_the_same():
     results = []
     for fused in (False, True):
         if fused:
-            fuse_blocks(unet)
+            fuse_blocks(unet, Patches())
         network.zero_grad()
         output = unet_output(unet)
         output.square().sum().backward()
@@ -385,13 +386,10 @@ def test_a_bfloat16_step_with_all_kernels_has_the_gradient_of_a_plain_float32_on
     found = []
     for dtype, fused in ((torch.float32, False), (torch.bfloat16, True)):
         unet = build_narrow_sdxl().unet.to("cuda", dtype, memory_format=torch.channels_last).requires_grad_(False)
-        if fused:
-            set_attention(unet, Other())
-            fuse_blocks(unet)
         network = AdaptorNetwork(unet, Network(type="c3lier", rank=4, alpha=2.0, training_method="noxattn"))
         for adaptor in network.adaptors:
             torch.nn.init.normal_(adaptor.up, std=0.05, generator=torch.Generator("cuda").manual_seed(0))
-        weights = FlatWeights(network, dtype)
+        weights = FastPath(unet, [network], trains=True).weights[0] if fused else FlatWeights(network)
         network.set_multipliers(torch.tensor([-1.0, 2.0]))
         output = unet_output(unet).float()
         output.square().sum().backward()

@@ -4,10 +4,9 @@ import pytest
 import torch
 from cpu_graph import Graph, Stream, replace_cuda
 from networks import random_network
-from sliders.compute.attention import set_attention
 from sliders.compute.device import place
-from sliders.compute.fusion import speed_up
-from sliders.config.schema import Other, PretrainedModel
+from sliders.config.schema import PretrainedModel
+from sliders.fast.path import FastPath
 from sliders.models.sdxl.loading import load_sdxl
 from sliders.sample import captured, sampling
 from sliders.sample.sampling import Row, Sampling, sample
@@ -18,15 +17,15 @@ SIZE = {"width": 64, "height": 64, "steps": 5, "guidance": 3.0}
 @pytest.fixture(scope="module")
 def tiny():
     model = load_sdxl(PretrainedModel(name_or_path="tiny"), torch.float32)
-    set_attention(model.unet, Other())  # as on a GPU
     return model, model.encode_prompts(["a", "b", ""], "cpu")
 
 
 @pytest.fixture
 def networks(tiny):
-    """Two sliders with random weights on one UNet, removed afterwards."""
+    """Two sliders with random weights on one UNet, fused as on a GPU, and removed afterwards."""
     found = [random_network(tiny[0].unet, method="noxattn"), random_network(tiny[0].unet, "lierla", "selfattn")]
-    yield found
+    with FastPath(tiny[0].unet, found):
+        yield found
     for network in reversed(found):
         network.remove()
 
@@ -128,7 +127,7 @@ def test_graphs_make_room_for_the_vae(tiny, networks, capture_on_cpu, monkeypatc
     model, decode, held = tiny[0], tiny[0].decode, []
 
     def decode_alone(latents):
-        held.append(model.unet.forward.captured)
+        held.append(model.unet.forward.__self__.captured)
         if held[-1]:
             raise torch.OutOfMemoryError
         return decode(latents)
@@ -147,5 +146,5 @@ def test_on_a_gpu_graphs_and_fused_blocks_make_the_same_pictures():
     model.vae.to("cuda")
     networks = [random_network(model.unet), random_network(model.unet, "lierla", "selfattn")]
     wanted = pictures((model, embeds), networks, cuda_graph=False)
-    speed_up(model.unet, "cuda")
+    FastPath(model.unet, networks)
     assert (pictures((model, embeds), networks) - wanted).abs().max() < 1e-2

@@ -4,11 +4,11 @@ import importlib.util
 
 import pytest
 from conftest import ROOT, SCRIPTS, write_experiment
-from sliders.compute.attention import check_attention
 from sliders.compute.device import why_no_gpu
-from sliders.compute.kernel_support import can_fuse
 from sliders.config.schema import Other
 from sliders.config.settings import load_settings
+from sliders.fast.attention import check_attention
+from sliders.fast.kernel_support import can_fuse
 from sliders.models.sdxl.family import SDXL_FAMILY
 from sliders.report.learned_measures import check_lpips
 from sliders.system.errors import InputError

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -15,9 +16,10 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from sliders.adaptors.network import AdaptorNetwork
-from sliders.compute.fusion import fuse_blocks
+from sliders.compute.patches import Patches
 from sliders.compute.quantization import ByteLinear, quantize
 from sliders.config.schema import Network, PretrainedModel
+from sliders.fast.blocks import fuse_blocks
 from sliders.formats.slider_file import open_slider
 from sliders.models.sd.family import SD1_FAMILY, SD2_FAMILY
 from sliders.models.sd.loading import load_sd
@@ -243,7 +245,8 @@ def test_fused_transformers_that_project_with_convolutions_compute_the_same():
     image, tokens = (torch.randn(shape, generator=generator) for shape in ((2, 32, 4, 6), (2, 7, 32)))
     results, calls = [], []
     block.transformer_blocks[0].ff.register_forward_pre_hook(lambda *_: calls.append(len(results)))
-    for change in (lambda block: None, fuse_blocks, lambda block: block.enable_gradient_checkpointing()):
+    fuse = partial(fuse_blocks, patches=Patches())
+    for change in (lambda block: None, fuse, lambda block: block.enable_gradient_checkpointing()):
         change(block)
         x = image.to(memory_format=torch.channels_last).requires_grad_()
         output = block(x, tokens).sample

@@ -7,7 +7,7 @@ import argparse
 import importlib.util
 
 import torch
-from sliders.compute.attention import PACKAGES, SDPA, attend_with
+from sliders.fast.attention import PACKAGES, SDPA, attend_with
 
 # {name: (image tokens, context tokens, heads, channels of a head)}
 SHAPES = {

@@ -16,9 +16,9 @@ import torch
 from bench_world import build_model, publish, synchronize
 from PIL import Image
 from sliders.compute.device import DTYPES, place, torch_device, use_device
-from sliders.compute.fusion import speed_up, speed_up_vae
 from sliders.config.schema import Data
 from sliders.data.dataset import ScaleFolders
+from sliders.fast.path import FastPath, fuse_vae
 from sliders.models.sdxl.model import SDXL
 from sliders.report.page import Page, render
 from sliders.report.summary import measured
@@ -60,9 +60,10 @@ def main() -> int:
     prompt = model.encode_prompts([""], device)[""]
     place(model.unet, device, model.dtype)
     if cuda:
-        speed_up(model.unet, device)
+        model.unet.to(memory_format=torch.channels_last)
     model.vae.to(device)
-    speed_up_vae(model.vae, device)
+    fuse_vae(model.vae, device)
+    FastPath(model.unet)
     generator, multipliers = torch.Generator().manual_seed(1), card_multipliers(tuple(SCALES.values()))
     sweeps = [[noise(args.resolution, generator) for _ in multipliers] for _ in range(args.prompts)]
     with tempfile.TemporaryDirectory() as temporary:

@@ -13,9 +13,7 @@ On a GPU, a full-size SDXL with random weights, whose float32 steps need a large
 import argparse
 import sys
 import tempfile
-from contextlib import ExitStack
 from pathlib import Path
-from unittest.mock import patch
 
 import torch
 from bench_step import DEMO, free_memory
@@ -27,17 +25,11 @@ from sliders.train.trainer import Trainer
 from torch import Tensor
 
 REFERENCE = "float32"
-KINDS = {
-    REFERENCE: "math",
-    "plain bfloat16": "sdpa",
-    "bfloat16 with kernels": "auto",
-}  # {kind: other.attention}; the reference first
-QUESTIONS = (  # asked where the kernels are used
-    "sliders.train.trainer.can_fuse",
-    "sliders.compute.attention.can_multiply",
-    "sliders.compute.scaled_sum.can_fuse",
-    "sliders.compute.scaled_sum.can_multiply",
-)
+KINDS = {  # {kind: what is set in the config's section other}; the reference first
+    REFERENCE: {"attention": "math", "fast_path": "off"},
+    "plain bfloat16": {"attention": "sdpa", "fast_path": "off"},
+    "bfloat16 with kernels": {"attention": "auto"},
+}
 
 
 def load(args: argparse.Namespace, kind: str, device: str) -> SDXL:
@@ -61,14 +53,11 @@ def trained(args: argparse.Namespace, kind: str, resolution: int, device: str) -
     """`gradient` at random adaptor weights, then the `losses` of all steps, and by how much the weights `moved`."""
     free_memory(device)
     args.precision = "float32" if kind == REFERENCE else "bfloat16"
-    args.attention = KINDS[kind]
-    with ExitStack() as stack:
-        if "kernels" not in kind:
-            for question in QUESTIONS:
-                stack.enter_context(patch(question, lambda device: False))
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    with tempfile.TemporaryDirectory() as name:
+        folder, other = Path(name), dict(KINDS[kind])
+        args.attention = other.pop("attention")
         data = write_noise_images(folder / "data", resolution)
-        settings = make_settings(args, folder, resolution, 1, "off", "off")
+        settings = make_settings(args, folder, resolution, 1, {**other, "cuda_graph": "off"})
         trainer = Trainer(unchecked_plan(settings, device, data), load(args, kind, device))
         start = trainer.weights.master.detach().clone()
         generator = torch.Generator().manual_seed(0)

@@ -25,11 +25,10 @@ from sliders.train.trainer import Trainer
 def seconds_per_step(args: argparse.Namespace, resolution: int, device: str, processes: Processes) -> float:
     """Raises InputError if the processes' weights differ at the end."""
     free_memory(device)
-    graph, compiled = MODES[args.mode]
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         data = write_noise_images(root / "data", resolution)
-        settings = make_settings(args, root, resolution, args.pairs, graph, compiled)
+        settings = make_settings(args, root, resolution, args.pairs, MODES[args.mode])
         trainer = Trainer(
             unchecked_plan(settings, device, data), build_model(args.model, args.precision, device), processes
         )

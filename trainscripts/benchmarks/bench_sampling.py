@@ -20,8 +20,8 @@ import torch
 from bench_world import build_model, publish, synchronize
 from sliders.adaptors.network import AdaptorNetwork
 from sliders.compute.device import DTYPES, place, torch_device, use_device
-from sliders.compute.fusion import speed_up, speed_up_vae
 from sliders.config.schema import Network
+from sliders.fast.path import FastPath, fuse_vae
 from sliders.sample.sampling import Row, Sampling, sample
 
 MULTIPLIERS = (0.0, 0.67, 1.0, 1.3, 2.0, 2.7)
@@ -65,13 +65,14 @@ class Bench:
 
     def attach(self) -> None:
         if self.device.startswith("cuda"):
-            speed_up(self.model.unet, self.device)
-            speed_up_vae(self.model.vae, self.device)
+            self.model.unet.to(memory_format=torch.channels_last)
+            fuse_vae(self.model.vae, self.device)
         settings = Network(type="c3lier", rank=self.rank, alpha=self.rank / 2, training_method="noxattn")
         self.network = AdaptorNetwork(self.model.unet, settings)
         with torch.no_grad():
             for adaptor in self.network.adaptors:
                 adaptor.up.normal_(std=0.02)
+        FastPath(self.model.unet, [self.network])
 
     @torch.no_grad()
     def seconds(self, batch_size: int) -> float:

@@ -40,11 +40,12 @@ from sliders.models.sdxl.model import SDXL
 from sliders.train.trainer import Trainer
 
 DEMO = Path(__file__).parent.parent / "shapesworld" / "model"
-MODES = {  # {name: (other.cuda_graph, other.torch_compile)}
-    "eager": ("off", "off"),
-    "graph": ("auto", "off"),
-    "regional": ("auto", "regional"),
-    "full": ("auto", "full"),
+MODES = {  # {name: what is set in the config's section other}
+    "eager": {"cuda_graph": "off"},
+    "graph": {},
+    "plain": {"fast_path": "off"},
+    "regional": {"torch_compile": "regional"},
+    "full": {"torch_compile": "full"},
 }
 WARM_UP, BLOCKS = 3, 5
 KINDS = {  # {kind of kernel: pattern of kernel names}; the first match counts
@@ -84,8 +85,7 @@ def measure_naive(args: argparse.Namespace, resolution: int, device: str) -> dic
 def measure_mode(args: argparse.Namespace, mode: str, resolution: int, pairs: int, device: str) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         data = write_noise_images(Path(folder) / "data", resolution)
-        graph, compiled = MODES[mode]
-        settings = make_settings(args, Path(folder), resolution, pairs, graph, compiled)
+        settings = make_settings(args, Path(folder), resolution, pairs, MODES[mode])
         model = build_in_main_memory(args, device)
         began = time.perf_counter()
         trainer = Trainer(unchecked_plan(settings, device, data), model)

@@ -24,14 +24,6 @@ from torch.utils.flop_counter import FlopCounterMode
 SCALES = {"low": 0.67, "middle": 1.0, "high": 2.0}
 
 
-def _product_flops(total: torch.Size, left: torch.Size, right: torch.Size, **_) -> int:
-    return 2 * left.numel() * right[-1]
-
-
-# torch counts only the out-of-place versions of these
-IN_PLACE = {torch.ops.aten.addmm_: _product_flops, torch.ops.aten.baddbmm_: _product_flops}
-
-
 def add_step_flags(parser: argparse.ArgumentParser) -> None:
     """The flags that decide what a training step computes."""
     add = parser.add_argument
@@ -88,9 +80,8 @@ def write_noise_images(root: Path, size: int) -> ScaleFolders:
     return ScaleFolders.find(data, SDXL.facts.size_multiple)
 
 
-def make_settings(
-    args: argparse.Namespace, root: Path, resolution: int, pairs: int, graph: str, compiled: str
-) -> Settings:
+def make_settings(args: argparse.Namespace, root: Path, resolution: int, pairs: int, other: dict[str, str]) -> Settings:
+    """other: settings of that section besides those of the flags."""
     return Settings(
         config_file=root,
         pretrained_model=PretrainedModel(name_or_path=args.model, quantize=args.quantize),
@@ -99,12 +90,7 @@ def make_settings(
         save=Save(name="bench", path=root),
         preview=Preview(),
         logging=Logging(),
-        other=Other(
-            attention=args.attention,
-            gradient_checkpointing=args.gradient_checkpointing,
-            cuda_graph=graph,
-            torch_compile=compiled,
-        ),
+        other=Other(attention=args.attention, gradient_checkpointing=args.gradient_checkpointing, **other),
         prompts=(PromptSet(target="", resolution=resolution, batch_size=pairs),),
         data=Data(folder_main=root, folders=tuple(SCALES), scales=tuple(SCALES.values())),
         device=args.device,
@@ -128,7 +114,7 @@ def step_flops(args: argparse.Namespace, resolution: int, pairs: int) -> int:
     network = AdaptorNetwork(unet, make_network(args))
     rows, side, shape = 2 * pairs, resolution // SDXL.facts.latent_factor, unet.config
     pooled = shape.projection_class_embeddings_input_dim - 6 * shape.addition_time_embed_dim
-    with torch.device("meta"), FlopCounterMode(display=False, custom_mapping=IN_PLACE) as counter:
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
         network.set_multipliers(torch.ones(rows))
         output = unet(
             torch.empty(rows, 4, side, side),

@@ -7,9 +7,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from sliders.adaptors.gradient_sink import GradientSink
-
-Joint = Callable[[Tensor, Tensor], tuple[Tensor, ...]]  # x [B, …], strength [B] or [1] → the output of each layer
 ALPHA = "alpha"  # part of a file key
 
 
@@ -32,7 +29,6 @@ class Adaptor(nn.Module, ABC):
         super().__init__()
         self._base = (base,)  # in a tuple, because a module would be registered as ours
         self._copies: dict[str, Tensor] = {}
-        self.sink: GradientSink | None = None
         self.rank, self.alpha = rank, alpha
         self.gain = 1.0 if rank is None else alpha / rank
         # stride, padding and dilation of a convolution, as F.conv2d takes them
@@ -46,37 +42,19 @@ class Adaptor(nn.Module, ABC):
         raise NotImplementedError
 
     def adapted(self, base_forward: Callable[[Tensor], Tensor], x: Tensor, strength: Tensor) -> Tensor:
-        """Returns the adapted layer's output. A subclass may override it to need fewer passes over memory.
+        """Returns the adapted layer's output. A subclass may override it to need fewer products.
 
         base_forward: the layer's `forward` without this adaptor.
         """
         return base_forward(x) + self(x, strength)
 
-    @classmethod
-    def join(cls, adaptors: Sequence["Adaptor"]) -> Joint | None:
-        """Returns a function that computes adapted layers with the same x at once, or None if they cannot be joined.
-
-        Joined adaptors have the same gain. By default, none are joined.
-        """
-        return None
-
     @property
     def base(self) -> nn.Module:
         return self._base[0]
 
-    def use_buffers(self, copies: dict[str, Tensor], sink: GradientSink) -> None:
-        """Computes with {parameter name: copy} instead of the parameters. The caller keeps the copies up to date.
-
-        A subclass may put gradients into `sink` and return None for them to autograd.
-        """
-        self._copies, self.sink = copies, sink
-
-    def duplicates(self) -> list[tuple[Tensor, Tensor]]:
-        """Makes further copies of the copies in other places: [(duplicate, original)]. The caller keeps them up to date.
-
-        To be called once, after `use_buffers` of all adaptors.
-        """
-        return []
+    def compute_with(self, copies: dict[str, Tensor]) -> None:
+        """Computes with {parameter name: copy} instead of those parameters. The caller keeps the copies up to date."""
+        self._copies = copies
 
     def weight(self, name: str, like: Tensor) -> Tensor:
         """Returns the parameter `name`, or its copy, in the dtype of `like`."""

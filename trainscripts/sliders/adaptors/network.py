@@ -1,14 +1,14 @@
 """Adaptors attached to a frozen denoiser, with one multiplier per row of the batch, and removed without a trace."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from sliders.adaptors import ALGORITHMS
-from sliders.adaptors.base import Adaptor, Joint
-from sliders.compute.attention import join_projections, self_attention_projections, separate_projections
+from sliders.adaptors.base import Adaptor
+from sliders.compute.patches import Patches
 from sliders.config.schema import Network
 from sliders.models.layers import choose_layers
 from sliders.system.errors import InputError
@@ -37,42 +37,19 @@ class AdaptorNetwork(nn.Module):
             algorithm = partial(algorithm, factor=settings.factor)
         self.module_paths = tuple(chosen)
         self.adaptors = nn.ModuleList(algorithm(c.layer, c.rank, c.alpha, generator) for c in chosen.values())
-        self._layers = tuple(c.layer for c in chosen.values())  # not a ModuleList, which would register them as ours
-        self._shadowed = tuple(layer.__dict__.get("forward") for layer in self._layers)
+        self.layers = tuple(c.layer for c in chosen.values())  # not a ModuleList, which would register them as ours
         self._device = next(unet.parameters()).device
         self._dtype = unet.dtype
         self.to(self._device)
         self.set_multipliers(torch.ones(1))
-        for layer, adaptor in zip(self._layers, self.adaptors, strict=True):
-            layer.forward = self._adapted(layer.forward, adaptor)
-        self._share_inputs(unet)
-
-    def _share_inputs(self, unet: nn.Module) -> None:
-        """Joins query, key and value in self-attention layers where all three are adapted and can be joined."""
-        self._joined = []
-        adaptor_of = {id(layer): adaptor for layer, adaptor in zip(self._layers, self.adaptors, strict=True)}
-        for attention, layers in self_attention_projections(unet):
-            three = [adaptor_of.get(id(layer)) for layer in layers]
-            joint = None if None in three else type(three[0]).join(three)
-            if joint is not None and join_projections(attention, self._joint(joint, three[0].gain, layers)):
-                self._joined.append(attention)
-
-    def _joint(self, joint: Joint, gain: float, layers: Sequence[nn.Module]) -> Callable[[Tensor], tuple[Tensor, ...]]:
-        forwards = [layer.forward for layer in layers]
-
-        def project(x: Tensor) -> tuple[Tensor, ...]:
-            others = any(layer.forward is not forward for layer, forward in zip(layers, forwards, strict=True))
-            if self._strengths is None or others:
-                return tuple(layer(x) for layer in layers)
-            return joint(x, self._strengths[gain])
-
-        return project
+        self._patches = Patches()
+        for layer, adaptor in zip(self.layers, self.adaptors, strict=True):
+            self._patches.replace(layer, self._adapted(layer.forward, adaptor))
 
     def _adapted(self, base_forward: Callable[[Tensor], Tensor], adaptor: Adaptor) -> Callable[[Tensor], Tensor]:
         def forward(x: Tensor) -> Tensor:
-            if self._strengths is None:
-                return base_forward(x)
-            return adaptor.adapted(base_forward, x, self._strengths[adaptor.gain])
+            strength = self.strength(adaptor.gain)
+            return base_forward(x) if strength is None else adaptor.adapted(base_forward, x, strength)
 
         return forward
 
@@ -84,6 +61,10 @@ class AdaptorNetwork(nn.Module):
             rows = multipliers.to(self._device, torch.float32)
             self._strengths = {gain: (rows * gain).to(self._dtype) for gain in {a.gain for a in self.adaptors}}
 
+    def strength(self, gain: float) -> Tensor | None:
+        """The present multipliers · `gain` of an adaptor, [B] or [1] in the denoiser's dtype, or None without multipliers."""
+        return None if self._strengths is None else self._strengths[gain]
+
     @property
     def multipliers(self) -> Tensor | None:
         """The argument of the last `set_multipliers`."""
@@ -91,13 +72,7 @@ class AdaptorNetwork(nn.Module):
 
     def remove(self) -> None:
         """Restores the denoiser bit for bit. Networks attached after this one must be removed first."""
-        for attention in self._joined:
-            separate_projections(attention)
-        for layer, forward in zip(self._layers, self._shadowed, strict=True):
-            if forward is None:
-                layer.__dict__.pop("forward", None)
-            else:
-                layer.forward = forward
+        self._patches.restore()
 
     def num_parameters(self) -> int:
         return sum(p.numel() for p in self.parameters())

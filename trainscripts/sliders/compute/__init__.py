@@ -1,1 +1,1 @@
-"""How the denoiser computes: device, attention, fused blocks and their kernels, compilation, quantisation."""
+"""How modules compute: device and precision, quantised storage, and replaced forward passes."""

@@ -5,16 +5,16 @@ Products in float8 were no faster: rounding their inputs took as long as they sa
 """
 
 import importlib.util
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sliders.compute.device import place
-from sliders.compute.kernel_support import can_fuse
 from sliders.system.errors import InputError
 
-ALIGNED = 16  # a product's outputs lie in rows of a multiple of so many values: kernels read 16 bytes at once
+Unpack = Callable[[Tensor, Tensor, torch.dtype], Tensor]
 BYTE = {"fp8": torch.float8_e4m3fn, "int8": torch.int8}
 
 
@@ -50,7 +50,8 @@ def quantize(unet: nn.Module, kind: str, device: str, dtype: torch.dtype) -> Non
 class ByteLinear(nn.Linear):
     """Linear layer with float8 e4m3 (Micikevicius et al. 2022, arXiv:2209.05433) or int8 weights, one step per output.
 
-    weight [out, in] in `dtype`, step [out, 1] in the original dtype; they stand for weight · step. bitsandbytes' int8
+    weight [out, in] in `dtype`, step [out, 1] in the original dtype; they stand for weight · step, which `unpack` computes:
+    `unpacked`, or a faster equal of it. bitsandbytes' int8
     layers are not used: they also round their input, and keep it for the backward pass, which gradient checkpointing
     avoids.
     """
@@ -67,50 +68,34 @@ class ByteLinear(nn.Linear):
         self.bias = linear.bias
         self.register_buffer("step", step)
 
+        self.unpack: Unpack = unpacked
+
     def forward(self, x: Tensor) -> Tensor:
-        return _ByteProduct.apply(x, self.weight, self.step, self.bias)
+        return _ByteLinearFunction.apply(x, self.weight, self.step, self.bias, self.unpack)
 
 
-class _ByteProduct(torch.autograd.Function):
-    """`byte_product`. Keeps the quantised weight for the backward pass, and nothing else."""
+class _ByteLinearFunction(torch.autograd.Function):
+    """x [B, …, in] → x·Wᵀ + b [B, …, out], where W is weight [out, in] · step [out, 1].
+
+    Keeps the quantised weight for the backward pass, and nothing else.
+    """
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, step: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(ctx, x: Tensor, weight: Tensor, step: Tensor, bias: Tensor | None, unpack: Unpack) -> Tensor:
         ctx.save_for_backward(weight, step)
-        ctx.dtype = x.dtype
-        return byte_product(x, weight, step, bias)
+        ctx.dtype, ctx.unpack = x.dtype, unpack
+        return F.linear(x, unpack(weight, step, x.dtype), bias)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         # under autocast, the gradient's dtype is not x's
-        return byte_gradient(grad, *ctx.saved_tensors).to(ctx.dtype), None, None, None
+        grad_x = (grad @ ctx.unpack(*ctx.saved_tensors, grad.dtype)).to(ctx.dtype)
+        return grad_x, None, None, None, None
 
 
-def byte_product(x: Tensor, weight: Tensor, step: Tensor, bias: Tensor | None) -> Tensor:
-    """x [B, …, in] → x·Wᵀ + b [B, …, out], where W is weight [out, in] · step [out, 1]."""
-    return F.linear(x, unpacked(weight, step, x.dtype), bias)
-
-
-def byte_gradient(grad: Tensor, weight: Tensor, step: Tensor) -> Tensor:
-    """grad [B, …, out] → grad·W [B, …, in]."""
-    return grad @ unpacked(weight, step, grad.dtype)
-
-
-def unpacked(weight: Tensor, step: Tensor, dtype: torch.dtype, below: Tensor | None = None) -> Tensor:
-    """weight [out, in] · step [out, 1] in `dtype`. below [r, in], in `dtype`: rows that are put below it.
-
-    Below these come rows of zeros, so that there are a multiple of `ALIGNED`.
-    """
-    rows = len(weight) if below is None else -(-(len(weight) + len(below)) // ALIGNED) * ALIGNED
-    if weight.is_cuda and not torch.compiler.is_compiling() and can_fuse(str(weight.device)):
-        from sliders.compute import kernels
-
-        if weight.dtype == torch.int8 or kernels.reads_float8(weight.device):
-            return kernels.unpack_rows(weight, step, dtype, below, rows)
-    whole = weight.to(dtype) * step.to(dtype)
-    if below is None:
-        return whole
-    return F.pad(torch.cat([whole, below]), (0, 0, 0, rows - len(weight) - len(below)))
+def unpacked(weight: Tensor, step: Tensor, dtype: torch.dtype) -> Tensor:
+    """weight [out, in] · step [out, 1] in `dtype`."""
+    return weight.to(dtype) * step.to(dtype)
 
 
 def _nf4(linear: nn.Linear, device: str) -> nn.Module:

@@ -197,10 +197,16 @@ class Other(Section):
     use_xformers: bool = False  # the fork's way to say attention: xformers
     use_pytorch_SDPA: bool = True  # noqa: N815 - the fork's spelling; false is its way to say attention: math
     cuda_graph: Annotated[Literal["auto", "off"], switch("auto")] = "auto"  # (ours)
+    fast_path: Annotated[Literal["auto", "off"], switch("auto")] = "auto"  # (ours)
     torch_compile: Annotated[Literal["off", "regional", "full"], switch("regional")] = "off"
     lycorisize: bool = False  # the fork's way to say network.algo: glora
     gradient_checkpointing: bool = False
     torch_amp: bool = False
+
+    @property
+    def takes_fast_path(self) -> bool:
+        """Compiled code has no use for it: the compiler cannot look into it. Autocast could not cast the products in it."""
+        return self.fast_path == "auto" and self.torch_compile == "off" and not self.torch_amp
 
     @property
     def attention_backend(self) -> str:

@@ -1,11 +1,11 @@
 """A draw becomes the tensors of one step."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from typing import Self
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import register_dataclass, tree_map
 
 from sliders.config.prompts import PromptSet
 from sliders.data.draws import RowDraw, StepDraw
@@ -21,23 +21,9 @@ class Batch:
     scales: Tensor  # [B] float32: the multiplier of each row
     conditioning: Conditioning  # of the adapted model
 
-    def tensors(self) -> tuple[Tensor, ...]:
-        """All tensors, always in the same order."""
-        values = (getattr(self, field.name) for field in fields(self))
-        return tuple(t for value in values for t in (value.values() if isinstance(value, dict) else (value,)))
-
-    def map(self, function: Callable[[Tensor], Tensor]) -> Self:
-        """The batch with `function` applied to every tensor."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(self, **{name: _mapped(function, value) for name, value in values.items()})
-
     def to(self, device: str) -> Self:
         """The batch on the device."""
-        return self.map(lambda tensor: moved(tensor, device))
-
-
-def _mapped(function: Callable[[Tensor], Tensor], value: Tensor | Conditioning) -> Tensor | Conditioning:
-    return {key: function(t) for key, t in value.items()} if isinstance(value, dict) else function(value)
+        return tree_map(lambda tensor: moved(tensor, device), self)
 
 
 def moved(tensor: Tensor, device: str) -> Tensor:
@@ -53,6 +39,9 @@ class ImageBatch(Batch):
 
     latents: Tensor  # [B, c, h, w] float32, scaled by the VAE's factor: the image of the row's scale
     noise: Tensor  # [B, c, h, w] float32
+
+
+register_dataclass(ImageBatch)
 
 
 def prompts_to_encode(prompts: tuple[PromptSet, ...], captions: tuple[str, ...]) -> list[str]:

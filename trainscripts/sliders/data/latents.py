@@ -11,6 +11,7 @@ from sliders.config.prompts import PromptSet
 from sliders.data.dataset import ScaleFolders
 from sliders.data.draws import resolutions
 from sliders.data.images import read_image, resize_to_cover
+from sliders.fast.path import vae_on
 from sliders.models.base import Geometry, Model
 from sliders.system.errors import InputError
 from sliders.system.processes import Processes
@@ -61,7 +62,7 @@ class LatentCache:
         self.scaling_factor = model.scaling_factor
         keys = [(name, view) for view in wanted for name in range(len(data.names))]
         total = len(processes.part(keys)) * len(data.scales)
-        with model.vae_on(device), tqdm(total=total, desc="encoding images", unit="img") as bar:
+        with vae_on(model, device), tqdm(total=total, desc="encoding images", unit="img") as bar:
             encoded = processes.share_out(keys, lambda key: self._encode(model, data, *key, bar))
         self._encoded: dict[tuple[int, View], EncodedImage] = dict(zip(keys, encoded, strict=True))
 

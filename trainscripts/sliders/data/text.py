@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import register_dataclass
 
 from sliders.adaptors.network import AdaptorNetwork
 from sliders.config.prompts import PromptSet, TextPromptSet
@@ -63,6 +64,9 @@ class TextBatch(Batch):
     noisy: Tensor  # [B, c, h, w] float32
     strength: Tensor  # [B] float32: `TextPromptSet.strength`
     frozen: Conditioning  # [3 B, …]: under `positive`, then `unconditional`, then `neutral`
+
+
+register_dataclass(TextBatch)
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,7 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +10,6 @@ from diffusers import SchedulerMixin
 from PIL import Image
 from torch import Tensor, nn
 
-from sliders.compute.fusion import separate_blocks, speed_up_vae
 from sliders.config.schema import PretrainedModel, Settings
 from sliders.models.schedule import NoiseSchedule
 from sliders.system.errors import InputError
@@ -125,18 +123,6 @@ class Model(ABC):
         """latents [c, h, w] → picture [3, H, W] float32 in [0, 1], on the VAE's device."""
         latents = latents[None].to(self.vae.device, self.vae.dtype) / self.scaling_factor
         return (self.vae.decode(latents, return_dict=False)[0][0].float() / 2 + 0.5).clamp(0, 1)
-
-    @contextmanager
-    def vae_on(self, device: str) -> Iterator[None]:
-        """Moves the VAE to `device` for the block, where a GPU runs it with fused kernels, then back."""
-        home = self.vae.device
-        self.vae.to(device)
-        speed_up_vae(self.vae, device)
-        try:
-            yield
-        finally:
-            separate_blocks(self.vae)
-            self.vae.to(home)
 
 
 def fingerprint(*modules: nn.Module) -> str:

@@ -1,18 +1,16 @@
 """The denoiser as CUDA graphs while pictures are sampled."""
 
-import gc
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import cache
 from typing import Self
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
-from tqdm import tqdm
 
 from sliders.adaptors.network import AdaptorNetwork
-from sliders.compute.graphs import CannotCaptureError, CapturedCall
+from sliders.compute.patches import Patches
+from sliders.fast.graphs import CapturedCall, CapturedCalls
 
 WORTH = 6  # calls that make up for a capture
 BEHIND = 1 / 3  # of the time of launching a call: if the GPU needs longer to catch up afterwards, it has hardly waited
@@ -27,118 +25,101 @@ def _side_stream(device: int) -> torch.cuda.Stream:
 class CapturedDenoiser:
     """In its `with` block, calls of `unet` replay a CUDA graph, one per shape, where that pays.
 
-    A shape's second call measures whether launching its kernels takes longer than running them. If so, and if `expect`
-    has announced enough calls, the third is captured. Prompts, latents, timesteps and multipliers are copied into the
-    graph's own tensors, so that one graph serves every step of every picture. A call that cannot be captured, or finds
-    no memory beside the graphs, runs without one.
+    Prompts, latents, timesteps and multipliers are copied into the graph's own tensors, so that one graph serves every
+    step of every picture.
     """
 
     def __init__(self, unet: nn.Module, networks: Sequence[AdaptorNetwork], enabled: bool):
         """networks: all that are attached to `unet`. enabled: False changes nothing, as without CUDA."""
         self._unet, self._networks, self._enabled = unet, networks, enabled
-        self._graphs: dict[tuple, CapturedCall] = {}
-        self._seen: set[tuple] = set()
-        self._launching: dict[tuple, bool] = {}  # shape → whether launching takes longer than running
-        self._left = 0  # calls
-        self._given_up = False
+        self._patches = Patches()
 
     def __enter__(self) -> Self:
         if self._enabled:
-            self._stream = _side_stream(torch.cuda.current_device())
-            self._shadowed, self._forward = self._unet.__dict__.get("forward"), self._unet.forward
-            self._unet.forward = self
+            self._forward = self._unet.forward
+            self._calls = CallsOfPictures(self._with_multipliers, self._unet.device)
+            self._patches.replace(self._unet, self._replayed)
         return self
 
     def __exit__(self, *_) -> None:
-        if self._enabled:
-            del self._unet.forward
-            if self._shadowed is not None:
-                self._unet.forward = self._shadowed
-            self.forget()
+        self._patches.restore()
+        self.forget()
 
     @property
     def captured(self) -> int:
         """Number of graphs."""
-        return len(self._graphs)
+        return self._calls.captured if self._enabled else 0
 
     def expect(self, calls: int) -> None:
         """calls: how many are still to come that are shaped like the next one."""
-        self._left = calls
+        if self._enabled:
+            self._calls.left = calls
 
     def forget(self) -> None:
         """Frees all graphs. A shape that occurs again is captured again."""
-        self._graphs.clear()
         if self._enabled:
-            gc.collect()
-            torch.cuda.empty_cache()
+            self._calls.forget()
 
-    def __call__(self, *args, **kwargs) -> tuple[Tensor]:
+    def _replayed(self, *args, **kwargs) -> tuple[Tensor]:
         """The UNet's `forward` with `return_dict=False`."""
-        leaves, structure = tree_flatten((args, kwargs))
         multipliers = [network.multipliers for network in self._networks]
-        inputs = [*leaves, *multipliers]
-        shape = tuple((x.shape, x.dtype) if isinstance(x, Tensor) else x for x in inputs)
-        due = shape in self._seen and shape not in self._graphs and self._left >= WORTH and not self._given_up
-        self._seen.add(shape)
-        self._left -= 1
         try:
-            if shape in self._graphs:
-                return (self._graphs[shape]([x for x in inputs if isinstance(x, Tensor)]),)
-            if due and shape not in self._launching:
-                return self._measured(shape, args, kwargs)
-            if due and self._launching[shape]:
-                self._graphs[shape] = self._capture(leaves, structure, multipliers)
-                return (self._graphs[shape].result(),)
-            return self._forward(*args, **kwargs)
-        except CannotCaptureError as error:
-            self._give_up(str(error))
-        except torch.OutOfMemoryError:
-            if not (due or self._graphs):
-                raise
-            self._give_up("the GPU has no memory left for it")
-        self.forget()  # outside the except block, because the exception keeps the attempt's tensors alive
-        return self._forward(*args, **kwargs)
+            return (self._calls(multipliers, args, kwargs),)
+        finally:
+            self._set(multipliers)
 
-    def _measured(self, shape: tuple, args: tuple, kwargs: dict) -> tuple[Tensor]:
+    def _with_multipliers(self, multipliers: list[Tensor | None], args: tuple, kwargs: dict) -> Tensor:
+        self._set(multipliers)
+        return self._forward(*args, **kwargs)[0]
+
+    def _set(self, multipliers: list[Tensor | None]) -> None:
+        for network, rows in zip(self._networks, multipliers, strict=True):
+            if network.multipliers is not rows:
+                network.set_multipliers(rows)
+
+
+class CallsOfPictures(CapturedCalls):
+    """A shape's second call measures whether launching its kernels takes longer than running them.
+
+    If so, and if enough calls are `left`, the third is captured.
+    """
+
+    def __init__(self, function: Callable[..., Tensor], device: torch.device):
+        super().__init__(function, device, "sampling", lambda: None)
+        self.left = 0  # calls
+        self._launching: dict[Hashable, bool] = {}  # shape → whether launching takes longer than running
+
+    def _new_stream(self) -> torch.cuda.Stream:
+        return _side_stream(torch.cuda.current_device())
+
+    def __call__(self, *arguments) -> Tensor:
+        try:
+            return super().__call__(*arguments)
+        finally:
+            self.left -= 1
+
+    def _pays(self, key: Hashable) -> bool:
+        return self.left >= WORTH and self._launching.get(key, False)
+
+    def _measured(self, key: Hashable, arguments: tuple) -> Tensor:
         """The call on the graphs' stream, which warms that up for a capture.
 
         Where launching takes longer, the GPU is done soon after the last launch. Where running does, it is far behind, and
         has work while this waits for it. The stream's memory is not reused too early: all its uses wait for the current one.
         """
+        if self.left < WORTH or key in self._launching:
+            return self._function(*arguments)
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
             began = time.perf_counter()
-            result = self._forward(*args, **kwargs)
+            result = self._function(*arguments)
             launched = time.perf_counter()
             self._stream.synchronize()
             behind = time.perf_counter() - launched
-        self._launching[shape] = behind < (launched - began) * BEHIND
+        self._launching[key] = behind < (launched - began) * BEHIND
         return result
 
-    def _capture(self, leaves: list, structure: TreeSpec, multipliers: list[Tensor | None]) -> CapturedCall:
-        static, rows = ([self._copied(x) for x in inputs] for inputs in (leaves, multipliers))
-        args, kwargs = tree_unflatten(static, structure)
-
-        def call() -> Tensor:
-            self._set(rows)
-            return self._forward(*args, **kwargs)[0]
-
-        tensors = [x for x in (*static, *rows) if isinstance(x, Tensor)]
-        try:
-            return CapturedCall(call, tensors, self._stream, next(iter(self._graphs.values()), None), warm_ups=0)
-        finally:
-            self._set(multipliers)
-
-    def _copied(self, value: object) -> object:
-        """A copy on the UNet's device, where a captured call must find its tensors."""
-        return value.to(self._unet.device, copy=True) if isinstance(value, Tensor) else value
-
-    def _set(self, multipliers: list[Tensor | None]) -> None:
-        for network, rows in zip(self._networks, multipliers, strict=True):
-            network.set_multipliers(rows)
-
-    def _give_up(self, reason: str) -> None:
-        self._given_up = True
-        tqdm.write(
-            f"note: the denoiser cannot be captured as a CUDA graph ({reason}); sampling goes on without graphs, more slowly."
-        )
+    def _captured_call(
+        self, call: Callable[[], Tensor], tensors: list[Tensor], beside: CapturedCall | None
+    ) -> CapturedCall:
+        return CapturedCall(call, tensors, self._stream, beside, warm_ups=0)

@@ -12,6 +12,7 @@ from sliders.adaptors.network import AdaptorNetwork
 from sliders.config.schema import Settings
 from sliders.data.dataset import ScaleFolders
 from sliders.data.sources import Checked
+from sliders.fast.path import vae_on
 from sliders.models.base import Model, PromptEmbeds
 from sliders.report.card import Card
 from sliders.report.grids import labelled_grid, to_pictures
@@ -140,7 +141,7 @@ def sampling_from(model: Model, network: AdaptorNetwork, device: str) -> Iterato
     try:
         for module in modules:
             module.training = False
-        with model.vae_on(device):
+        with vae_on(model, device):
             yield
     finally:
         for module, flag in zip(modules, training, strict=True):

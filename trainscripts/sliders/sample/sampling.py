@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sliders.adaptors.network import AdaptorNetwork
-from sliders.compute.fusion import separate_blocks
+from sliders.compute.patches import unpatch
 from sliders.config.schema import SAMPLERS
 from sliders.models.base import AfterStep, Model, PromptEmbeds
 from sliders.sample.captured import CapturedDenoiser
@@ -161,6 +161,6 @@ def _decode(model: Model, latents: Tensor, graphs: CapturedDenoiser, decode_on_c
     if graphs.captured:
         graphs.forget()
         return _decode(model, latents, graphs, decode_on_cpu)
-    separate_blocks(model.vae)
+    unpatch(model.vae)
     model.vae.to("cpu")
     return model.decode(latents)

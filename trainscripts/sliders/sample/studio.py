@@ -9,7 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sliders.compute.device import DTYPES, place
-from sliders.compute.fusion import speed_up, speed_up_vae
+from sliders.fast.path import FastPath, fuse_vae
 from sliders.formats.slider_file import open_slider
 from sliders.report.card import Card
 from sliders.report.yardstick import Yardstick
@@ -33,9 +33,9 @@ class Studio:
         model.free_text_encoders()
         place(model.unet, device, model.dtype)
         if device.startswith("cuda"):
-            speed_up(model.unet, device)
+            model.unet.to(memory_format=torch.channels_last)
         model.vae.to(device)
-        speed_up_vae(model.vae, device)
+        fuse_vae(model.vae, device)
         self._yardsticks: dict[tuple, Yardstick] = {}
 
     def pictures(self, plan: Plan) -> Iterator[tuple[Group, Tensor]]:
@@ -44,12 +44,15 @@ class Studio:
         networks = [open_slider(path, model.unet, plan.family) for path in plan.sliders.values()]
         negative = model.negative(self._settings.negative, self._embeds)
         rows = [row for group in plan.groups for row in self._rows(plan, group)]
-        with closing(sample(model, networks, rows, negative, plan.sampling)) as made:
+        with (
+            FastPath(model.unet, networks),
+            closing(sample(model, networks, rows, negative, plan.sampling)) as made,
+        ):
             bar = iter(tqdm(made, "sampling", total=len(rows), unit="img"))
             for group in plan.groups:
                 count = len(seeds) * len(group.multipliers)
                 yield group, torch.stack([next(bar) for _ in range(count)]).unflatten(0, (len(seeds), -1))
-        for network in networks:
+        for network in reversed(networks):
             network.remove()
 
     def _rows(self, plan: Plan, group: Group) -> list[Row]:
@@ -62,7 +65,8 @@ class Studio:
         """Measures the sweeps of all groups by the plan's folders. Not while `pictures` is being read."""
         folders = plan.measured_by
         key = (folders.folders, folders.scales)
-        if key not in self._yardsticks:
-            size = (plan.sampling.width, plan.sampling.height)
-            self._yardsticks[key] = Yardstick(self.model, folders, size, self._embeds[""])
-        return self._yardsticks[key].measure(sweeps, plan.groups[0].multipliers)
+        with FastPath(self.model.unet):
+            if key not in self._yardsticks:
+                size = (plan.sampling.width, plan.sampling.height)
+                self._yardsticks[key] = Yardstick(self.model, folders, size, self._embeds[""])
+            return self._yardsticks[key].measure(sweeps, plan.groups[0].multipliers)

@@ -10,8 +10,6 @@ import torch
 
 from sliders.adaptors import ALGORITHMS, UNSUITABLE
 from sliders.adaptors.network import AdaptorNetwork
-from sliders.compute.attention import check_attention
-from sliders.compute.compilation import check_compilation
 from sliders.compute.device import how_to_get_gpu, is_gpu_missing, torch_device, why_no_gpu
 from sliders.compute.quantization import check_quantization
 from sliders.config.optimizers import OPTIMIZERS
@@ -19,6 +17,8 @@ from sliders.config.prompts import PromptSet
 from sliders.config.schema import Network, Settings
 from sliders.data.sources import SOURCES, Checked
 from sliders.data.timesteps import allowed_timesteps
+from sliders.fast.attention import check_attention
+from sliders.fast.compilation import check_compilation
 from sliders.formats.checkpoint import Checkpoint, check_same_run, checkpoints_of, identity, newest_checkpoint
 from sliders.models import Family, find_family
 from sliders.models.layers import describe_choice

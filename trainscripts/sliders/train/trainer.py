@@ -12,15 +12,15 @@ from tqdm import tqdm
 
 from sliders.adaptors.flat_weights import FlatWeights
 from sliders.adaptors.network import AdaptorNetwork
-from sliders.compute.attention import set_attention
-from sliders.compute.compilation import compile_unet
 from sliders.compute.device import DTYPES, place, use_device
-from sliders.compute.fusion import fuse_blocks
-from sliders.compute.kernel_support import can_fuse
 from sliders.compute.quantization import quantize
 from sliders.data.batch import Batch
 from sliders.data.sources import SOURCES, Source
 from sliders.data.timesteps import NUM_TRAIN_TIMESTEPS, TimestepDistribution
+from sliders.fast.attention import attend_with, set_attention
+from sliders.fast.compilation import compile_unet
+from sliders.fast.graphs import CapturedCalls, free_memory
+from sliders.fast.path import FastPath
 from sliders.formats.checkpoint import changeable, check_same_run, checkpoint_path, first_difference
 from sliders.models.base import Model, PromptEmbeds
 from sliders.sample.preview import Previews
@@ -28,7 +28,7 @@ from sliders.system.errors import InputError
 from sliders.system.processes import Processes
 from sliders.system.signals import Interrupts
 from sliders.train.denoiser import AdaptedDenoiser
-from sliders.train.gradients import CapturedGradients, Gradients
+from sliders.train.gradients import Gradients, captured
 from sliders.train.journal import Journal, StepResult, trackers
 from sliders.train.learner import Learner
 from sliders.train.losses import LOSSES
@@ -74,14 +74,14 @@ class Trainer:
         with during(PLACING):
             self.network = self._adapt()
         train = settings.train
-        self.weights = FlatWeights(self.network, self.model.unet.dtype)
+        self.weights = self._speed_up()
         self.learner = Learner(train, self.weights, self.device, self.processes)
         self.watch = Watch(data, self.weights.master, train.skip_nonfinite)
         self.loss = LOSSES[settings.data.kind][train.loss]
         self.denoiser = AdaptedDenoiser(self.model, self.network)
         self.gradients = Gradients(self.forward, self.weights)
         if self.device.startswith("cuda") and settings.other.cuda_graph != "off":
-            self.gradients = CapturedGradients(self.gradients)
+            self.gradients = captured(self.gradients, self.model.unet.device)
         self.draw, self.make_batch, timesteps = source.start(self.model, self.network, self.embeds)
         self.weights_of_timesteps = self._weights_of(timesteps)
         self.previews: Previews | None = None
@@ -101,15 +101,20 @@ class Trainer:
         quantize(unet, self.settings.pretrained_model.quantize, self.device, self.model.dtype)
         place(unet, self.device, self.model.dtype)
         unet.to(memory_format=torch.channels_last)
-        set_attention(unet, other)
-        if other.torch_compile == "off" and can_fuse(self.device):
-            fuse_blocks(unet)
         if other.gradient_checkpointing:
             # Nothing random runs inside, and saving the generator's state would make the GPU wait.
             unet.enable_gradient_checkpointing(partial(checkpoint, use_reentrant=False, preserve_rng_state=False))
-        network = AdaptorNetwork(unet, self.settings.network, seed=self.settings.train.seed)
+        return AdaptorNetwork(unet, self.settings.network, seed=self.settings.train.seed)
+
+    def _speed_up(self) -> FlatWeights:
+        """Lets the denoiser compute faster, as the settings want it. Returns the weights that it then reads."""
+        other, unet = self.settings.other, self.model.unet
+        if other.takes_fast_path:
+            (weights,) = FastPath(unet, [self.network], other.attention_backend, trains=True).weights
+            return weights
+        set_attention(unet, attend_with(other.attention_backend, unet.device, kernels=False))
         compile_unet(unet, other.torch_compile)
-        return network
+        return FlatWeights(self.network)
 
     def _weights_of(self, timesteps: TimestepDistribution) -> Tensor | None:
         """Weights of the rows' losses by timestep, [1000] float32, or None if all weigh alike."""
@@ -277,7 +282,7 @@ class Trainer:
         return None
 
     def _save_page(self, pictures: Tensor) -> None:
-        self.gradients.forget()  # makes room: no step follows
+        self._make_room()  # no step follows
         shown = self.previews.page(self.outputs.path("last").stem, pictures)
         if shown is not None:
             self.outputs.save_page("last", *shown)
@@ -287,5 +292,12 @@ class Trainer:
             return self.previews.pictures(decode_on_cpu=False)
         except torch.OutOfMemoryError:
             pass  # retry below, when the error no longer holds the tensors of this attempt
-        self.gradients.forget()
+        self._make_room()
         return self.previews.pictures()
+
+    def _make_room(self) -> None:
+        """Frees GPU memory that is kept between steps only for speed."""
+        if isinstance(self.gradients, CapturedCalls):
+            self.gradients.forget()
+        else:
+            free_memory()

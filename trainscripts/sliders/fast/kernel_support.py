@@ -43,7 +43,7 @@ def triton_problem(device: str) -> str | None:
     Runs one to find out: before its first kernel, Triton compiles a part of itself, with a C compiler and Python.h.
     """
     try:
-        from sliders.compute import kernels
+        from sliders.fast import kernels
 
         with torch.cuda.device(device):
             kernels.GEGLU.apply(torch.zeros(1, 2, device=device))

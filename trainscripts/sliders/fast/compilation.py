@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from sliders.compute.kernel_support import triton_problem
+from sliders.fast.kernel_support import triton_problem
 from sliders.system.errors import InputError
 
 BLOCKS = ("BasicTransformerBlock", "ResnetBlock2D")

@@ -9,11 +9,12 @@ import torch
 from conftest import ROOT
 from diffusers.models.resnet import ResnetBlock2D
 from networks import random_inputs, random_network
-from sliders.compute.fusion import fuse_blocks, separate_blocks
+from sliders.compute.patches import Patches, unpatch
+from sliders.fast.blocks import fuse_blocks
 from sliders.models.sdxl.narrow import build_narrow_sdxl
 from torch.nn import functional as F
 
-kernels = pytest.importorskip("sliders.compute.kernels", reason="needs Triton", exc_type=ImportError)
+kernels = pytest.importorskip("sliders.fast.kernels", reason="needs Triton", exc_type=ImportError)
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -268,8 +269,8 @@ def test_fused_blocks_compute_the_same():
     unet = build_narrow_sdxl().unet.to(memory_format=torch.channels_last).requires_grad_(False)
     network = random_network(unet)
     results = []
-    for fuse in (lambda unet: None, fuse_blocks):
-        fuse(unet)
+    for fuse in (lambda unet, patches: None, fuse_blocks):
+        fuse(unet, Patches())
         network.zero_grad()
         output = unet(**random_inputs(rows=1)).sample
         output.square().sum().backward()
@@ -285,8 +286,8 @@ def test_a_fused_vae_encodes_and_decodes_the_same():
     image = torch.rand(1, 3, 32, 48, generator=torch.Generator().manual_seed(0)).to(DEVICE)
     results = []
     with torch.backends.cudnn.flags(allow_tf32=False):
-        for fuse in (lambda vae: None, fuse_blocks):
-            fuse(vae)
+        for fuse in (lambda vae, patches: None, fuse_blocks):
+            fuse(vae, Patches())
             latents = vae.encode(image).latent_dist.mean
             results.append((latents, vae.decode(latents).sample))
     for plain, fused in zip(*results, strict=True):
@@ -294,7 +295,7 @@ def test_a_fused_vae_encodes_and_decodes_the_same():
     blocks = [m for m in vae.modules() if isinstance(m, ResnetBlock2D)]
     ends = [part for m in (vae.encoder, vae.decoder) for part in (m.conv_norm_out, m.conv_act)]
     assert all("forward" in m.__dict__ for m in (*blocks, *ends))
-    separate_blocks(vae)
+    unpatch(vae)
     assert not any("forward" in m.__dict__ for m in vae.modules())
 
 

@@ -11,10 +11,10 @@ from conftest import make_scale_folders, write_experiment
 from cpu_graph import Graph, Stream, capture, replace_cuda
 from experiments import make_text_trainer, unchecked_plan
 from sliders.adaptors import ALGORITHMS
-from sliders.compute.graphs import WARM_UPS
 from sliders.config.settings import load_settings
-from sliders.train import gradients
-from sliders.train.gradients import CannotCaptureError, CapturedGradients, Gradients, StepGraph
+from sliders.fast import graphs as graphs_module
+from sliders.fast.graphs import WARM_UPS, CannotCaptureError, CapturedCall, CapturedCalls
+from sliders.train.gradients import Gradients, captured
 from sliders.train.trainer import Trainer
 
 
@@ -36,6 +36,10 @@ def trainer(tmp_path_factory):
     """Its batches have one or two pairs."""
     prompts = [{"target": "", "resolution": 64, "batch_size": pairs} for pairs in (1, 2)]
     return make_trainer(tmp_path_factory.mktemp("captured"), prompts)
+
+
+def captured_on_cpu(gradients):
+    return captured(gradients, torch.device("cpu"))
 
 
 def batches(trainer, *sizes):
@@ -89,7 +93,7 @@ WAYS = {  # sections of the config
 @pytest.mark.parametrize("way", WAYS)
 def test_a_replay_uses_its_own_batch_and_the_present_weights(tmp_path, way):
     trainer = make_trainer(tmp_path, **WAYS[way])
-    graphs, found = CapturedGradients(trainer.gradients), []
+    graphs, found = captured_on_cpu(trainer.gradients), []
     for step in range(3):  # uncaptured, captured, replayed
         loss, gradient = assert_same_step(trainer, graphs, trainer.make_batch(trainer.draw(step)))
         trainer.learner.update(loss)
@@ -102,7 +106,7 @@ def test_a_text_step_is_replayed_with_its_own_latents_and_strength(tmp_path):
     """Its loss sets the multipliers twice. Prompt sets may differ in guidance, of which a graph must not keep the first."""
     trainer = make_text_trainer(tmp_path, other={"gradient_checkpointing": True})
     sets = [draw for step in range(20) if len((draw := trainer.draw(step)).rows) == 2]
-    graphs, found = CapturedGradients(trainer.gradients), []
+    graphs, found = captured_on_cpu(trainer.gradients), []
     for draw in sets[:3]:  # uncaptured, captured, replayed
         loss, gradient = assert_same_step(trainer, graphs, trainer.make_batch(draw))
         trainer.learner.update(loss)
@@ -126,7 +130,7 @@ def test_a_run_with_graphs_trains_the_same_weights_as_one_without(tmp_path):
     for name in ("plain", "captured"):
         trainer = make_trainer(tmp_path / name, SEVERAL_SHAPES)
         if name == "captured":
-            trainer.gradients = CapturedGradients(trainer.gradients)
+            trainer.gradients = captured_on_cpu(trainer.gradients)
         trainer.run()
         masters.append(trainer.weights.master)
     assert trainer.gradients.captured == 3
@@ -146,7 +150,7 @@ def test_a_shape_is_captured_when_it_comes_again(trainer, monkeypatch):
         forwards.append(len(batch.scales))
         return trainer.forward(batch)
 
-    graphs, found = CapturedGradients(Gradients(forward, trainer.weights)), []
+    graphs, found = captured_on_cpu(Gradients(forward, trainer.weights)), []
     generator = torch.get_rng_state()
     for batch in batches(trainer, 2, 1, 2, 2, 1):
         assert_same_step(trainer, graphs, batch)
@@ -160,8 +164,8 @@ def test_a_shape_is_captured_when_it_comes_again(trainer, monkeypatch):
 
 
 def test_the_number_of_graphs_is_limited(trainer, monkeypatch):
-    monkeypatch.setattr(gradients, "MAX_GRAPHS", 1)
-    graphs = CapturedGradients(trainer.gradients)
+    monkeypatch.setattr(graphs_module, "MAX_GRAPHS", 1)
+    graphs = captured_on_cpu(trainer.gradients)
     for batch in batches(trainer, 1, 2, 1, 2):
         assert_same_step(trainer, graphs, batch)
     assert graphs.captured == 1
@@ -190,7 +194,7 @@ def test_a_capture_that_fails_is_reported_once_and_training_continues(trainer, c
             trouble(loss)
         return loss
 
-    graphs = CapturedGradients(Gradients(forward, trainer.weights))
+    graphs = captured_on_cpu(Gradients(forward, trainer.weights))
     for batch in batches(trainer, 2, 2, 1, 1, 2, 1):
         assert_same_step(trainer, graphs, batch)
     assert graphs.captured == 0
@@ -204,7 +208,7 @@ def test_no_capture_follows_one_that_runs_out_of_memory_without_other_graphs(tra
             runs_out_of_memory(loss)
         return loss
 
-    graphs = CapturedGradients(Gradients(forward, trainer.weights))
+    graphs = captured_on_cpu(Gradients(forward, trainer.weights))
     for batch in batches(trainer, 1, 1):
         assert_same_step(trainer, graphs, batch)
     assert capsys.readouterr().out.count("no memory left") == 1
@@ -214,14 +218,14 @@ def test_an_empty_graph_is_rejected(trainer):
     batch = next(batches(trainer, 1))
     loss = trainer.gradients(batch)
     with pytest.raises(CannotCaptureError, match="empty"):
-        StepGraph(lambda batch: loss, batch, Stream(), None)
+        CapturedCall(lambda: loss, [], Stream(), None)
 
 
 def test_graphs_are_freed_once_for_a_shape_that_does_not_fit_beside_them(trainer, monkeypatch, capsys):
     """On a GPU where two pairs fit only if there are no graphs."""
     alive = weakref.WeakSet()
 
-    class Watched(StepGraph):
+    class Watched(CapturedCall):
         def __init__(self, *arguments):
             super().__init__(*arguments)
             alive.add(self)
@@ -231,8 +235,8 @@ def test_graphs_are_freed_once_for_a_shape_that_does_not_fit_beside_them(trainer
             raise torch.OutOfMemoryError
         return trainer.forward(batch)
 
-    monkeypatch.setattr(gradients, "StepGraph", Watched)
-    graphs, found = CapturedGradients(Gradients(forward, trainer.weights)), []
+    monkeypatch.setattr(graphs_module, "CapturedCall", Watched)
+    graphs, found = captured_on_cpu(Gradients(forward, trainer.weights)), []
     for batch in batches(trainer, 1, 1, 2, 1, 1):
         assert_same_step(trainer, graphs, batch)
         found.append(graphs.captured)
@@ -249,7 +253,7 @@ def test_a_step_that_runs_out_of_memory_without_graphs_fails(trainer):
         raise torch.OutOfMemoryError
 
     with pytest.raises(torch.OutOfMemoryError):
-        CapturedGradients(never)(next(batches(trainer, 1)))
+        CapturedCalls(never, torch.device("cpu"), "training", lambda: None)(next(batches(trainer, 1)))
 
 
 def test_training_continues_without_graphs_if_one_cannot_be_launched(trainer, monkeypatch, capsys):
@@ -259,7 +263,7 @@ def test_training_continues_without_graphs_if_one_cannot_be_launched(trainer, mo
         raise RuntimeError("CUDA error: out of memory")
 
     monkeypatch.setattr(Graph, "replay", refuse)
-    graphs = CapturedGradients(trainer.gradients)
+    graphs = captured_on_cpu(trainer.gradients)
     for batch in batches(trainer, 1, 1, 1):
         assert_same_step(trainer, graphs, batch)
     assert graphs.captured == 0
@@ -271,4 +275,4 @@ def test_errors_of_the_step_itself_are_raised_unchanged(trainer):
         raise RuntimeError("shapes do not match")
 
     with pytest.raises(RuntimeError, match="shapes do not match"):
-        CapturedGradients(broken)(next(batches(trainer, 1)))
+        CapturedCalls(broken, torch.device("cpu"), "training", lambda: None)(next(batches(trainer, 1)))

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from sliders.compute.kernel_support import can_fuse, can_multiply
+from sliders.fast.kernel_support import can_fuse, can_multiply
 
 
 def add_scaled(out: Tensor, narrow: Tensor, weights: Tensor, strength: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -13,7 +13,7 @@ def add_scaled(out: Tensor, narrow: Tensor, weights: Tensor, strength: Tensor, b
     last dimension of `out` and `narrow` is contiguous; they may be parts of wider rows.
     """
     if out.is_cuda and out.dtype != torch.float32 and can_multiply(str(out.device)):
-        from sliders.compute import kernels
+        from sliders.fast import kernels
 
         return kernels.add_scaled_product(out, narrow, weights, strength, bias)
     scaled = scale(narrow, strength)
@@ -34,7 +34,7 @@ def beside_scaled(left: Tensor, narrow: Tensor, strength: Tensor, width: int) ->
     strength [B]: of the rows of the batch, each of which has m / B of the m rows. The rows of `left` may lie apart.
     """
     if left.is_cuda and can_fuse(str(left.device)):
-        from sliders.compute import kernels
+        from sliders.fast import kernels
 
         return kernels.beside_scaled(left, narrow, strength, width)
     scaled = scale(narrow[None], strength)[0]

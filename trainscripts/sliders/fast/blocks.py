@@ -14,44 +14,21 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 
-from sliders.compute.attention import set_attention
-from sliders.compute.kernel_support import can_fuse
-from sliders.config.schema import Other
+from sliders.compute.patches import Patches
 
 
-def speed_up(unet: nn.Module, device: str) -> None:
-    """Prepares a UNet on a GPU for passes without gradients: fastest attention, channels-last images, fused blocks."""
-    unet.to(memory_format=torch.channels_last)
-    set_attention(unet, Other())
-    if can_fuse(device):
-        fuse_blocks(unet)
-
-
-def speed_up_vae(vae: nn.Module, device: str) -> None:
-    """Prepares a VAE on a GPU. PyTorch's own group norms take half of its time, and more on channels-last images."""
-    if can_fuse(device):
-        vae.to(memory_format=torch.channels_last)
-        fuse_blocks(vae)
-
-
-def separate_blocks(vae: nn.Module) -> None:
-    """Undoes `fuse_blocks`, so that a VAE computes on the CPU."""
-    for module in vae.modules():
-        module.__dict__.pop("forward", None)
-
-
-def fuse_blocks(model: nn.Module) -> None:
-    """Shadows the `forward` of ResNets, GEGLUs, transformers and the last norm. Adaptors may be attached before or after."""
+def fuse_blocks(model: nn.Module, patches: Patches) -> None:
+    """Replaces the `forward` of ResNets, GEGLUs, transformers and the last norm. Adaptors may be attached before or after."""
     for module in model.modules():
         if isinstance(module, ResnetBlock2D) and _is_plain(module):
-            module.forward = MethodType(_resnet, module)
+            patches.replace(module, MethodType(_resnet, module))
         elif isinstance(module, Encoder | Decoder | UNet2DConditionModel) and _ends_plainly(module):
-            module.conv_norm_out.forward = MethodType(_norm_and_silu, module.conv_norm_out)
-            module.conv_act.forward = _pass
+            patches.replace(module.conv_norm_out, MethodType(_norm_and_silu, module.conv_norm_out))
+            patches.replace(module.conv_act, _pass)
         elif isinstance(module, GEGLU):
-            module.forward = MethodType(_geglu, module)
+            patches.replace(module, MethodType(_geglu, module))
         elif isinstance(module, Transformer2DModel) and _transforms_images(module):
-            module.forward = MethodType(_transformer, module)
+            patches.replace(module, MethodType(_transformer, module))
 
 
 def _is_plain(block: ResnetBlock2D) -> bool:
@@ -136,7 +113,7 @@ def _whole_blocks(blocks: Sequence[BasicTransformerBlock], tokens: Tensor, conte
 
 
 def _geglu(layer: GEGLU, hidden_states: Tensor) -> Tensor:
-    from sliders.compute import kernels
+    from sliders.fast import kernels
 
     return kernels.GEGLU.apply(layer.proj(hidden_states))
 
@@ -150,7 +127,7 @@ def _image(tokens: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _add_norm(x: Tensor, y: Tensor | None, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
-    from sliders.compute import kernels
+    from sliders.fast import kernels
 
     return kernels.AddLayerNorm.apply(x, y, norm.weight, norm.bias, norm.eps)
 
@@ -166,6 +143,6 @@ def _pass(x: Tensor) -> Tensor:
 
 def _norm(norm: nn.GroupNorm, x: Tensor, silu: bool, shift: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Returns x, for a skip connection, and its norm."""
-    from sliders.compute import kernels
+    from sliders.fast import kernels
 
     return kernels.GroupNormSiLU.apply(x, shift, norm.weight, norm.bias, norm.num_groups, norm.eps, silu)

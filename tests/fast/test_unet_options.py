@@ -10,15 +10,13 @@ import torch
 from diffusers.models.attention_processor import Attention
 from networks import random_inputs, random_network, unet_output
 from sliders.adaptors import ALGORITHMS
-from sliders.adaptors.base import Adaptor
-from sliders.adaptors.lora import LoRA
 from sliders.compute import quantization
-from sliders.compute.attention import HALF_ONLY, SDPA, check_capability, set_attention
-from sliders.compute.compilation import check_compilation, compile_unet
 from sliders.compute.device import place, wake
-from sliders.compute.kernel_support import can_fuse
 from sliders.compute.quantization import BYTE, ByteLinear, quantize
 from sliders.config.schema import Other
+from sliders.fast.attention import HALF_ONLY, SDPA, attend_with, check_capability, set_attention
+from sliders.fast.compilation import check_compilation, compile_unet
+from sliders.fast.kernel_support import can_fuse
 from sliders.formats.slider_file import slider_tensors
 from sliders.models.sdxl.family import SDXL_FAMILY
 from sliders.models.sdxl.keys import sdxl_file_keys
@@ -48,7 +46,7 @@ def count_operation(unet, name):
 def test_every_attention_layer_uses_the_chosen_backend(settings, operation):
     unet = build_narrow_sdxl().unet
     wanted = unet_output(unet)
-    set_attention(unet, Other(**settings))
+    set_attention(unet, attend_with(Other(**settings).attention_backend, unet.device))
     found, calls = count_operation(unet, operation)
     assert calls == len(unet.attn_processors)
     assert torch.allclose(found, wanted, atol=1e-5)
@@ -75,7 +73,7 @@ def test_every_attention_layer_calls_the_package(monkeypatch, name, module, func
     setattr(sys.modules[module], function, attend)
     unet = build_narrow_sdxl().unet
     wanted = unet_output(unet)
-    set_attention(unet, Other(attention=name))
+    set_attention(unet, attend_with(name, unet.device))
     assert torch.allclose(unet_output(unet), wanted, atol=1e-5)
     assert len(shapes) == len(unet.attn_processors)
     heads = {m.heads for m in unet.modules() if isinstance(m, Attention)}
@@ -100,40 +98,6 @@ def test_the_forks_true_and_false_keep_their_meaning():
     assert Other(cuda_graph=False).cuda_graph == "off"  # YAML's bare off
     assert Other(use_xformers=True).attention_backend == "xformers"
     assert Other(use_xformers=True, attention="sdpa").attention_backend == "sdpa"
-
-
-def test_joined_layers_compute_the_same_as_separate_ones(monkeypatch):
-    """LoRA's `join` against the inherited one; and `remove` separates the layers again."""
-    unet = build_narrow_sdxl().unet
-    base, found = unet_output(unet), []
-    for algorithm in (LoRA, type("Apart", (LoRA,), {"join": Adaptor.join})):
-        monkeypatch.setitem(ALGORITHMS, "lora", algorithm)
-        network = random_network(unet)
-        found.append(unet_output(unet))
-        assert bool(network._joined) == (algorithm is LoRA)
-        network.remove()
-        assert torch.equal(unet_output(unet), base)
-    assert torch.allclose(*found, atol=1e-5)
-    assert not torch.allclose(found[0], base, atol=1e-3)
-
-
-@pytest.mark.parametrize("kind", ["none", "int8", "mixed"])
-@pytest.mark.parametrize("method", ["noxattn", "xattn"])
-def test_cross_attention_reads_the_prompts_of_each_pass(method, kind):
-    """Its keys and values are one product, unless they are adapted, or of layers of several kinds."""
-    unet = build_narrow_sdxl().unet
-    quantize(unet.mid_block if kind == "mixed" else unet, "none" if kind == "none" else "int8", "cpu", torch.float32)
-    network = random_network(unet, method=method)
-    prompts = [dict(random_inputs(), encoder_hidden_states=torch.randn(2, 77, 64)) for _ in range(2)]
-    with torch.no_grad():
-        wanted = [unet(**inputs).sample for inputs in prompts]
-        for _ in range(2):  # the second time replaces what the first did
-            set_attention(unet, Other())
-            found = [unet(**inputs).sample for inputs in prompts]
-            assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(found, wanted, strict=True))
-    assert ("forward" in unet.__dict__) == (kind != "mixed")
-    assert not torch.allclose(*wanted, atol=1e-3)
-    network.remove()
 
 
 @pytest.mark.parametrize("algo", ALGORITHMS)

@@ -1,0 +1,154 @@
+"""The fast path: takes over layers and blocks of a denoiser or a VAE as a whole, and gives them back.
+
+Everything that it replaces goes through one `Patches`, so the plain path, PyTorch's own operations, is what remains.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Self
+
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import Attention
+from torch import Tensor, nn
+
+from sliders.adaptors.base import Adaptor
+from sliders.adaptors.lora import LoRA
+from sliders.adaptors.network import AdaptorNetwork
+from sliders.compute.patches import Patches, check_own
+from sliders.compute.quantization import ByteLinear, Unpack
+from sliders.compute.quantization import unpacked as plainly_unpacked
+from sliders.fast.attention import AttentionProcessor, ContextProjections, attend_with
+from sliders.fast.blocks import fuse_blocks
+from sliders.fast.frozen import frozen_kind
+from sliders.fast.kernel_support import can_fuse
+from sliders.fast.low_rank import FusedLoRA
+from sliders.fast.unpacking import unpacked
+from sliders.fast.weights import FastWeights
+from sliders.models.base import Model
+
+
+class FastPath:
+    """Until `restore`, or the end of its `with` block, a UNet with its networks computes the same, faster.
+
+    Adapted linear layers and convolutions are computed together with their LoRA, query, key and value at once; so are the
+    keys and values of a prompt in all layers, and blocks by kernels where these run. Layers that several networks adapt,
+    and adaptors that are not LoRAs, stay as they are.
+
+    No network may be attached or removed meanwhile. weights: of each network.
+    """
+
+    def __init__(
+        self, unet: UNet2DConditionModel, networks: Sequence[AdaptorNetwork] = (), attention: str = "auto", trains: bool = False
+    ):  # fmt: skip
+        """The UNet is on its device. attention: `other.attention`. trains: whether the weights need room for a gradient."""
+        for module in unet.modules():
+            check_own(module)
+        self._unet, self._networks, self._patches = unet, networks, Patches()
+        self._processors = unet.attn_processors
+        self.weights = [FastWeights(network, unet.dtype, trains) for network in networks]
+        self._adapted = self._adapted_once()
+        if can_fuse(str(unet.device)):
+            fuse_blocks(unet, self._patches)
+        self._unpack_with(unpacked)
+        attend = attend_with(attention, unet.device)
+        attentions = {f"{n}.processor": m for n, m in unet.named_modules() if isinstance(m, Attention)}
+        crossing = [m for m in attentions.values() if m.is_cross_attention]
+        context = ContextProjections(unet, crossing, self._patches)
+        projections = {m: self._projection(m) for m in attentions.values() if not m.is_cross_attention}
+        unet.set_attn_processor(
+            {name: AttentionProcessor(attend, projections.get(m), context.reader(m)) for name, m in attentions.items()}
+        )
+        for layer in self._adapted:
+            self._fuse(layer)
+
+    def _adapted_once(self) -> dict[nn.Module, tuple[Adaptor, AdaptorNetwork, FastWeights]]:
+        """Layers that exactly one network adapts."""
+        found: dict[nn.Module, list] = {}
+        for network, weights in zip(self._networks, self.weights, strict=True):
+            for layer, adaptor in zip(network.layers, network.adaptors, strict=True):
+                found.setdefault(layer, []).append((adaptor, network, weights))
+        return {layer: entries[0] for layer, entries in found.items() if len(entries) == 1}
+
+    def _fused(self, layers: Sequence[nn.Module]) -> tuple[FusedLoRA, Callable[[], Tensor | None]] | None:
+        """The layers with their LoRAs at once, and their present strength. None if they cannot be computed so."""
+        entries = [self._adapted.get(layer) for layer in layers]
+        kind = frozen_kind(layers)
+        if kind is None or None in entries:
+            return None
+        adaptors, networks, weights = zip(*entries, strict=True)
+        shapes = {(a.gain, a.down.shape) if isinstance(a, LoRA) else None for a in adaptors}
+        if len(shapes) > 1 or None in shapes or len(set(networks)) > 1:
+            return None
+        return FusedLoRA.of(kind, adaptors, weights[0]), partial(networks[0].strength, adaptors[0].gain)
+
+    def _projection(self, attention: Attention) -> Callable[[Tensor], tuple[Tensor, ...] | None] | None:
+        """Computes a self-attention's query, key and value at once, if all three are adapted alike."""
+        layers = (attention.to_q, attention.to_k, attention.to_v)
+        found = self._fused(layers)
+        if found is None:
+            return None
+        for layer in layers:
+            del self._adapted[layer]
+        fused, strength = found
+
+        def project(x: Tensor) -> tuple[Tensor, ...] | None:
+            present = strength()
+            return None if present is None else fused(x, present).chunk(len(layers), -1)
+
+        return project
+
+    def _fuse(self, layer: nn.Module) -> None:
+        """Computes one adapted layer together with its LoRA, if it has one."""
+        found, plain = self._fused([layer]), layer.forward
+        if found is None:
+            return
+        fused, strength = found
+
+        def forward(x: Tensor) -> Tensor:
+            present = strength()
+            return plain(x) if present is None else fused(x, present)
+
+        self._patches.replace(layer, forward)
+
+    def _unpack_with(self, unpack: Unpack) -> None:
+        for layer in self._unet.modules():
+            if isinstance(layer, ByteLinear):
+                layer.unpack = unpack
+
+    def restore(self) -> None:
+        """Gives everything back: the UNet and the networks compute as before."""
+        self._patches.restore()
+        self._unpack_with(plainly_unpacked)
+        self._unet.set_attn_processor(dict(self._processors))
+        for network in self._networks:
+            for adaptor in network.adaptors:
+                adaptor.compute_with({})
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.restore()
+
+
+def fuse_vae(vae: nn.Module, device: str) -> Patches:
+    """Fuses the blocks of a VAE on a GPU. PyTorch's own group norms take half of its time, and more on channels-last images."""
+    patches = Patches()
+    if can_fuse(device):
+        vae.to(memory_format=torch.channels_last)
+        fuse_blocks(vae, patches)
+    return patches
+
+
+@contextmanager
+def vae_on(model: Model, device: str) -> Iterator[None]:
+    """Moves the VAE to `device` for the block, where a GPU runs it with fused kernels, then back."""
+    home = model.vae.device
+    model.vae.to(device)
+    try:
+        with fuse_vae(model.vae, device):
+            yield
+    finally:
+        model.vae.to(home)
