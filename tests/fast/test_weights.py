@@ -1,11 +1,17 @@
 """The weights that fused layers read follow the master, and their gradients arrive there in float32."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from exact_gradients import LAYERS, assert_float32_resolution
 from networks import random_inputs, random_network, unet_output
 from sliders.adaptors import ALGORITHMS
+from sliders.adaptors.lora import LoRA
+from sliders.fast.frozen import PlainProduct
+from sliders.fast.low_rank import FusedLoRA
 from sliders.fast.path import FastPath
+from sliders.fast.weights import FastWeights
 from sliders.models.sdxl.narrow import build_narrow_sdxl
 
 
@@ -73,3 +79,17 @@ def test_the_gradient_of_a_bfloat16_model_is_that_of_a_float32_one_up_to_roundin
 def test_gradients_of_a_bfloat16_model_are_not_rounded_to_it(kind, uses):
     """Neither those of layers that run once, nor the sums of those that run several times. A GPU has other kernels."""
     assert_float32_resolution(kind, "cpu", uses)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_multipliers_are_not_rounded_to_bfloat16(fused):
+    """0.67 · 0.5 would be 0.3359, and 150 times that 50.5."""
+    layer = torch.nn.Linear(1, 1, bias=False, dtype=torch.bfloat16).requires_grad_(False)
+    layer.weight.zero_()
+    lora = LoRA(layer, rank=1, alpha=0.5)
+    torch.nn.init.constant_(lora.down, 150)
+    torch.nn.init.constant_(lora.up, 1)
+    weights = FastWeights(SimpleNamespace(adaptors=[lora]), torch.bfloat16)
+    compute = FusedLoRA.of(PlainProduct, [lora], weights) if fused else lora
+    found = compute(torch.ones(1, 1, 1, dtype=torch.bfloat16), torch.tensor([0.67]) * lora.gain)
+    assert found.dtype == torch.bfloat16 and found.item() == 50.25

@@ -35,7 +35,7 @@ class Adaptor(nn.Module, ABC):
         self.geometry = (base.stride, base.padding, base.dilation) if isinstance(base, nn.Conv2d) else None
 
     def forward(self, x: Tensor, strength: Tensor) -> Tensor:
-        """Returns what is added to the layer's output for x [B, …], in x's dtype. strength: [B] or [1] (all rows).
+        """Returns what is added to the layer's output for x [B, …], in x's dtype. strength: [B] or [1] (all rows), float32.
 
         A subclass defines it, unless its `adapted` does without.
         """
@@ -105,9 +105,9 @@ def zeros(*shape: int) -> nn.Parameter:
     return nn.Parameter(torch.zeros(shape, dtype=torch.float32))
 
 
-def per_row(strength: Tensor, like: Tensor) -> Tensor:
-    """strength [B] → [B, 1, …], in the dtype and number of dimensions of `like`."""
-    return strength.to(like.dtype).view(-1, *(1,) * (like.ndim - 1))
+def per_row(x: Tensor, strength: Tensor) -> Tensor:
+    """x [B, …] · strength [B] or [1], float32, rounded once, to x's dtype."""
+    return (x * strength.view(-1, *(1,) * (x.ndim - 1))).to(x.dtype)
 
 
 def needs_plain_operations(x: Tensor) -> bool:

@@ -18,4 +18,4 @@ class DeltaAdaptor(Adaptor):
     def forward(self, x: Tensor, strength: Tensor) -> Tensor:
         delta = self.delta(x)
         out = F.conv2d(x, delta, None, *self.geometry) if self.geometry else F.linear(x, delta)
-        return out * per_row(strength, out)
+        return per_row(out, strength)

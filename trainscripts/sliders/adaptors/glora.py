@@ -35,12 +35,11 @@ class GLoRA(Adaptor):
     def adapted(self, base_forward: Callable[[Tensor], Tensor], x: Tensor, strength: Tensor) -> Tensor:
         """W · (x + strength · a1 · a2 · x) + strength · b1 · b2 · x, with one pass through the layer."""
         a1, a2, b1, b2 = (self.weight(name, x) for name in self.PARTS.values())
-        strength = per_row(strength, x)
         if self.geometry is None:
-            moved = x + F.linear(F.linear(x, a2) * strength, a1)
-            return base_forward(moved) + F.linear(F.linear(x, b2) * strength, b1)
-        moved = x + F.conv2d(F.conv2d(x, a2) * strength, a1)
-        return base_forward(moved) + F.conv2d(F.conv2d(x, b2, None, *self.geometry) * strength, b1)
+            moved = x + F.linear(per_row(F.linear(x, a2), strength), a1)
+            return base_forward(moved) + F.linear(per_row(F.linear(x, b2), strength), b1)
+        moved = x + F.conv2d(per_row(F.conv2d(x, a2), strength), a1)
+        return base_forward(moved) + F.conv2d(per_row(F.conv2d(x, b2, None, *self.geometry), strength), b1)
 
     @classmethod
     def settings_of(cls, layers: Sequence[dict[str, Tensor]]) -> dict[str, int]:

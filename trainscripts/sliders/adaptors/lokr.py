@@ -45,14 +45,14 @@ class LoKr(Adaptor):
             self.w2 = zeros(*self.shape)
 
     def forward(self, x: Tensor, strength: Tensor) -> Tensor:
-        w1, strength = self.weight("w1", x), per_row(strength, x)
+        w1, x = self.weight("w1", x), per_row(x, strength)
         (l, m), (k, n) = w1.shape, self.shape[:2]  # noqa: E741
         w2 = self._second(x)
         if self.geometry is None:
-            hidden = F.linear((x * strength).unflatten(-1, (m, n)), w2)  # [B, …, m, k]
+            hidden = F.linear(x.unflatten(-1, (m, n)), w2)  # [B, …, m, k]
             return (w1 @ hidden).flatten(-2)
         rows, _, height, width = x.shape
-        hidden = F.conv2d((x * strength).reshape(rows * m, n, height, width), w2, None, *self.geometry)
+        hidden = F.conv2d(x.reshape(rows * m, n, height, width), w2, None, *self.geometry)
         return (w1 @ hidden.reshape(rows, m, -1)).view(rows, l * k, *hidden.shape[2:])
 
     def _second(self, x: Tensor) -> Tensor:

@@ -30,10 +30,10 @@ class LoRA(Adaptor):
 
     def forward(self, x: Tensor, strength: Tensor) -> Tensor:
         # multiplying the low-rank hidden state instead of the output saves passes over full-size tensors
-        down, up, strength = self.weight("down", x), self.weight("up", x), per_row(strength, x)
+        down, up = self.weight("down", x), self.weight("up", x)
         if self.geometry:
-            return F.conv2d(F.conv2d(x, down, None, *self.geometry) * strength, up)
-        return F.linear(F.linear(x, down) * strength, up)
+            return F.conv2d(per_row(F.conv2d(x, down, None, *self.geometry), strength), up)
+        return F.linear(per_row(F.linear(x, down), strength), up)
 
     @classmethod
     def settings_of(cls, layers: Sequence[dict[str, Tensor]]) -> dict[str, int]:

@@ -39,7 +39,6 @@ class AdaptorNetwork(nn.Module):
         self.adaptors = nn.ModuleList(algorithm(c.layer, c.rank, c.alpha, generator) for c in chosen.values())
         self.layers = tuple(c.layer for c in chosen.values())  # not a ModuleList, which would register them as ours
         self._device = next(unet.parameters()).device
-        self._dtype = unet.dtype
         self.to(self._device)
         self.set_multipliers(torch.ones(1))
         self._patches = Patches()
@@ -59,10 +58,10 @@ class AdaptorNetwork(nn.Module):
         self._strengths: dict[float, Tensor] | None = None  # {gain: multipliers · gain}
         if multipliers is not None:
             rows = multipliers.to(self._device, torch.float32)
-            self._strengths = {gain: (rows * gain).to(self._dtype) for gain in {a.gain for a in self.adaptors}}
+            self._strengths = {gain: rows * gain for gain in {a.gain for a in self.adaptors}}
 
     def strength(self, gain: float) -> Tensor | None:
-        """The present multipliers · `gain` of an adaptor, [B] or [1] in the denoiser's dtype, or None without multipliers."""
+        """The present multipliers · `gain` of an adaptor, [B] or [1] float32, or None without multipliers."""
         return None if self._strengths is None else self._strengths[gain]
 
     @property

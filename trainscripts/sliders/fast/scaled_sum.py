@@ -9,7 +9,7 @@ from sliders.fast.kernel_support import can_fuse, can_multiply
 def add_scaled(out: Tensor, narrow: Tensor, weights: Tensor, strength: Tensor, bias: Tensor | None = None) -> Tensor:
     """out [n, m, C] += scaled·weights + bias, where scaled [n, m, r] = narrow · strength, which is returned.
 
-    weights [n, r, C], bias [n · C]. strength [B]: of the rows of the batch, each of which has m / B of the m rows. The
+    weights [n, r, C], bias [n · C]. strength [B] float32: of the rows of the batch, each of which has m / B of the m rows. The
     last dimension of `out` and `narrow` is contiguous; they may be parts of wider rows.
     """
     if out.is_cuda and out.dtype != torch.float32 and can_multiply(str(out.device)):
@@ -24,8 +24,9 @@ def add_scaled(out: Tensor, narrow: Tensor, weights: Tensor, strength: Tensor, b
 
 
 def scale(narrow: Tensor, strength: Tensor) -> Tensor:
-    """narrow · strength, as in `add_scaled`."""
-    return (narrow.unflatten(1, (len(strength), -1)) * strength.view(-1, 1, 1)).flatten(1, 2)
+    """narrow · strength, as in `add_scaled`, rounded once, to narrow's dtype."""
+    rows = narrow.unflatten(1, (len(strength), -1)) * strength.view(-1, 1, 1)
+    return rows.flatten(1, 2).to(narrow.dtype)
 
 
 def beside_scaled(left: Tensor, narrow: Tensor, strength: Tensor, width: int) -> tuple[Tensor, Tensor]:
