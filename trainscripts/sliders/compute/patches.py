@@ -2,12 +2,11 @@
 
 from collections.abc import Callable
 from typing import Self
-from weakref import WeakKeyDictionary
 
 from torch import nn
 
 Forward = Callable[..., object]
-_patches_of: WeakKeyDictionary[nn.Module, list[Forward]] = WeakKeyDictionary()  # the present one last
+PATCHES = "fractional_sliders_patches"  # attribute of a patched module: a list of its patches, the present one last
 
 
 class ForeignPatchError(RuntimeError):
@@ -26,14 +25,14 @@ class Patches:
         Raises ForeignPatchError if other software has replaced it.
         """
         check_own(module)
-        _patches_of.setdefault(module, []).append(forward)
+        module.__dict__.setdefault(PATCHES, []).append(forward)
         module.forward = forward
         self._replaced.append((module, forward))
 
     def restore(self) -> None:
         """Puts the earlier methods back. Patches that were applied on top of these must be restored before."""
         for module, forward in reversed(self._replaced):
-            patches = _patches_of.get(module)
+            patches = module.__dict__.get(PATCHES)
             if not patches:  # `unpatch` has removed them
                 continue
             if patches[-1] is not forward:
@@ -51,7 +50,7 @@ class Patches:
 
 def check_own(module: nn.Module) -> None:
     """Raises ForeignPatchError if other software has replaced `module.forward`."""
-    patches = _patches_of.get(module)
+    patches = module.__dict__.get(PATCHES)
     if module.__dict__.get("forward") is not (patches[-1] if patches else None):
         raise ForeignPatchError(
             f"{type(module).__name__}: other software has replaced its forward method: remove that first, such as the hooks of "
@@ -62,16 +61,16 @@ def check_own(module: nn.Module) -> None:
 def unpatch(model: nn.Module) -> None:
     """Removes all patches from the modules of a model."""
     for module in model.modules():
-        if _patches_of.pop(module, None):
-            _show_last(module, [])
+        if module.__dict__.pop(PATCHES, None):
+            del module.forward
 
 
 def is_patched(module: nn.Module) -> bool:
-    return bool(_patches_of.get(module))
+    return PATCHES in module.__dict__
 
 
 def _show_last(module: nn.Module, patches: list[Forward]) -> None:
     if patches:
         module.forward = patches[-1]
     else:
-        module.__dict__.pop("forward", None)
+        del module.forward, module.__dict__[PATCHES]
