@@ -120,7 +120,7 @@ def test_the_second_gpu_learns_the_same_as_the_first(tmp_path):
         trainer = make_trainer(tmp_path, device)
         start = trainer.weights.master.detach().cpu().clone()
         trainer.run()
-        assert trainer.gradients.captured == 1
+        assert trainer.step.captured == 1
         assert trainer.weights.master.device.index == torch.cuda.current_device() == int(device)
         masters.append(trainer.weights.master.detach().cpu())
     assert (masters[1] - masters[0]).norm() < 0.01 * (masters[0] - start).norm()
@@ -141,7 +141,7 @@ def test_a_quantised_model_trains_with_a_graph_and_is_never_on_the_gpu_unquantis
     report = trainer.run()
     assert all(map(math.isfinite, report.losses))
     assert (trainer.weights.master - start).norm() > 0.01 * start.norm()
-    assert trainer.gradients.captured == 1
+    assert trainer.step.captured == 1
 
 
 @pytest.mark.parametrize("kind", ["fp8", "int8"])
@@ -203,7 +203,7 @@ def test_a_resumed_run_with_graphs_learns_the_same_as_an_uninterrupted_one(tmp_p
     resumed.resume()
     assert resumed.done == 20
     assert resumed.run().losses == pytest.approx(losses[20:], rel=1e-3)
-    assert resumed.gradients.captured
+    assert resumed.step.captured
     moved, off = straight.weights.master - start, straight.weights.master - resumed.weights.master
     assert off.norm() < apart * moved.norm()
 
@@ -234,7 +234,7 @@ def test_graphs_learn_the_same_as_single_kernels(tmp_path, monkeypatch, settings
     eager = make_trainer(tmp_path, "0", flags, prompts=prompts, other={"cuda_graph": "off"})
     graph = make_trainer(tmp_path, "0", flags, prompts=prompts, other=settings)
     assert_learns_the_same(eager, graph)
-    assert graph.gradients.captured == shapes
+    assert graph.step.captured == shapes
 
 
 def test_text_steps_with_graphs_learn_the_same_as_single_kernels_and_wait_for_nothing(tmp_path):
@@ -245,7 +245,7 @@ def test_text_steps_with_graphs_learn_the_same_as_single_kernels_and_wait_for_no
         for graph in ("auto", "off")
     )
     assert_learns_the_same(graphs, single)
-    assert graphs.gradients.captured == 1
+    assert graphs.step.captured == 1
     assert count_waits(graphs, 8) == 0
 
 
@@ -254,11 +254,11 @@ def test_each_replay_computes_the_gradient_of_its_own_batch(tmp_path, algo):
     trainer = make_trainer(tmp_path, "0", network={"algo": algo})
     for step in range(3):
         trainer.step(step)
-    assert trainer.gradients.captured == 1
+    assert trainer.step.captured == 1
     found = []
     for step in range(3, 7):
-        batch = trainer.make_batch(trainer.draw(step))
-        for gradients in (trainer.gradients, trainer.gradients._function):
+        batch = trainer.step.make_batch(trainer.step.draw(step))
+        for gradients in (trainer.step.gradient, trainer.step.backward):
             gradients(batch)
             found.append(trainer.weights.master.grad.clone())
     for replayed, single in zip(found[::2], found[1::2], strict=True):
@@ -271,32 +271,32 @@ def test_a_forgotten_graph_frees_its_memory_and_is_captured_again(tmp_path):
     for step in range(3):
         trainer.step(step)
     held = torch.cuda.memory_reserved()
-    trainer.gradients.forget()
-    assert trainer.gradients.captured == 0
+    trainer.step.free_memory()
+    assert trainer.step.captured == 0
     assert torch.cuda.memory_reserved() < held
     assert trainer.step(3).values.isfinite().all()
-    assert trainer.gradients.captured == 1
+    assert trainer.step.captured == 1
 
 
 def test_a_step_that_waits_for_the_gpu_trains_without_a_graph(tmp_path, capsys):
     trainer = make_trainer(tmp_path, "0")
-    forward = trainer.forward
+    forward = trainer.step.loss_of
 
     def waiting(batch):
         loss = forward(batch)
         loss.item()
         return loss
 
-    trainer.gradients._function._forward = waiting
+    trainer.step.loss_of = waiting
     assert all(trainer.step(step).values.isfinite().all() for step in range(4))
-    assert trainer.gradients.captured == 0
+    assert trainer.step.captured == 0
     assert capsys.readouterr().out.count("cannot be captured") == 1
 
 
 def test_an_empty_graph_is_rejected(tmp_path):
     trainer = make_trainer(tmp_path, "0")
-    batch = trainer.make_batch(trainer.draw(0))
-    loss = trainer.gradients(batch)
+    batch = trainer.step.make_batch(trainer.step.draw(0))
+    loss = trainer.step.gradient(batch)
     with pytest.raises(CannotCaptureError, match="empty"):
         CapturedCall(lambda: loss, [], torch.cuda.Stream(), None)
 

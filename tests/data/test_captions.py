@@ -102,12 +102,12 @@ def test_every_row_is_read_with_its_own_images_caption(root, tmp_path):
     prompts = [{"target": "{caption}, bright", "neutral": "{caption}", "resolution": 64, "batch_size": 3}]
     argv = write_experiment(tmp_path, data=root, prompts=prompts, train={"caption_dropout": 0.3})
     trainer = Trainer(make_plan(settings_of(argv)))
-    embeds, captions = trainer.make_batch.prompt_embeds, {"one": "a disc", "two": "two discs"}
+    embeds, captions = trainer.step.make_batch.prompt_embeds, {"one": "a disc", "two": "two discs"}
     assert set(embeds) == {"a disc", "a disc, bright", "two discs", "two discs, bright", ""}
     seen = set()
     for step in range(20):
-        draw = trainer.draw(step)
-        tokens = trainer.make_batch(draw).conditioning["tokens"]
+        draw = trainer.step.draw(step)
+        tokens = trainer.step.make_batch(draw).conditioning["tokens"]
         for row, found_tokens in zip(draw.rows, tokens, strict=True):
             caption = captions[trainer.data.names[row.name]]
             wanted = "" if not row.captioned else f"{caption}, bright" if row.positive else caption

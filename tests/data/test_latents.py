@@ -28,7 +28,7 @@ def ids(batch):
 
 def test_a_square_image_is_trained_whole_at_the_resolution(tmp_path):
     trainer = make_trainer(tmp_path, [{"target": "", "resolution": 96}], size=(200, 200))
-    batch = trainer.make_batch(trainer.draw(0))
+    batch = trainer.step.make_batch(trainer.step.draw(0))
     assert batch.latents.shape == (2, 4, 12, 12)
     assert ids(batch) == [(96, 96, 0, 0, 96, 96)] * 2
 
@@ -36,7 +36,7 @@ def test_a_square_image_is_trained_whole_at_the_resolution(tmp_path):
 def test_another_aspect_ratio_is_kept_and_told(tmp_path):
     """300 × 200 px at resolution 96: 118 × 78 would fit; the nearest bucket is 128 × 64, cut from 128 × 85."""
     trainer = make_trainer(tmp_path, [{"target": "", "resolution": 96}], size=(300, 200))
-    batch = trainer.make_batch(trainer.draw(0))
+    batch = trainer.step.make_batch(trainer.step.draw(0))
     height, width = (8 * s for s in batch.latents.shape[-2:])
     original_height, original_width, top, left, *target = ids(batch)[0]
     assert tuple(target) == (height, width)
@@ -49,7 +49,7 @@ def test_dynamic_resolution_trains_many_sizes_each_told(tmp_path):
     trainer = make_trainer(tmp_path, [{"target": "", "resolution": 192, "dynamic_resolution": True}])
     seen = set()
     for step in range(30):
-        batch = trainer.make_batch(trainer.draw(step))
+        batch = trainer.step.make_batch(trainer.step.draw(step))
         side = 8 * batch.latents.shape[-1]
         assert ids(batch) == [(side, side, 0, 0, side, side)] * 2
         seen.add(side)
@@ -58,10 +58,10 @@ def test_dynamic_resolution_trains_many_sizes_each_told(tmp_path):
 
 def test_dynamic_crops_are_windows_of_a_larger_picture_and_told(tmp_path):
     trainer = make_trainer(tmp_path, [{"target": "", "resolution": 64, "dynamic_crops": True}])
-    cache, corners = trainer.make_batch.cache, set()
+    cache, corners = trainer.step.make_batch.cache, set()
     for step in range(60):
-        draw = trainer.draw(step)
-        batch, row = trainer.make_batch(draw), draw.rows[1]
+        draw = trainer.step.draw(step)
+        batch, row = trainer.step.make_batch(draw), draw.rows[1]
         original, _, top, left, *target = ids(batch)[1]
         assert (original, *target) == (round(64 * CROP_ROOM), 64, 64)
         image = cache[row.name, View(64, crops=True)]
@@ -74,7 +74,7 @@ def test_dynamic_crops_are_windows_of_a_larger_picture_and_told(tmp_path):
 
 def test_latents_are_what_the_vae_says(tmp_path):
     trainer = make_trainer(tmp_path, [{"target": "", "resolution": 64}])
-    cache, vae = trainer.make_batch.cache, trainer.model.pipe.vae
+    cache, vae = trainer.step.make_batch.cache, trainer.model.pipe.vae
     for name, row in enumerate(trainer.data.files):
         encoded = cache[name, View(64, crops=False)]
         for scale, path in enumerate(row):

@@ -1,5 +1,6 @@
 """The captured step, with CUDA graphs replaced by cpu_graph.py. test_gpu.py tests it on a GPU."""
 
+import copy
 import weakref
 from contextlib import nullcontext
 from dataclasses import replace
@@ -14,7 +15,6 @@ from sliders.adaptors import ALGORITHMS
 from sliders.config.settings import load_settings
 from sliders.fast import graphs as graphs_module
 from sliders.fast.graphs import WARM_UPS, CannotCaptureError, CapturedCall, CapturedCalls
-from sliders.train.gradients import Gradients, captured
 from sliders.train.trainer import Trainer
 
 
@@ -38,13 +38,18 @@ def trainer(tmp_path_factory):
     return make_trainer(tmp_path_factory.mktemp("captured"), prompts)
 
 
-def captured_on_cpu(gradients):
-    return captured(gradients, torch.device("cpu"))
+def captured_on_cpu(trainer, forward=None):
+    """The trainer's backward passes through graphs. forward: instead of its own."""
+    if forward is not None:
+        trainer = copy.copy(trainer)
+        trainer.step = copy.copy(trainer.step)
+        trainer.step.loss_of = forward
+    return CapturedCalls(trainer.step.backward, torch.device("cpu"), "training", trainer.weights.drop_gradients)
 
 
 def batches(trainer, *sizes):
     """Yields a batch for each number of pairs in `sizes`, all different."""
-    made = (trainer.make_batch(trainer.draw(step)) for step in range(1000))
+    made = (trainer.step.make_batch(trainer.step.draw(step)) for step in range(1000))
     for pairs in sizes:
         yield next(batch for batch in made if len(batch.scales) == 2 * pairs)
 
@@ -52,7 +57,7 @@ def batches(trainer, *sizes):
 def assert_same_step(trainer, graphs, batch):
     """Bit for bit, because the same operations run on the same numbers. Returns loss and gradient."""
     loss, gradient = graphs(batch), trainer.weights.master.grad.clone()
-    assert torch.equal(loss, trainer.gradients(batch)) and torch.equal(gradient, trainer.weights.master.grad)
+    assert torch.equal(loss, trainer.step.gradient(batch)) and torch.equal(gradient, trainer.weights.master.grad)
     return loss, gradient
 
 
@@ -93,10 +98,10 @@ WAYS = {  # sections of the config
 @pytest.mark.parametrize("way", WAYS)
 def test_a_replay_uses_its_own_batch_and_the_present_weights(tmp_path, way):
     trainer = make_trainer(tmp_path, **WAYS[way])
-    graphs, found = captured_on_cpu(trainer.gradients), []
+    graphs, found = captured_on_cpu(trainer), []
     for step in range(3):  # uncaptured, captured, replayed
-        loss, gradient = assert_same_step(trainer, graphs, trainer.make_batch(trainer.draw(step)))
-        trainer.learner.update(loss)
+        loss, gradient = assert_same_step(trainer, graphs, trainer.step.make_batch(trainer.step.draw(step)))
+        trainer.step.update(loss)
         found.append(gradient)
     assert graphs.captured == 1
     assert all((a - b).norm() > 0.1 * a.norm() for a, b in pairwise(found))
@@ -105,14 +110,14 @@ def test_a_replay_uses_its_own_batch_and_the_present_weights(tmp_path, way):
 def test_a_text_step_is_replayed_with_its_own_latents_and_strength(tmp_path):
     """Its loss sets the multipliers twice. Prompt sets may differ in guidance, of which a graph must not keep the first."""
     trainer = make_text_trainer(tmp_path, other={"gradient_checkpointing": True})
-    sets = [draw for step in range(20) if len((draw := trainer.draw(step)).rows) == 2]
-    graphs, found = captured_on_cpu(trainer.gradients), []
+    sets = [draw for step in range(20) if len((draw := trainer.step.draw(step)).rows) == 2]
+    graphs, found = captured_on_cpu(trainer), []
     for draw in sets[:3]:  # uncaptured, captured, replayed
-        loss, gradient = assert_same_step(trainer, graphs, trainer.make_batch(draw))
-        trainer.learner.update(loss)
+        loss, gradient = assert_same_step(trainer, graphs, trainer.step.make_batch(draw))
+        trainer.step.update(loss)
         found.append(gradient)
     assert graphs.captured == 1
-    batch = trainer.make_batch(sets[0])
+    batch = trainer.step.make_batch(sets[0])
     for strength in (1.0, -2.0):
         assert_same_step(trainer, graphs, replace(batch, strength=torch.full_like(batch.strength, strength)))
     assert all((a - b).norm() > 0.1 * a.norm() for a, b in pairwise(found))
@@ -130,10 +135,10 @@ def test_a_run_with_graphs_trains_the_same_weights_as_one_without(tmp_path):
     for name in ("plain", "captured"):
         trainer = make_trainer(tmp_path / name, SEVERAL_SHAPES)
         if name == "captured":
-            trainer.gradients = captured_on_cpu(trainer.gradients)
+            trainer.step.gradient = captured_on_cpu(trainer)
         trainer.run()
         masters.append(trainer.weights.master)
-    assert trainer.gradients.captured == 3
+    assert trainer.step.captured == 3
     assert torch.equal(*masters)
 
 
@@ -148,9 +153,9 @@ def test_a_shape_is_captured_when_it_comes_again(trainer, monkeypatch):
 
     def forward(batch):
         forwards.append(len(batch.scales))
-        return trainer.forward(batch)
+        return trainer.step.loss_of(batch)
 
-    graphs, found = captured_on_cpu(Gradients(forward, trainer.weights)), []
+    graphs, found = captured_on_cpu(trainer, forward), []
     generator = torch.get_rng_state()
     for batch in batches(trainer, 2, 1, 2, 2, 1):
         assert_same_step(trainer, graphs, batch)
@@ -165,7 +170,7 @@ def test_a_shape_is_captured_when_it_comes_again(trainer, monkeypatch):
 
 def test_the_number_of_graphs_is_limited(trainer, monkeypatch):
     monkeypatch.setattr(graphs_module, "MAX_GRAPHS", 1)
-    graphs = captured_on_cpu(trainer.gradients)
+    graphs = captured_on_cpu(trainer)
     for batch in batches(trainer, 1, 2, 1, 2):
         assert_same_step(trainer, graphs, batch)
     assert graphs.captured == 1
@@ -189,12 +194,12 @@ def runs_out_of_memory(loss):
 )
 def test_a_capture_that_fails_is_reported_once_and_training_continues(trainer, capsys, trouble, reason):
     def forward(batch):
-        loss = trainer.forward(batch)
+        loss = trainer.step.loss_of(batch)
         if torch.cuda.is_current_stream_capturing() and len(batch.scales) == 2:
             trouble(loss)
         return loss
 
-    graphs = captured_on_cpu(Gradients(forward, trainer.weights))
+    graphs = captured_on_cpu(trainer, forward)
     for batch in batches(trainer, 2, 2, 1, 1, 2, 1):
         assert_same_step(trainer, graphs, batch)
     assert graphs.captured == 0
@@ -203,12 +208,12 @@ def test_a_capture_that_fails_is_reported_once_and_training_continues(trainer, c
 
 def test_no_capture_follows_one_that_runs_out_of_memory_without_other_graphs(trainer, capsys):
     def forward(batch):
-        loss = trainer.forward(batch)
+        loss = trainer.step.loss_of(batch)
         if torch.cuda.is_current_stream_capturing():
             runs_out_of_memory(loss)
         return loss
 
-    graphs = captured_on_cpu(Gradients(forward, trainer.weights))
+    graphs = captured_on_cpu(trainer, forward)
     for batch in batches(trainer, 1, 1):
         assert_same_step(trainer, graphs, batch)
     assert capsys.readouterr().out.count("no memory left") == 1
@@ -216,7 +221,7 @@ def test_no_capture_follows_one_that_runs_out_of_memory_without_other_graphs(tra
 
 def test_an_empty_graph_is_rejected(trainer):
     batch = next(batches(trainer, 1))
-    loss = trainer.gradients(batch)
+    loss = trainer.step.gradient(batch)
     with pytest.raises(CannotCaptureError, match="empty"):
         CapturedCall(lambda: loss, [], Stream(), None)
 
@@ -233,10 +238,10 @@ def test_graphs_are_freed_once_for_a_shape_that_does_not_fit_beside_them(trainer
     def forward(batch):
         if len(batch.scales) == 4 and alive:
             raise torch.OutOfMemoryError
-        return trainer.forward(batch)
+        return trainer.step.loss_of(batch)
 
     monkeypatch.setattr(graphs_module, "CapturedCall", Watched)
-    graphs, found = captured_on_cpu(Gradients(forward, trainer.weights)), []
+    graphs, found = captured_on_cpu(trainer, forward), []
     for batch in batches(trainer, 1, 1, 2, 1, 1):
         assert_same_step(trainer, graphs, batch)
         found.append(graphs.captured)
@@ -263,7 +268,7 @@ def test_training_continues_without_graphs_if_one_cannot_be_launched(trainer, mo
         raise RuntimeError("CUDA error: out of memory")
 
     monkeypatch.setattr(Graph, "replay", refuse)
-    graphs = captured_on_cpu(trainer.gradients)
+    graphs = captured_on_cpu(trainer)
     for batch in batches(trainer, 1, 1, 1):
         assert_same_step(trainer, graphs, batch)
     assert graphs.captured == 0

@@ -31,7 +31,7 @@ def write_photographs(root):
 
 def mean_loss(trainer, steps=20):
     """Mean loss over fixed draws, without training."""
-    return sum(trainer.forward(trainer.make_batch(trainer.draw(s))).item() for s in range(steps)) / steps
+    return sum(trainer.step.loss_of(trainer.step.make_batch(trainer.step.draw(s))).item() for s in range(steps)) / steps
 
 
 def parts_of(folder):

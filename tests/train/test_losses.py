@@ -71,8 +71,8 @@ def test_every_loss_trains_from_the_config(tmp_path, loss):
 def test_auto_measures_where_the_scales_differ(tmp_path):
     """By a loop over single images, from the definition: the variance over the scales of x0' - x0, the same noise for all."""
     trainer = make_trainer(tmp_path, prompts=[{"target": "", "resolution": 64}], train={"timestep_bias": "auto"})
-    model, cache = trainer.model, trainer.make_batch.cache
-    embeds = [trainer.make_batch.prompt_embeds[""]] * 3
+    model, cache = trainer.model, trainer.step.make_batch.cache
+    embeds = [trainer.step.make_batch.prompt_embeds[""]] * 3
     found = measure_noise_levels(model, cache, View(64, False), embeds, "cpu")
     level, level_index = LEVELS[6], 6
     alpha, sigma = (float(c) for c in model.schedule.coefficients(torch.tensor([level])))
@@ -96,4 +96,4 @@ def test_auto_measures_where_the_scales_differ(tmp_path):
         variances.append(torch.stack(deviations).double().var(0).mean().item())
     assert found.differing[level_index] == pytest.approx(sum(variances) / len(variances), rel=1e-3)
     assert found.errors[level_index] == pytest.approx(sum(errors) / len(errors), rel=1e-3)
-    assert trainer.weights_of_timesteps.shape == (1000,) and trainer.step(0).loss > 0
+    assert trainer.step.timestep_weights.shape == (1000,) and trainer.step(0).loss > 0

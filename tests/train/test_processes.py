@@ -44,7 +44,7 @@ def test_two_processes_of_one_pair_learn_what_one_of_two_pairs_learns(tmp_path):
 def test_the_parts_of_all_processes_are_the_step_of_one(tmp_path, count):
     trainer = make_text_trainer(tmp_path)
     for step in range(5):
-        rows = type(trainer.draw)(**{**vars(trainer.draw), "processes": count})(step).rows
+        rows = type(trainer.step.draw)(**{**vars(trainer.step.draw), "processes": count})(step).rows
         parts = [Together(rank, count).part(rows) for rank in range(count)]
         assert len({len(part) for part in parts}) == 1
         assert sorted(map(repr, rows)) == sorted(repr(row) for part in parts for row in part)
@@ -91,17 +91,17 @@ def test_if_a_process_is_killed_the_other_ends_with_one_sentence_and_nothing_is_
 def wrong_weights(argv, log, environment, threads):
     """The training, but in the second process one weight is wrong."""
     from processes import _train
-    from sliders.train.learner import Learner
+    from sliders.train.step import Step
 
-    update = Learner.update
+    update = Step.update
 
     def changed(self, loss):
         values = update(self, loss)
         with torch.no_grad():
-            self._weights.master[0] += int(os.environ["RANK"])
+            self.weights.master[0] += int(os.environ["RANK"])
         return values
 
-    Learner.update = changed
+    Step.update = changed
     _train(argv, log, environment, threads)
 
 

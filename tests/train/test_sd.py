@@ -85,10 +85,10 @@ def test_a_step_equals_a_naive_one_in_float64(tmp_path, version):
     randomize(trainer.network)
     assert len(trainer.network.adaptors) == 214
     naive = NaiveStep(trainer, v2)
-    draw = trainer.draw(0)
+    draw = trainer.step.draw(0)
     assert len(draw.rows) == 4
     wanted = naive.loss(draw)
-    loss = trainer.forward(trainer.make_batch(draw))
+    loss = trainer.step.loss_of(trainer.step.make_batch(draw))
     loss.backward()
     assert loss.item() == pytest.approx(wanted, rel=1e-5)
     found = gathered_gradients(trainer)

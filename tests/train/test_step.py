@@ -29,7 +29,7 @@ def naive_loss(naive, trainer, draw):
     """Loss of one draw; the random numbers are drawn in the documented order: noise, posterior."""
     losses = []
     chosen = trainer.settings.prompts[draw.prompt]
-    embeds = trainer.make_batch.prompt_embeds
+    embeds = trainer.step.make_batch.prompt_embeds
     for row in draw.rows:
         generator = torch.Generator().manual_seed(row.noise_seed)
         noise, eps = (torch.randn(4, 8, 8, generator=generator) for _ in range(2))
@@ -53,11 +53,11 @@ def test_a_step_equals_the_original_with_folders_at_their_own_scales(tmp_path, s
     """Steps 0 to 5 draw both prompt sets, two and six rows a step."""
     trainer = make_trainer(tmp_path)
     randomize(trainer.network)
-    draw = trainer.draw(step)
+    draw = trainer.step.draw(step)
     naive = naive_trainer(trainer)
     wanted = naive_loss(naive, trainer, draw)
 
-    loss = trainer.forward(trainer.make_batch(draw))
+    loss = trainer.step.loss_of(trainer.step.make_batch(draw))
     loss.backward()
 
     assert loss.item() == pytest.approx(wanted, rel=1e-5)
@@ -70,7 +70,7 @@ def test_a_step_equals_the_original_with_folders_at_their_own_scales(tmp_path, s
 
 def test_both_kinds_of_step_were_among_them(tmp_path):
     trainer = make_trainer(tmp_path)
-    assert {len(trainer.draw(step).rows) for step in range(6)} == {2, 6}
+    assert {len(trainer.step.draw(step).rows) for step in range(6)} == {2, 6}
 
 
 @pytest.mark.parametrize("swapped", [(0, 1), (1, 2), (2, 3), (0, 3), (0, 2), (1, 3)])
@@ -81,9 +81,9 @@ def test_folder_i_is_trained_at_scale_i(tmp_path, swapped):
     order[i], order[j] = order[j], order[i]
     trainer = make_trainer(tmp_path, folders=tuple(order), prompts=PROMPTS[:1], train={"timestep_bias": 0})
     randomize(trainer.network)
-    draws = (trainer.draw(step) for step in range(1000))
+    draws = (trainer.step.draw(step) for step in range(1000))
     draw = next(d for d in draws if any(row.scale in (i, j) and row.timestep < 200 for row in d.rows))
-    trainer.forward(trainer.make_batch(draw)).backward()
+    trainer.step.loss_of(trainer.step.make_batch(draw)).backward()
     naive = naive_trainer(trainer)
     naive_loss(naive, trainer, draw)
     found = gathered_gradients(trainer)
@@ -97,7 +97,7 @@ def test_gradient_checkpointing_changes_no_gradient(tmp_path):
     for checkpointing in (False, True):
         trainer = make_trainer(tmp_path / str(checkpointing), other={"gradient_checkpointing": checkpointing})
         randomize(trainer.network)
-        trainer.forward(trainer.make_batch(trainer.draw(0))).backward()
+        trainer.step.loss_of(trainer.step.make_batch(trainer.step.draw(0))).backward()
         gradients.append(gathered_gradients(trainer).values())
         assert any(
             m.gradient_checkpointing for m in trainer.model.unet.modules() if hasattr(m, "gradient_checkpointing")
@@ -135,11 +135,11 @@ def test_a_non_finite_gradient_stops_before_the_optimizer(tmp_path):
     trainer = make_trainer(tmp_path)
     trainer.step(0)
     before = [p.detach().clone() for p in trainer.network.parameters()]
-    batches = trainer.make_batch
-    trainer.make_batch = lambda draw: dataclasses.replace(batches(draw), noise=batches(draw).noise * float("inf"))
-    draw = trainer.draw(1)
+    batches = trainer.step.make_batch
+    trainer.step.make_batch = lambda draw: dataclasses.replace(batches(draw), noise=batches(draw).noise * float("inf"))
+    draw = trainer.step.draw(1)
     bad = trainer.step(1)
-    trainer.make_batch = batches
+    trainer.step.make_batch = batches
     later = trainer.step(2)  # nobody has looked yet
     with pytest.raises(NonFiniteError) as stopped:
         trainer.read([bad, later])
@@ -151,8 +151,8 @@ def test_a_non_finite_gradient_stops_before_the_optimizer(tmp_path):
 
 def spoil_steps(trainer, steps):
     """These steps get noise that is not a number."""
-    batches, draws = trainer.make_batch, {id_of(trainer.draw(step)) for step in steps}
-    trainer.make_batch = lambda draw: (
+    batches, draws = trainer.step.make_batch, {id_of(trainer.step.draw(step)) for step in steps}
+    trainer.step.make_batch = lambda draw: (
         dataclasses.replace(batches(draw), noise=batches(draw).noise * float("nan"))
         if id_of(draw) in draws
         else batches(draw)

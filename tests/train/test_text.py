@@ -85,14 +85,14 @@ def test_a_step_equals_the_papers_formula(tmp_path, prompt, checkpointing):
     """One prompt set enhances, the other erases; latents, loss and every gradient."""
     trainer = make_text_trainer(tmp_path, other={"gradient_checkpointing": checkpointing})
     randomize(trainer.network)
-    draws = (trainer.draw(step) for step in range(100))
+    draws = (trainer.step.draw(step) for step in range(100))
     draw = next(d for d in draws if d.prompt == prompt and d.rows[0].timestep < 600 < d.rows[-1].timestep)
     naive = NaiveText(trainer)
     wanted = naive.loss(draw)
-    batch = trainer.make_batch(draw)
+    batch = trainer.step.make_batch(draw)
     latents = torch.cat([naive.latents(row, TEXT_SETS[prompt]["target"]) for row in draw.rows])
     assert relative_error(batch.noisy, latents) < 1e-4
-    loss = trainer.forward(batch)
+    loss = trainer.step.loss_of(batch)
     loss.backward()
     assert loss.item() == pytest.approx(wanted, rel=1e-4)
     found = gathered_gradients(trainer)
@@ -104,14 +104,14 @@ def test_a_step_equals_the_papers_formula(tmp_path, prompt, checkpointing):
 def test_multiplier_minus_s_wants_the_opposite_and_so_does_erase(tmp_path):
     trainer = make_text_trainer(tmp_path)
     asked = []
-    trainer.denoiser.adapted = lambda noisy, batch: asked.append(batch) or torch.zeros_like(noisy)
-    batch = trainer.make_batch(trainer.draw(0))
-    frozen = trainer.denoiser.frozen
+    trainer.step.denoiser.adapted = lambda noisy, batch: asked.append(batch) or torch.zeros_like(noisy)
+    batch = trainer.step.make_batch(trainer.step.draw(0))
+    frozen = trainer.step.denoiser.frozen
     neutral_only = {k: v.chunk(3)[2].repeat(3, *(1,) * (v.dim() - 1)) for k, v in batch.frozen.items()}
     neutral = frozen(batch.noisy, batch.timesteps, {k: v.chunk(3)[0] for k, v in neutral_only.items()})
 
     def squared_target(**changes):
-        return trainer.loss(trainer.denoiser, dataclasses.replace(batch, **changes))
+        return trainer.step.loss(trainer.step.denoiser, dataclasses.replace(batch, **changes))
 
     plus, minus = squared_target(), squared_target(scales=-batch.scales)
     still = squared_target(frozen=neutral_only)
@@ -124,7 +124,7 @@ def test_multiplier_minus_s_wants_the_opposite_and_so_does_erase(tmp_path):
 def test_every_step_trains_both_signs_over_the_whole_range(tmp_path):
     plan = make_plan(text_settings_of(write_text_experiment(tmp_path, ["--scales", "-2, 1"])))
     trainer = Trainer(plan)
-    draws = [trainer.draw(step) for step in range(500)]
+    draws = [trainer.step.draw(step) for step in range(500)]
     scales = sorted(row.scale for draw in draws for row in draw.rows)
     assert scales[0] > -2 and scales[0] < -1.98 and 0.98 < scales[-1] < 1
     assert all(sum(row.scale < -0.5 for row in draw.rows) == len(draw.rows) // 2 for draw in draws)
@@ -272,14 +272,14 @@ def test_options_of_prompt_sets_train(tmp_path):
     """A size that varies, said to be a crop."""
     sets = [{**TEXT_SETS[0], "resolution": 128, "dynamic_resolution": True, "dynamic_crops": True}]
     trainer = make_text_trainer(tmp_path, prompts=sets, train={"min_snr_gamma": 5})
-    draws = {draw.resolution: draw for draw in map(trainer.draw, range(20))}
+    draws = {draw.resolution: draw for draw in map(trainer.step.draw, range(20))}
     assert set(draws) == {64, 128}
     for draw in draws.values():
-        batch = trainer.make_batch(draw)
+        batch = trainer.step.make_batch(draw)
         assert batch.noisy.shape[-1] == draw.resolution // 8
         height, width, top, left, *target = batch.conditioning["time_ids"][0].tolist()
         assert target == [draw.resolution] * 2 and 0 <= top <= height - target[0] and 0 <= left <= width - target[1]
-        assert torch.isfinite(trainer.forward(batch))
+        assert torch.isfinite(trainer.step.loss_of(batch))
 
 
 def test_the_plan_says_what_is_trained(tmp_path):

@@ -65,7 +65,7 @@ def trained(args: argparse.Namespace, kind: str, resolution: int, device: str) -
             for adaptor in trainer.network.adaptors:
                 adaptor.up.copy_(torch.randn(adaptor.up.shape, generator=generator) * 0.02)
         trainer.weights.refresh()
-        trainer.gradients(trainer.make_batch(trainer.draw(0)))
+        trainer.step.gradient(trainer.step.make_batch(trainer.step.draw(0)))
         gradient = trainer.weights.master.grad.clone().cpu()
         with torch.no_grad():
             trainer.weights.master.copy_(start)

@@ -4,36 +4,17 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 
 import numpy as np
 from accelerate import Accelerator
 from PIL import Image
-from torch import Tensor
 from tqdm import tqdm
 
 from sliders.config.schema import Settings
-from sliders.data.draws import RowDraw, StepDraw, TextRowDraw
+from sliders.data.draws import RowDraw, TextRowDraw
+from sliders.train.step import StepResult
 
 Row = RowDraw | TextRowDraw
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """The outcome of one step. Reading `loss` or `grad_norm` waits for the device."""
-
-    step: int
-    draw: StepDraw
-    lr: float
-    values: Tensor  # [loss, gradient norm before clipping], float32, on the device
-
-    @property
-    def loss(self) -> float:
-        return self.values[0].item()
-
-    @property
-    def grad_norm(self) -> float:
-        return self.values[1].item()
 
 
 class Log:

@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from sliders.data.sources import Checked
 from sliders.system.errors import InputError
-from sliders.train.journal import StepResult
+from sliders.train.step import StepResult
 
 MOVED_WITHIN = 100  # steps
 

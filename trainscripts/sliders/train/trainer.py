@@ -1,6 +1,6 @@
 """The training loop: batch -> loss -> step -> save, and its previews and checkpoints."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -14,12 +14,10 @@ from sliders.adaptors.flat_weights import FlatWeights
 from sliders.adaptors.network import AdaptorNetwork
 from sliders.compute.device import DTYPES, place, use_device
 from sliders.compute.quantization import quantize
-from sliders.data.batch import Batch
 from sliders.data.sources import SOURCES, Source
 from sliders.data.timesteps import NUM_TRAIN_TIMESTEPS, TimestepDistribution
 from sliders.fast.attention import attend_with, set_attention
 from sliders.fast.compilation import compile_unet
-from sliders.fast.graphs import CapturedCalls, free_memory
 from sliders.fast.path import FastPath
 from sliders.formats.checkpoint import changeable, check_same_run, checkpoint_path, first_difference
 from sliders.models.base import Model, PromptEmbeds
@@ -28,14 +26,14 @@ from sliders.system.errors import InputError
 from sliders.system.processes import Processes
 from sliders.system.signals import Interrupts
 from sliders.train.denoiser import AdaptedDenoiser
-from sliders.train.gradients import Gradients, captured
-from sliders.train.journal import Journal, StepResult, trackers
+from sliders.train.journal import Journal, trackers
 from sliders.train.learner import Learner
 from sliders.train.losses import LOSSES
 from sliders.train.monitor import NonFiniteError, Watch, sum_of_bits
 from sliders.train.outputs import NoOutputs, Outputs, reasons
 from sliders.train.plan import Plan
 from sliders.train.resources import ENCODING, PLACING, during
+from sliders.train.step import Step, StepResult
 
 
 @dataclass(frozen=True)
@@ -73,17 +71,10 @@ class Trainer:
             self.embeds = self._encode(source)
         with during(PLACING):
             self.network = self._adapt()
-        train = settings.train
         self.weights = self._speed_up()
-        self.learner = Learner(train, self.weights, self.device, self.processes)
-        self.watch = Watch(data, self.weights.master, train.skip_nonfinite)
-        self.loss = LOSSES[settings.data.kind][train.loss]
-        self.denoiser = AdaptedDenoiser(self.model, self.network)
-        self.gradients = Gradients(self.forward, self.weights)
-        if self.device.startswith("cuda") and settings.other.cuda_graph != "off":
-            self.gradients = captured(self.gradients, self.model.unet.device)
-        self.draw, self.make_batch, timesteps = source.start(self.model, self.network, self.embeds)
-        self.weights_of_timesteps = self._weights_of(timesteps)
+        self.learner = Learner(settings.train, self.weights, self.device)
+        self.watch = Watch(data, self.weights.master, settings.train.skip_nonfinite)
+        self.step = self._make_step(source)
         self.previews: Previews | None = None
         if settings.preview.prompts and self.processes.first:
             self.previews = Previews(settings, data, self.model, self.network, self.embeds, self.device)
@@ -116,28 +107,25 @@ class Trainer:
         compile_unet(unet, other.torch_compile)
         return FlatWeights(self.network)
 
+    def _make_step(self, source: Source) -> Step:
+        settings, device = self.settings, self.model.unet.device
+        draw, make_batch, timesteps = source.start(self.model, self.network, self.embeds)
+        loss = LOSSES[settings.data.kind][settings.train.loss]
+        denoiser = AdaptedDenoiser(self.model, self.network)
+        step = Step(
+            settings.train, draw, make_batch, loss, denoiser, self.weights, self.learner, self.processes,
+            self._weights_of(timesteps), settings.other.torch_amp,
+        )  # fmt: skip
+        if device.type == "cuda" and settings.other.cuda_graph != "off":
+            step.capture(device)
+        return step
+
     def _weights_of(self, timesteps: TimestepDistribution) -> Tensor | None:
         """Weights of the rows' losses by timestep, [1000] float32, or None if all weigh alike."""
         if timesteps.weights is None:
             return None
         table = dict(zip(timesteps.timesteps, timesteps.weights, strict=True))
         return torch.tensor([table.get(t, 0.0) for t in range(NUM_TRAIN_TIMESTEPS)]).to(self.device)
-
-    def forward(self, batch: Batch) -> Tensor:
-        """Loss of the step, float32, 0-dim: twice the mean of the rows, so that one pair's is the sum of its two."""
-        with torch.autocast(self.device.partition(":")[0], torch.bfloat16, enabled=self.settings.other.torch_amp):
-            rows = self.loss(self.denoiser, batch)
-        if gamma := self.settings.train.min_snr_gamma:
-            rows = rows * self.model.schedule.min_snr_weight(batch.timesteps, gamma)
-        if self.weights_of_timesteps is not None:
-            rows = rows * self.weights_of_timesteps[batch.timesteps]
-        return 2 * rows.mean()
-
-    def step(self, step: int) -> StepResult:
-        """One optimizer step. A gradient that is not finite changes nothing; `read` then reports it."""
-        draw, lr = self.draw(step), self.learner.lr
-        loss = self.gradients(self.make_batch(replace(draw, rows=self.processes.part(draw.rows))))
-        return StepResult(step, draw, lr, self.learner.update(loss))
 
     def read(self, results: list[StepResult]) -> list[tuple[float, float]]:
         """(loss, gradient norm) of several steps. Raises NonFiniteError; the weights are then those before the bad steps."""
@@ -282,7 +270,7 @@ class Trainer:
         return None
 
     def _save_page(self, pictures: Tensor) -> None:
-        self._make_room()  # no step follows
+        self.step.free_memory()  # no step follows
         shown = self.previews.page(self.outputs.path("last").stem, pictures)
         if shown is not None:
             self.outputs.save_page("last", *shown)
@@ -292,12 +280,5 @@ class Trainer:
             return self.previews.pictures(decode_on_cpu=False)
         except torch.OutOfMemoryError:
             pass  # retry below, when the error no longer holds the tensors of this attempt
-        self._make_room()
+        self.step.free_memory()
         return self.previews.pictures()
-
-    def _make_room(self) -> None:
-        """Frees GPU memory that is kept between steps only for speed."""
-        if isinstance(self.gradients, CapturedCalls):
-            self.gradients.forget()
-        else:
-            free_memory()
