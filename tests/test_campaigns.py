@@ -3,7 +3,7 @@
 import sys
 
 import pytest
-from campaigns import fuzz, kill, resume_old, same_sliders, soak
+from campaigns import count_lines, fuzz, kill, resume_old, same_sliders, soak
 from conftest import ROOT
 
 
@@ -44,3 +44,40 @@ def test_a_run_that_another_checkout_began_ends_with_its_slider(tmp_path):
     names = ("c3lier noxattn",)
     hashes, wrong = resume_old.main(ROOT, tmp_path, names)
     assert (tuple(hashes), wrong) == (names, [])
+
+
+SOURCE = '''"""A module,
+
+in two lines."""
+
+# a comment
+TEXT = """not a docstring
+
+but code"""  # two lines, for the blank one does not count
+
+
+class A:
+    """A class."""
+
+    def f(self):
+        """A method."""
+
+        def inner(): ...
+
+        return inner(
+            1,
+        )
+'''
+
+
+def test_lines_of_code_are_counted_without_docstrings_comments_and_blank_lines(tmp_path):
+    assert count_lines.count_source(SOURCE) == count_lines.Count(files=1, functions=2, lines=8)
+    package = tmp_path / count_lines.PACKAGE
+    (package / "room").mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (package / "room" / "a.py").write_text("def f(a): return [ 1,\n 2]\n")
+    before = count_lines.count_rooms(tmp_path)
+    assert before == {".": count_lines.Count(files=1), "room": count_lines.Count(1, 1, 2)}  # as ruff formats it
+    (package / "room" / "b.py").write_text("A = 1\nB = 2\n")
+    rows = count_lines.table([before, count_lines.count_rooms(tmp_path)]).splitlines()
+    assert rows[-1].split("  ")[-1] == "2 / 4 / +100.0%"
