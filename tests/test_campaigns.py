@@ -3,7 +3,8 @@
 import sys
 
 import pytest
-from campaigns import fuzz, kill, soak
+from campaigns import count_lines, fuzz, kill, resume_old, same_sliders, soak
+from conftest import ROOT
 
 
 def test_kills_lose_nothing(tmp_path):
@@ -20,3 +21,63 @@ def test_unusual_input_ends_cleanly(tmp_path, monkeypatch):
 def test_memory_and_open_files_do_not_grow(tmp_path, monkeypatch):
     monkeypatch.setattr(soak, "EVERY", 6)
     assert len(soak.main(25, tmp_path, settled=12, model="tiny")) == 4
+
+
+def test_a_slider_is_the_same_after_a_resume_and_another_one_in_bfloat16(tmp_path):
+    whole, resumed, rounded = names = "c3lier noxattn", "c3lier noxattn, resumed half-way", "bfloat16: c3lier noxattn"
+    hashes = same_sliders.main(ROOT, tmp_path, names)
+    assert hashes[whole] == hashes[resumed] != hashes[rounded]
+    assert same_sliders.read_table(same_sliders.table(hashes)) == hashes
+    sliders = [same_sliders.slider_of(name, tmp_path) for name in names]
+    assert same_sliders.distance(sliders[0], sliders[1]) == 0
+    assert 0 < same_sliders.distance(sliders[0], sliders[2]) < 0.5
+
+
+def test_a_row_differs_if_it_is_new_or_changed_or_failed():
+    before = {"a": "1", "b": "2", "d": same_sliders.FAILED}
+    after = {"a": "1", "b": "3", "c": "4", "d": same_sliders.FAILED}
+    assert same_sliders.differing(before, after) == ["b", "c", "d"]
+
+
+def test_a_run_that_another_checkout_began_ends_with_its_slider(tmp_path):
+    """The other checkout is this one, in a process of its own."""
+    names = ("c3lier noxattn",)
+    hashes, wrong = resume_old.main(ROOT, tmp_path, names)
+    assert (tuple(hashes), wrong) == (names, [])
+
+
+SOURCE = '''"""A module,
+
+in two lines."""
+
+# a comment
+TEXT = """not a docstring
+
+but code"""  # two lines, for the blank one does not count
+
+
+class A:
+    """A class."""
+
+    def f(self):
+        """A method."""
+
+        def inner(): ...
+
+        return inner(
+            1,
+        )
+'''
+
+
+def test_lines_of_code_are_counted_without_docstrings_comments_and_blank_lines(tmp_path):
+    assert count_lines.count_source(SOURCE) == count_lines.Count(files=1, functions=2, lines=8)
+    package = tmp_path / count_lines.PACKAGE
+    (package / "room").mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (package / "room" / "a.py").write_text("def f(a): return [ 1,\n 2]\n")
+    before = count_lines.count_rooms(tmp_path)
+    assert before == {".": count_lines.Count(files=1), "room": count_lines.Count(1, 1, 2)}  # as ruff formats it
+    (package / "room" / "b.py").write_text("A = 1\nB = 2\n")
+    rows = count_lines.table([before, count_lines.count_rooms(tmp_path)]).splitlines()
+    assert rows[-1].split("  ")[-1] == "2 / 4 / +100.0%"

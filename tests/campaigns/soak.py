@@ -19,7 +19,7 @@ import yaml
 from conftest import ROOT
 from processes import Training
 
-DEMO = ROOT / "trainscripts" / "imagesliders" / "data" / "config-xl-demo.yaml"
+DEMO = Path("trainscripts", "imagesliders", "data", "config-xl-demo.yaml")
 EVERY, SETTLED, GROWTH = 50, 200, 0.03
 
 
@@ -29,16 +29,16 @@ def measure(pid: int) -> tuple[float, int]:
     return int(resident) / 1024, len(list(Path(f"/proc/{pid}/fd").iterdir()))
 
 
-def demo(folder: Path, count: int, model: str | None) -> list[str]:
-    """Command line of the demo, writing to `folder`, without pictures."""
-    config = yaml.safe_load(DEMO.read_text(encoding="utf-8"))
-    config["prompts_file"] = str(ROOT / config["prompts_file"])
-    config["pretrained_model"]["name_or_path"] = model or str(ROOT / config["pretrained_model"]["name_or_path"])
+def demo(folder: Path, count: int, model: str | None, root: Path = ROOT) -> list[str]:
+    """Command line of the demo of the checkout `root`, writing to `folder`, without pictures."""
+    config = yaml.safe_load((root / DEMO).read_text(encoding="utf-8"))
+    config["prompts_file"] = str(root / config["prompts_file"])
+    config["pretrained_model"]["name_or_path"] = model or str(root / config["pretrained_model"]["name_or_path"])
     config["save"] = {"path": str(folder / "models"), "per_steps": EVERY}
     config.pop("preview")
     (folder / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     return [
-        "--config_file", str(folder / "config.yaml"), "--folder_main", str(ROOT / "datasets" / "shapes_size"),
+        "--config_file", str(folder / "config.yaml"), "--folder_main", str(root / "datasets" / "shapes_size"),
         "--folders", "small, base, large, huge", "--scales", "0.67, 1, 1.3, 2.0", "--name", "size", "--rank", "16",
         "--alpha", "16", "--device", "cpu", "--iterations", str(count),
     ]  # fmt: skip
