@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from sliders.config import schema
 from sliders.config.flags import parse_flags, parse_text_flags
-from sliders.config.prompts import PromptSet, TextPromptSet
+from sliders.config.prompts import PromptSet, TextPromptSet, special_token
 from sliders.system.errors import InputError
 
 FLAG_TO_KEY = {
@@ -136,6 +136,11 @@ def _load_prompts(config: schema.Config, flags: argparse.Namespace, kind: type[P
         given = {**item, **sizes} if isinstance(item, dict) else item
         place = "--" if "resolution" in sizes else f"{source}: "
         sets.append(validated(kind, given, source, places).at(place))
+    for attribute in flags.attributes:
+        if token := special_token(attribute):
+            raise InputError(
+                f"--attributes: {attribute!r} contains {token}, which text encoders do not read as text: remove it."
+            )
     if flags.attributes:
         sets = [s.with_attribute(a) for s in sets for a in flags.attributes]
     return tuple(sets)
