@@ -187,9 +187,10 @@ def test_chunks_of_a_png_say_what_its_colours_are(tmp_path, chunks):
     assert read_picture(path).colours is (Colours.CONVERTED if profile else Colours.KEPT)
 
 
-def test_a_camera_may_state_adobe_rgb_in_exif_alone(tmp_path):
+@pytest.mark.parametrize("said", [{0xA001: 0xFFFF, 0xA005: {1: "R03"}}, {0xA001: 2}])
+def test_a_camera_may_state_adobe_rgb_in_exif_alone(tmp_path, said):
     exif = Image.Exif()
-    exif[0x8769] = {0xA005: {1: "R03"}}
+    exif[0x8769] = said
     image = Image.new("RGB", (32, 32), (90, 160, 90))
     image.save(tmp_path / "a.jpg", exif=exif, quality=100)
     image.save(tmp_path / "b.jpg", icc_profile=ADOBE, quality=100)

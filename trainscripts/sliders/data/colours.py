@@ -9,7 +9,7 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageChops, ImageCms
 
-INTEROP, ADOBE_RGB = 0xA005, "R03"  # in EXIF: cameras say so instead of embedding a profile
+EXIF, INTEROP, COLOUR_SPACE = 0x8769, 0xA005, 0xA001  # where cameras say Adobe RGB instead of embedding a profile
 SRGB_GAMMA, NEARLY = 0.45455, 0.005  # as programs write it into PNGs that are plain sRGB
 SAME = 2  # levels of 255: a profile that changes no colour by more is one of the many spellings of sRGB
 BASES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK", "Lab": "LAB"}  # colour space of a profile → mode that it reads
@@ -55,7 +55,8 @@ def profile_of(file: Image.Image) -> bytes | None:
     if file.format == "PNG" and "srgb" not in file.info:
         return _from_gamma(file.info.get("gamma"), file.info.get("chromaticity"))
     with suppress(Exception):  # of damaged EXIF, which hurts no pixel
-        if file.getexif().get_ifd(INTEROP).get(1, "").strip("\0 ") == ADOBE_RGB:
+        exif = file.getexif()
+        if exif.get_ifd(INTEROP).get(1) == "R03" or exif.get_ifd(EXIF).get(COLOUR_SPACE) == 2:
             return matrix_profile(D65, ADOBE_PRIMARIES, 563 / 256)
     return None
 
