@@ -90,7 +90,8 @@ def _match_folders_and_scales(folders: tuple[str, ...], scales: tuple[float, ...
     if len(folders) != len(scales):
         raise InputError(
             f"--folders lists {len(folders)} ({', '.join(folders)}) but --scales lists {len(scales)} "
-            f"({', '.join(f'{s:g}' for s in scales)}): give one scale per folder, with decimal points, not commas."
+            f"({', '.join(f'{s:g}' for s in scales)}): give one scale per folder, with decimal points, not commas, and "
+            "put a name that contains a comma in double quotes."
         )
     if len(folders) < 2:
         raise InputError(f"--folders: {', '.join(folders) or 'nothing'} is not enough: give two or more folders.")
