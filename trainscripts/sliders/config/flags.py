@@ -16,6 +16,7 @@ DEFAULT_FOLDERS = "verylow, low, high, veryhigh"
 DEFAULT_SCALES = "-2, -1, 1, 2"
 DEFAULT_RANGE = "-1, 1"
 QUOTES = ("'", '"')
+NAME = re.compile(r"""\s*(?:"[^"]*"|'[^']*')\s*(?=,|$)|[^,]+""")  # in a list separated by commas
 EXAMPLES = {"--scales": "0.67, 1, 1.3, 2.0", "--multipliers": "0, 1, 2", "--seeds": "1, 2, 3"}
 
 
@@ -41,7 +42,8 @@ def build_parser(family: str = DEFAULT_FAMILY) -> argparse.ArgumentParser:
     add("--folder_main", required=True, type=Path, metavar="DIR",
         help="the data set: the folder that contains the --folders")  # fmt: skip
     add("--folders", default=DEFAULT_FOLDERS, metavar="A, B, …",
-        help=f"one subfolder per scale, with the same file names in each (default: {DEFAULT_FOLDERS})")  # fmt: skip
+        help="one subfolder per scale, with the same file names in each; a name that contains a comma stands in double quotes "
+        f"(default: {DEFAULT_FOLDERS})")  # fmt: skip
     add("--scales", default=DEFAULT_SCALES, metavar="X, Y, …",
         help=f"the multiplier at which the slider should produce each folder's images (default: {DEFAULT_SCALES})")  # fmt: skip
     add("--stylecheck", metavar="A-B",
@@ -134,14 +136,16 @@ def _example(flag: str) -> str:
 
 
 def parse_names(text: str) -> tuple[str, ...]:
-    """`"a, b"` → `("a", "b")`. A name may contain spaces, but not commas.
+    """`"a, b"` → `("a", "b")`. A name may contain spaces, and in quotes also commas.
 
     A pair of quotes around the list or around a name is removed, because cmd.exe passes single quotes on.
     """
-    names = [_unquoted(name.strip()) for name in text.split(",")]
-    first, last = names[0], names[-1]
-    if len(names) > 1 and first[:1] in QUOTES and last[-1:] == first[:1]:
-        names[0], names[-1] = first[1:], last[:-1]
+    text = text.strip()
+    if len(text) > 1 and text[0] in QUOTES and text.find(text[0], 1) == len(text) - 1:
+        return parse_names(text[1:-1])
+    names = [_unquoted(match[0].strip()) for match in NAME.finditer(text)]
+    if len(names) > 1 and names[0][:1] in QUOTES and names[-1][-1:] == names[0][:1]:
+        names[0], names[-1] = names[0][1:], names[-1][:-1]
     return tuple(name.strip() for name in names if name.strip())
 
 

@@ -22,7 +22,7 @@ from sliders.config.fields import (
     switch,
 )
 from sliders.config.optimizers import OPTIMIZERS
-from sliders.config.prompts import PromptSet
+from sliders.config.prompts import Prompt, PromptSet
 
 NAME_LIMIT = 120  # bytes; leaves room for `_alpha…_rank…_method_…steps.safetensors.tmp` in a 255-byte file name
 UNSAFE_IN_NAMES = '<>:"/\\|?*'  # A1111 ends a `<lora:…>` at `:` or `>`; Windows refuses the rest
@@ -168,7 +168,7 @@ class Save(Section):
 class Preview(Section):
     """(ours) The labelled picture written next to each slider: prompts in rows, multipliers in columns."""
 
-    prompts: tuple[str, ...] = ()  # none: no picture
+    prompts: tuple[Prompt, ...] = ()  # none: no picture
     multipliers: tuple[Number, ...] | None = None  # none: 0, the scales, and one step beyond the highest
     seed: Annotated[Whole, Field(ge=0, lt=2**63)] = 0  # of the first row; each row has the next one
     steps: Annotated[Whole, Field(ge=1, le=1000)] = 30

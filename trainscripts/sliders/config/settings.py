@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from sliders.config import schema
 from sliders.config.flags import parse_flags, parse_text_flags
-from sliders.config.prompts import PromptSet, TextPromptSet
+from sliders.config.prompts import PromptSet, TextPromptSet, special_token
 from sliders.system.errors import InputError
 
 FLAG_TO_KEY = {
@@ -90,7 +90,8 @@ def _match_folders_and_scales(folders: tuple[str, ...], scales: tuple[float, ...
     if len(folders) != len(scales):
         raise InputError(
             f"--folders lists {len(folders)} ({', '.join(folders)}) but --scales lists {len(scales)} "
-            f"({', '.join(f'{s:g}' for s in scales)}): give one scale per folder, with decimal points, not commas."
+            f"({', '.join(f'{s:g}' for s in scales)}): give one scale per folder, with decimal points, not commas, and "
+            "put a name that contains a comma in double quotes."
         )
     if len(folders) < 2:
         raise InputError(f"--folders: {', '.join(folders) or 'nothing'} is not enough: give two or more folders.")
@@ -136,6 +137,11 @@ def _load_prompts(config: schema.Config, flags: argparse.Namespace, kind: type[P
         given = {**item, **sizes} if isinstance(item, dict) else item
         place = "--" if "resolution" in sizes else f"{source}: "
         sets.append(validated(kind, given, source, places).at(place))
+    for attribute in flags.attributes:
+        if token := special_token(attribute):
+            raise InputError(
+                f"--attributes: {attribute!r} contains {token}, which text encoders do not read as text: remove it."
+            )
     if flags.attributes:
         sets = [s.with_attribute(a) for s in sets for a in flags.attributes]
     return tuple(sets)

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from sliders.config.fields import Number, SavePrecision, Section, Whole
 from sliders.config.flags import Parser, join_list_flags, parse_device, parse_names, parse_scales
+from sliders.config.prompts import Prompt
 from sliders.config.schema import DEFAULT_FAMILY, FAMILY_ENDINGS, SAMPLERS, PretrainedModel
 from sliders.config.settings import validated
 from sliders.system.errors import InputError
@@ -26,8 +27,8 @@ class SampleSettings(Section):
     model: PretrainedModel
     slider: tuple[Path, ...]
     lora_dir: Path | None
-    prompt: tuple[str, ...]
-    negative: str
+    prompt: tuple[Prompt, ...]
+    negative: Prompt
     wildcard_dir: Path | None
     multipliers: tuple[Number, ...] | None  # for prompts that do not name the slider; None: those it was trained at
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**63)], ...]

@@ -61,6 +61,15 @@ def existing(path: Path) -> Path:
     return path
 
 
+def why_not_read(path: Path, error: OSError) -> str:
+    """The system's reason, and where `path` leads to if it is a link."""
+    reason = error.strerror or type(error).__name__
+    try:
+        return f"{reason}; it is a link to {path.readlink()}"
+    except OSError:  # it is none, or lies where one cannot look
+        return reason
+
+
 def check_folder(path: Path, place: str, remedy: str, longest: str = "") -> None:
     """Raises InputError unless `path` is a folder that can be written to, or one that can be created. Leaves no trace.
 

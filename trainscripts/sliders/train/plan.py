@@ -155,8 +155,8 @@ def _check_output(settings: Settings) -> None:
         )
 
 
-def describe(plan: Plan, processes: int = 1) -> str:
-    """The plan as text, as `--dry_run` prints it."""
+def describe(plan: Plan, processes: int = 1, whole: bool = True) -> str:
+    """The plan as text. whole: with a row for each image name, as `--dry_run` prints it."""
     settings, data = plan.settings, plan.data
     network, train = settings.network, settings.train
     each = f" in each of {processes} processes" if processes > 1 else ""
@@ -172,7 +172,7 @@ def describe(plan: Plan, processes: int = 1) -> str:
         + ("measured on the images" if train.timestep_bias == "auto" else f"bias {train.timestep_bias:g}"),
         *([f"resume  {_resumption(plan)}"] if settings.resume else []),
         f"files   {saves + 1}: {f'every {settings.save.per_steps} steps, and ' if saves else ''}{settings.stem}_last.safetensors",
-        *data.describe(settings.prompts),
+        *data.describe(settings.prompts, whole or settings.logging.verbose),
         *_remarks(plan),
     ]
     if settings.logging.verbose:

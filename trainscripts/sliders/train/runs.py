@@ -32,7 +32,7 @@ def _run_all(runs: list[Settings], dry_run: bool, processes: Processes) -> list[
     reports = []
     with Interrupts() as interrupts:
         for plan in plans:
-            print(describe(plan, processes.count), flush=True)
+            print(describe(plan, processes.count, whole=dry_run), flush=True)
             if dry_run:
                 continue
             began = time.perf_counter()
