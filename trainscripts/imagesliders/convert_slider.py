@@ -9,9 +9,8 @@ come nearest to the folders' scales.
 """
 
 import sys
-from pathlib import Path
 
-from sliders.config.flags import Parser
+from sliders.config.flags import Parser, number, path, place
 from sliders.config.schema import PretrainedModel
 from sliders.system.command import command
 from sliders.system.errors import InputError
@@ -34,15 +33,15 @@ def build_parser() -> Parser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("slider", type=Path, metavar="SLIDER", help=".safetensors, .pt or .ckpt: what is in it counts, not its name")
-    add("--out", type=Path, metavar="FILE", help="default: NAME_converted.safetensors beside the slider")
-    add("--alpha", type=float, help="the alpha it was trained with, if the file does not contain it")
+    add("slider", type=path, metavar="SLIDER", help=".safetensors, .pt or .ckpt: what is in it counts, not its name")
+    add("--out", type=path, metavar="FILE", help="default: NAME_converted.safetensors beside the slider")
+    add("--alpha", type=number, help="the alpha it was trained with, if the file does not contain it")
     add("--reverse", action="store_true",
         help="make multiplier X do what -X did, for sliders of the fork, whose direction is swapped; restores only the "
         "direction, not the old strengths, if all scales were positive")  # fmt: skip
     add("--family", default="sdxl", choices=VERSIONS,
         help="the kind of model that it is for: sdxl (default), or sd1 or sd2 for Stable Diffusion")  # fmt: skip
-    add("--model", metavar="NAME_OR_PATH",
+    add("--model", type=place, metavar="NAME_OR_PATH",
         help="the model it was trained on, if its layers differ in size from the usual model's, as the demo's do; also for "
         "--calibrate; no weights are loaded")  # fmt: skip
     add("--calibrate", action="store_true",

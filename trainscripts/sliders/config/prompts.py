@@ -56,14 +56,15 @@ class PromptSet(Section):
         """A key left out or left empty: positive falls back to target, neutral to unconditional or to the caption that
         positive has, the rest to ""."""
         if not isinstance(data, dict):
-            raise ValueError("should be a mapping that starts with `- target: …`")
+            raise ValueError("is not a prompt set: write its keys on lines of their own, starting with `- target: …`")
         data = {key: value for key, value in data.items() if value is not None or key == "target"}
         if "target" in data:
             data["target"] = "" if data["target"] is None else data["target"]
-            data.setdefault("positive", data["target"])
+            data.setdefault("positive", data["target"] if isinstance(data["target"], str) else "")
         # an image read without its caption would teach the slider its scene
         captioned = isinstance(data.get("positive"), str) and CAPTION in data["positive"]
-        data.setdefault("neutral", data.get("unconditional") or (CAPTION if captioned else ""))
+        usual = data.get("unconditional") or (CAPTION if captioned else "")
+        data.setdefault("neutral", usual if isinstance(usual, str) else "")
         return data
 
     @field_validator("target", "positive", "unconditional", "neutral")

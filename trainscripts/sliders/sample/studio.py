@@ -17,6 +17,7 @@ from sliders.sample.plan import Plan
 from sliders.sample.sampling import Row, sample
 from sliders.sample.settings import SampleSettings
 from sliders.sample.templates import Group
+from sliders.system.progress import now
 
 
 class Studio:
@@ -27,6 +28,7 @@ class Studio:
         plan = plans[0]
         device = plan.device
         precision = settings.precision or ("float16" if device.startswith("cuda") else "float32")
+        now("loading the model")
         model = self.model = plan.family.load(settings.model, DTYPES[precision])
         texts = dict.fromkeys(group.text for plan in plans for group in plan.groups)
         self._embeds = model.encode_prompts([settings.negative, "", *texts], device)

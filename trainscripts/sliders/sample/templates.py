@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sliders.report.web_ui import multiplier_template
 from sliders.system.errors import InputError
 
 TAG = re.compile(r"<(slider|lora):([^<>{}]*)>")
@@ -76,6 +77,24 @@ def check_wildcards(folder: Path) -> None:
             raise InputError(
                 f"--wildcard_dir: {path} is not plain UTF-8, perhaps saved by a Windows program: save it as UTF-8 without BOM."
             )
+
+
+def is_read_as_written(stem: str, multipliers: Sequence[float]) -> bool:
+    """Whether the prompt that a run prints for the slider `stem` expands to the tags in it, in a web UI as well.
+
+    There, unlike in `expand`, nothing protects a slider's name from Dynamic Prompts' syntax.
+    """
+    from dynamicprompts.generators import CombinatorialPromptGenerator  # takes 0.2 s, not needed for --help
+    from dynamicprompts.wildcards import WildcardManager
+    from pyparsing.exceptions import ParseBaseException
+
+    template = multiplier_template(stem, multipliers)
+    if template.count("__") > 1:  # a wildcard, for whose value the library would look without end
+        return False
+    try:
+        return [*CombinatorialPromptGenerator(WildcardManager()).generate(template)] == template[1:-1].split("|")
+    except (ParseBaseException, ValueError, KeyError, RecursionError, AssertionError):
+        return False
 
 
 def _combinations(template: str, limit: int, wildcard_dir: Path | None) -> Iterator[str]:

@@ -26,6 +26,7 @@ from sliders.models.base import Model, PromptEmbeds
 from sliders.sample.preview import Previews
 from sliders.system.errors import InputError
 from sliders.system.processes import Processes
+from sliders.system.progress import now
 from sliders.system.signals import Interrupts
 from sliders.train.denoiser import AdaptedDenoiser
 from sliders.train.gradients import CapturedGradients, Gradients
@@ -66,6 +67,8 @@ class Trainer:
                 0, device=self.device
             )  # CUDA starts with its first tensor; before that it has no statistics to reset
             torch.cuda.reset_peak_memory_stats(self.device)
+        if model is None:
+            now("loading the model")
         self.model = model or plan.family.load(settings.pretrained_model, DTYPES[settings.train.precision])
         self.outputs.know_model(self.model)
         source = SOURCES[settings.data.kind](settings, data, plan.timesteps, self.device, self.processes)
@@ -91,6 +94,7 @@ class Trainer:
     def _encode(self, source: Source) -> dict[str, PromptEmbeds]:
         """Encode images and prompts once; VAE and text encoders then leave the device."""
         texts = source.encode(self.model)
+        now("encoding the prompts")
         embeds = self.model.encode_prompts([*texts, *self.settings.preview.prompts], self.device)
         self.model.free_text_encoders()
         self.model.schedule = self.model.schedule.to(self.device)
@@ -98,6 +102,7 @@ class Trainer:
 
     def _adapt(self) -> AdaptorNetwork:
         other, unet = self.settings.other, self.model.unet
+        now(f"preparing the UNet on {self.device}")
         quantize(unet, self.settings.pretrained_model.quantize, self.device, self.model.dtype)
         place(unet, self.device, self.model.dtype)
         unet.to(memory_format=torch.channels_last)
