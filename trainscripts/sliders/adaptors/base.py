@@ -106,6 +106,11 @@ class Adaptor(nn.Module, ABC):
         return {part: tensor * factor if part in cls.SCALED else tensor for part, tensor in tensors.items()}
 
     @classmethod
+    def is_zero(cls, tensors: dict[str, Tensor]) -> bool:
+        """Whether an adaptor with these tensors adds nothing at any strength. By default, all of them are factors."""
+        return not all(tensor.float().any() for tensor in tensors.values())
+
+    @classmethod
     def is_complete(cls, tensors: dict[str, Tensor]) -> bool:
         """Whether a layer's parts are those of this algorithm, with or without alpha."""
         return tensors.keys() - {ALPHA} == cls.PARTS.keys()

@@ -62,6 +62,10 @@ class LoKr(Adaptor):
         return (self.weight("w2_a", x) @ self.weight("w2_b", x)).view(self.shape)
 
     @classmethod
+    def is_zero(cls, tensors: dict[str, Tensor]) -> bool:
+        return super().is_zero({part: t for part, t in tensors.items() if part != ALPHA or "lokr_w2" not in tensors})
+
+    @classmethod
     def is_complete(cls, tensors: dict[str, Tensor]) -> bool:
         return tensors.keys() - {ALPHA} in ({"lokr_w1", "lokr_w2"}, {"lokr_w1", "lokr_w2_a", "lokr_w2_b"})
 

@@ -8,7 +8,14 @@ from safetensors.torch import load
 
 from sliders.adaptors import ALGORITHMS
 from sliders.formats.sidecar import add_to_notes
-from sliders.formats.slider_file import add_metadata, by_module, check_slider, save_slider, slider_layers
+from sliders.formats.slider_file import (
+    add_metadata,
+    by_module,
+    changes_nothing,
+    check_slider,
+    save_slider,
+    slider_layers,
+)
 from sliders.models import Family
 from sliders.report.card import Card
 from sliders.report.summary import MEASURED, sentence
@@ -22,7 +29,7 @@ def keep_card(slider: Path, card: Card) -> None:
 
     A file that cannot be written is a warning: the pictures and the page are worth more.
     """
-    print(sentence(card), flush=True)
+    print(f"{slider.stem}: {sentence(card)}", flush=True)
     try:
         add_metadata(slider, {KEY: card.as_json()})
         add_to_notes(slider, MEASURED, sentence(card))
@@ -56,6 +63,10 @@ def calibrate(source: Path, target: Path, model: str, family: Family) -> Calibra
     no factor can improve.
     """
     metadata = check_slider(source, family.weightless_denoiser(model), family)
+    if changes_nothing(source, family):
+        raise InputError(
+            f"{source}: changes nothing, because all its weights are zero, so no factor can calibrate it: train it for longer."
+        )
     card = read_card(source)
     if card is None:
         raise InputError(

@@ -15,7 +15,7 @@ from sliders.adaptors import ALGORITHMS
 from sliders.adaptors.base import ALPHA
 from sliders.config.schema import Network
 from sliders.formats.metadata import network_metadata
-from sliders.formats.slider_file import check_fit, save_slider
+from sliders.formats.slider_file import check_fit, check_values, save_slider
 from sliders.models import Family
 from sliders.models.layers import BLOCKS, METHODS, select_layers
 from sliders.system.errors import InputError, either
@@ -58,10 +58,11 @@ def _read(path: Path) -> dict[str, Tensor]:
     """Reads a .safetensors file, or a pickle through torch's weights-only unpickler, which runs no code."""
     try:
         if path.suffix.lower() == ".safetensors":
-            return load(path.read_bytes())  # not mapped: Windows could not replace it (not verified on Windows)
-        found = torch.load(path, map_location="cpu", weights_only=True)
-        found = found.get("state_dict", found)
-        tensors = {key: value if isinstance(value, Tensor) else torch.tensor(value) for key, value in found.items()}
+            tensors = load(path.read_bytes())  # not mapped: Windows could not replace it (not verified on Windows)
+        else:
+            found = torch.load(path, map_location="cpu", weights_only=True)
+            found = found.get("state_dict", found)
+            tensors = {key: value if isinstance(value, Tensor) else torch.tensor(value) for key, value in found.items()}
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error}): check the path.") from error
     except SafetensorError as error:
@@ -70,6 +71,7 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise InputError(
             f"{path}: is damaged, or contains code, which is never run: get a file that contains weights alone."
         ) from error
+    check_values(path, tensors.items())
     return {key: value.detach().contiguous() for key, value in tensors.items()}
 
 

@@ -3,7 +3,7 @@
 import errno
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from sliders.adaptors import ALGORITHMS
 from sliders.adaptors.network import AdaptorNetwork
 from sliders.config.schema import Network
 from sliders.models import Family
@@ -115,13 +116,13 @@ def _check_shapes(path: Path, shapes: dict[str, torch.Size], network: AdaptorNet
     differing = sorted(wanted.keys() ^ found.keys())
     if differing:
         raise InputError(
-            f"{path}: {len(differing)} layers differ from the network's, such as {differing[0]}: use the settings that the "
-            "slider was trained with."
+            f"{path}: {len(differing)} layers differ from the network's, such as {differing[0]}: give the model it was trained on "
+            "as --model, or get the complete file."
         )
     for key, parts in wanted.items():
         if found[key] != parts:
             raise InputError(
-                f"{path}: {key} has another size than the model's layer: sample it with the model it was trained on."
+                f"{path}: {key} has another size than the model's layer: give the model it was trained on as --model."
             )
 
 
@@ -152,14 +153,39 @@ def slider_layers(path: Path, family: Family) -> Network:
 def check_slider(path: Path, unet: nn.Module, family: Family) -> dict[str, str]:
     """Checks that a slider fits the model, and returns its metadata. `unet` may be on the meta device, without weights.
 
-    Raises InputError for a file that is not a slider, is for another model family, or for a model of other sizes.
+    Raises InputError for a file that is not a slider, is for another model family or for a model of other sizes, or holds
+    values that are not finite.
     """
     settings = slider_layers(path, family)
     with _opened(path) as file:
-        shapes = {key: torch.Size(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 - not a dict
-        metadata = file.metadata()
-    check_fit(path, shapes, unet, settings, family)
-    return metadata
+        keys = list(file.keys())
+        check_fit(path, {key: torch.Size(file.get_slice(key).get_shape()) for key in keys}, unet, settings, family)
+        check_values(path, ((key, file.get_tensor(key)) for key in keys))
+        return file.metadata()
+
+
+def not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
+    """The key of the first tensor with a NaN or an infinity, None if there is none."""
+    return next((key for key, tensor in tensors if not tensor.float().isfinite().all()), None)
+
+
+def check_values(path: Path, tensors: Iterable[tuple[str, Tensor]]) -> None:
+    """Raises InputError, naming `path` and the key, if a weight is NaN or infinite."""
+    if key := not_finite(tensors):
+        raise InputError(
+            f"{path}: {key} contains NaN or infinite values, with which every picture is black: get an undamaged file, or train it "
+            "again with a lower train.lr."
+        )
+
+
+def changes_nothing(path: Path, family: Family) -> bool:
+    """Whether a slider that `check_slider` accepts adds nothing to any layer, like one that was never trained."""
+    algorithm = ALGORITHMS[slider_layers(path, family).algo]
+    with _opened(path) as file:
+        modules = by_module({key: key for key in file.keys()})  # noqa: SIM118 - not a dict
+        return all(
+            algorithm.is_zero({part: file.get_tensor(key) for part, key in parts.items()}) for parts in modules.values()
+        )
 
 
 def check_fit(path: Path, shapes: dict[str, torch.Size], unet: nn.Module, settings: Network, family: Family) -> None:
@@ -180,6 +206,8 @@ def open_slider(path: Path, unet: nn.Module, family: Family) -> AdaptorNetwork:
 @contextmanager
 def _opened(path: Path) -> Iterator[safe_open]:
     try:
+        with path.open("rb"):  # of a file that cannot be opened, safetensors always says that it does not exist
+            pass
         with safe_open(path, framework="pt") as file:
             yield file
     except OSError as error:
