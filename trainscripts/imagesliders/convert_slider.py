@@ -13,7 +13,7 @@ import sys
 from sliders.config.flags import Parser, number, path, place
 from sliders.config.schema import PretrainedModel
 from sliders.system.command import command
-from sliders.system.errors import InputError
+from sliders.system.errors import InputError, places_renamed
 from sliders.system.files import check_folder
 from sliders.system.imports import quick_imports
 
@@ -76,14 +76,19 @@ def main(argv: list[str]) -> None:
     name, v2 = VERSIONS[flags.family]
     model = PretrainedModel(name_or_path=flags.model or FAMILIES[name].facts.example, v2=v2)
     family = find_family(name, model)
+    with places_renamed({"pretrained_model.name_or_path": "--model"}):
+        if flags.model is not None:
+            family.check_source(model)
+        if not flags.calibrate:
+            done = convert(flags.slider, out, model.name_or_path, family, flags.alpha, flags.reverse)
+        else:
+            found = calibrate(flags.slider, out, model.name_or_path, family)
     if flags.calibrate:
-        found = calibrate(flags.slider, out, model.name_or_path, family)
         print(
             f"saved   {out}\nfactor  {found.factor:.3g}: now off by {found.after:.2f} on average, before by {found.before:.2f}; "
             "no factor removes the rest, which is not linear"
         )
         return
-    done = convert(flags.slider, out, model.name_or_path, family, flags.alpha, flags.reverse)
     print(f"saved   {out}\nlayers  {done.layers}")
     for note in [*done.notes, *([REVERSE_NOTE] if flags.reverse else [])]:
         print(f"note: {note}")

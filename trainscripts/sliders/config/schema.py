@@ -169,6 +169,7 @@ class Preview(Section):
     prompts: tuple[Prompt, ...] = ()  # none: no picture
     multipliers: tuple[Number, ...] | None = None  # none: 0, the scales, and one step beyond the highest
     seed: Annotated[Whole, Field(ge=0, lt=2**63)] = 0  # of the first row; each row has the next one
+    seeds: Annotated[Whole, Field(ge=1, le=64)] = 1  # rows of each prompt on the page at the end; the picture shows one
     steps: Annotated[Whole, Field(ge=1, le=1000)] = 30
     guidance: Annotated[Number, Field(gt=0)] | None = None  # none: guidance_scale of the first prompt set
     every: Annotated[Whole, Field(ge=0)] = 0  # also every so many training steps; 0: only next to sliders

@@ -29,7 +29,7 @@ def keep_card(slider: Path, card: Card) -> None:
 
     A file that cannot be written is a warning: the pictures and the page are worth more.
     """
-    print(sentence(card), flush=True)
+    print(f"{slider.stem}: {sentence(card)}", flush=True)
     try:
         add_metadata(slider, {KEY: card.as_json()})
         add_to_notes(slider, MEASURED, sentence(card))

@@ -27,6 +27,15 @@ LIST_FLAGS = ("--seeds", "--multipliers")
 DEFAULT_SEEDS = "1, 2, 3"
 COMPARE = "compare_sliders.py"
 MAX_PICTURES = 4096
+PLACES = {  # {a place in the checks that training shares: the flag here}
+    "pretrained_model.name_or_path": "--model",
+    "pretrained_model.config": "--model_config",
+    "pretrained_model.v_pred": "--v_pred",
+    "pretrained_model.v2": "--v2",
+    "pretrained_model.clip_skip": "--clip_skip",
+    "--folder_main": "--card",
+    "--folders": "--card",
+}
 Pixels = Annotated[Whole, Field(ge=64, le=4096)]
 
 
@@ -192,7 +201,7 @@ def _settings(flags: dict, family: str, script: str, out: Path) -> SampleSetting
     flags["device"] = parse_device(flags["device"])
     flags["out"] = flags["out"] or out
     places = {name: f"--{name}" for name in SampleSettings.model_fields}
-    places |= {"model.name_or_path": "--model", "model.clip_skip": "--clip_skip", "": script}
+    places |= {place.replace("pretrained_model", "model"): flag for place, flag in PLACES.items()} | {"": script}
     return validated(SampleSettings, flags, script, places)
 
 

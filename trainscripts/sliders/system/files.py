@@ -93,6 +93,16 @@ def check_folder(path: Path, place: str, remedy: str, longest: str = "") -> None
         )
 
 
+def check_readable(path: Path, place: str) -> None:
+    """Raises InputError, with the system's reason, unless `path` is a folder whose content can be listed."""
+    try:
+        os.scandir(path).close()
+    except OSError as error:
+        raise InputError(
+            f"{place}: {path} cannot be read as a folder ({error.strerror}): check the path and its permissions."
+        ) from error
+
+
 def _sync(path: Path, mode: int) -> None:
     descriptor = os.open(path, mode)
     try:

@@ -22,6 +22,7 @@ from sliders.data.timesteps import allowed_timesteps
 from sliders.formats.checkpoint import Checkpoint, check_same_run, checkpoints_of, identity, newest_checkpoint
 from sliders.models import Family, find_family
 from sliders.models.layers import describe_choice
+from sliders.sample.preview import preview_remarks
 from sliders.sample.templates import is_read_as_written
 from sliders.system.errors import InputError, either
 from sliders.system.files import check_folder
@@ -130,6 +131,8 @@ def _checkpoint_to_resume(settings: Settings) -> tuple[Checkpoint | None, list[P
     if not settings.resume:
         return None, []
     checkpoint, damaged = newest_checkpoint(settings)
+    if checkpoint is not None:
+        checkpoint.check_values()
     if checkpoint is not None and checkpoint.step > settings.train.iterations:
         raise InputError(
             f"--resume: {checkpoint.path.name} was saved after {checkpoint.step} steps, but train.iterations is "
@@ -222,7 +225,11 @@ def _sizes(data: Checked, prompts: PromptSet) -> str:
 def _remarks(plan: Plan) -> list[str]:
     """What is allowed, but perhaps not meant."""
     settings = plan.settings
-    remarks = [*settings.notes, *plan.data.remarks(settings.prompts)]
+    remarks = [
+        *settings.notes,
+        *plan.data.remarks(settings.prompts),
+        *preview_remarks(settings.preview, plan.data),
+    ]
     train = settings.train
     if OPTIMIZERS[train.optimizer].finds_lr and train.lr < 0.1:
         remarks.append(

@@ -47,6 +47,7 @@ class Report:
     losses: tuple[float, ...]
     seconds_per_step: float  # median, which leaves out compiling and warm-up
     peak_memory: int | None  # bytes on the GPU, encoding included
+    shown: tuple[Path, ...] = ()  # picture and page at the end
 
 
 class Trainer:
@@ -166,7 +167,8 @@ class Trainer:
                 self._save_last()
         if self.previews:
             self._picture("last", interrupts)
-        return Report(self.outputs.path("last"), tuple(journal.losses), journal.seconds_per_step(), peak)
+        losses, shown = tuple(journal.losses), tuple(self.outputs.shown)
+        return Report(self.outputs.path("last"), losses, journal.seconds_per_step(), peak, shown)
 
     def _train(self, journal: Journal, interrupts: Interrupts) -> None:
         """Train until the last step or a signal, with every save except the last step's."""
@@ -267,11 +269,12 @@ class Trainer:
         """Draw and save the preview. A failure is a warning: it never ends the training."""
         try:
             with interrupts.at_once():
-                pictures = self._drawn()
+                pictures = self._drawn(suffix == "last")
                 picture = self.previews.grid(pictures)
                 self.outputs.save_picture(suffix, picture)
                 if suffix == "last":
-                    self._save_page(pictures)
+                    self.gradients.forget()  # makes room: no step follows
+                    self.outputs.save_page(suffix, *self.previews.page(self.outputs.path(suffix).stem, pictures))
                 return picture
         except OSError as error:
             self._warn(f"the picture or its page could not be saved ({error.strerror or error}).")
@@ -281,16 +284,10 @@ class Trainer:
             )
         return None
 
-    def _save_page(self, pictures: Tensor) -> None:
-        self.gradients.forget()  # makes room: no step follows
-        shown = self.previews.page(self.outputs.path("last").stem, pictures)
-        if shown is not None:
-            self.outputs.save_page("last", *shown)
-
-    def _drawn(self) -> Tensor:
+    def _drawn(self, last: bool) -> Tensor:
         try:
-            return self.previews.pictures(decode_on_cpu=False)
+            return self.previews.pictures(last, decode_on_cpu=False)
         except torch.OutOfMemoryError:
             pass  # retry below, when the error no longer holds the tensors of this attempt
         self.gradients.forget()
-        return self.previews.pictures()
+        return self.previews.pictures(last)
