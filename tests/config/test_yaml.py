@@ -248,8 +248,8 @@ def test_a_file_that_cannot_be_read_is_refused_with_the_systems_reason(tmp_path,
     argv, path = write_experiment(tmp_path), tmp_path / which
     path.unlink()
     for target, said in (
-        ("nowhere.yaml", "a link to nowhere.yaml: No such file"),
-        (which, f"a link to {which}: Too many levels"),
+        ("nowhere.yaml", "No such file or directory; it is a link to nowhere.yaml"),
+        (which, f"Too many levels of symbolic links; it is a link to {which}"),
     ):
         path.symlink_to(target)
         with pytest.raises(InputError, match=rf"{which} cannot be read \(it is {said}.*\): check the path"):

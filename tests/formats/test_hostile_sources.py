@@ -15,7 +15,7 @@ from sliders.models.sdxl.family import SDXL_FAMILY
 from sliders.models.sdxl.keys import file_key
 from sliders.models.sdxl.narrow import build_narrow_sdxl
 from sliders.system.errors import InputError
-from sliders.system.weights_files import read_header, read_weights
+from sliders.system.weight_files import open_weights, read_weights
 
 SETTINGS = {"type": "lierla", "training_method": "selfattn", "rank": 4, "alpha": 2.0}
 
@@ -36,6 +36,10 @@ def own(path, tensors):
     config = {"network": Network(**SETTINGS).model_dump()}
     save_file(tensors, path, {"sliders.config": json.dumps(config), **SDXL_FAMILY.metadata(None)})
     return path
+
+
+def saved(path, tensors):
+    save_file(tensors, path)
 
 
 def pickled(path, tensors):
@@ -66,9 +70,9 @@ def linked(path, tensors):
 
 
 READABLE = {
-    "safetensors as .pt": ("a.pt", save_file), "safetensors as .ckpt": ("a.ckpt", save_file),
-    "safetensors without a suffix": ("a", save_file), "safetensors as .bin": ("a.bin", save_file),
-    "upper case": ("a.SAFETENSORS", save_file), "a pickle as .safetensors": ("a.safetensors", pickled),
+    "safetensors as .pt": ("a.pt", saved), "safetensors as .ckpt": ("a.ckpt", saved),
+    "safetensors without a suffix": ("a", saved), "safetensors as .bin": ("a.bin", saved),
+    "upper case": ("a.SAFETENSORS", saved), "a pickle as .safetensors": ("a.safetensors", pickled),
     "a pickle as .CKPT": ("a.CKPT", pickled), "an old pickle as .safetensors": ("a.safetensors", in_old_format),
     "padded": ("a.safetensors", padded), "padded, as .pt": ("a.pt", padded), "a padded header": ("a.safetensors", padded_header),
     "a state_dict": ("a.pt", lambda path, tensors: torch.save({"state_dict": tensors, "epoch": 3}, path)),
@@ -159,19 +163,19 @@ REFUSED = {
     "a layer outside the blocks": ("a.safetensors", with_key("lora_unet_conv_in.alpha", torch.ones(())),
                                    ["1 of", "lora_unet_conv_in.alpha", "only such sliders"]),
     "text encoders alone": ("a.safetensors", only_text, ["all its 1 keys are for text encoders"]),
-    "cut short": ("a.safetensors", cut, ["not a complete .safetensors file", "download it again"]),
-    "a cut header": ("a.pt", cut_header, ["not a complete .safetensors file", "download it again"]),
+    "cut short": ("a.safetensors", cut, ["is not complete, it lacks 100 of", "download it again"]),
+    "a cut header": ("a.pt", cut_header, ["is cut off within its header", "download it again"]),
     "an empty file": ("a.safetensors", text(b""), ["is empty"]),
     "a pointer of Git LFS": ("a.safetensors", text(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"), ["git lfs pull"]),
-    "a web page": ("a.safetensors", text(b"<!doctype html><title>404</title>" * 9), ["not a complete .safetensors file"]),
-    "a web page as .pt": ("a.pt", text(b"<!doctype html><title>404</title>" * 9), ["damaged"]),
-    "eight bytes": ("a.safetensors", text(b"\x10" + bytes(7)), ["not a complete .safetensors file"]),
-    "a header that is no mapping": ("a.safetensors", text(b"\x02" + bytes(7) + b"{}"[:1] + b"]"), ["not a complete .safetensors file"]),
+    "a web page": ("a.safetensors", text(b"<!doctype html><title>404</title>" * 9), ["is a web page"]),
+    "a web page as .pt": ("a.pt", text(b"<!doctype html><title>404</title>" * 9), ["is a web page"]),
+    "eight bytes": ("a.safetensors", text(b"\x10" + bytes(7)), ["its beginning is damaged"]),
+    "a header that is no mapping": ("a.safetensors", text(b"\x02" + bytes(7) + b"{}"[:1] + b"]"), ["has a damaged header"]),
     "a folder": ("a.safetensors", lambda path, tensors: path.mkdir(), ["is a folder"]),
-    "a pipe": ("a.safetensors", lambda path, tensors: os.mkfifo(path), ["is not a file"]),
-    "a dangling link": ("a.safetensors", lambda path, tensors: path.symlink_to("gone"), ["a link to gone, which does not exist"]),
-    "a looping link": ("a.safetensors", looping, ["cannot be read (Too many levels of symbolic links)"]),
-    "no such file": ("a.safetensors", lambda path, tensors: None, ["cannot be read (no such file)"]),
+    "a pipe": ("a.safetensors", lambda path, tensors: os.mkfifo(path), ["is a pipe or a device"]),
+    "a dangling link": ("a.safetensors", lambda path, tensors: path.symlink_to("gone"), ["No such file", "it is a link to gone"]),
+    "a looping link": ("a.safetensors", looping, ["cannot be read (Too many levels of symbolic links"]),
+    "no such file": ("a.safetensors", lambda path, tensors: None, ["cannot be read (No such file or directory)"]),
 }  # fmt: skip
 
 
@@ -231,14 +235,10 @@ def test_an_untrained_slider_of_each_algorithm_is_known_to_do_nothing(convert_ma
     assert "changes nothing at any multiplier" in capsys.readouterr().out
 
 
-def test_a_header_gives_shapes_without_the_weights(tensors, tmp_path):
-    path = own(tmp_path / "a.bin", tensors)
-    header = read_header(path)
-    assert header.shapes == {key: tuple(tensor.shape) for key, tensor in tensors.items()}
-    assert header.end == path.stat().st_size
-    assert header.metadata["ss_v2"] == "False"
-    torch.save(tensors, path)
-    assert read_header(path) is None
+def test_a_file_gives_shapes_and_metadata_without_the_weights(tensors, tmp_path):
+    file = open_weights(own(tmp_path / "a.bin", tensors), "a.bin:")
+    assert {key: stored.shape for key, stored in file.stored.items()} == {k: tuple(t.shape) for k, t in tensors.items()}
+    assert file.metadata["ss_v2"] == "False"
 
 
 def test_help_and_guide_name_model_for_the_demos_sliders(convert_main, capsys):

@@ -376,7 +376,7 @@ CASES = {
     "a model's config that is none": (["--model", "taken.safetensors", "--model_config", "used"], ["error: --model"]),
     "no folder of sliders": (["--lora_dir", "nowhere"], ["--lora_dir", "nowhere", "No such file or directory"]),
     "a slider that is a link to itself": (["--slider", "loop.safetensors"], ["loop.safetensors", "symbolic links"]),
-    "a slider that is a link to nothing": (["--slider", "dangling.safetensors"], ["a link to gone, which does not exist"]),
+    "a slider that is a link to nothing": (["--slider", "dangling.safetensors"], ["it is a link to gone"]),
     "a slider that is a folder": (["--slider", "used"], ["used", "Is a directory"]),
     "NaN in a slider": (["--slider", "nan.safetensors"], ["nan.safetensors: lora_unet_", "contains NaN or infinite values"]),
     "infinity in a slider": (["--slider", "inf.safetensors"], ["inf.safetensors: lora_unet_", "contains NaN or infinite"]),

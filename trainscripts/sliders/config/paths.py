@@ -2,7 +2,6 @@
 
 import os
 import re
-from pathlib import Path
 
 # $HOME, ${HOME} and PowerShell's $env:HOME; %USERPROFILE%
 VARIABLE = re.compile(r"\$\{(\w+)\}|\$env:(\w+)|\$(\w+)|%(\w+)%", re.IGNORECASE)
@@ -45,12 +44,3 @@ def expanded(text: str) -> str:
             f"{text!r} starts with ~, but {whose}: write the whole path, or ./{text} for a folder of that name"
         )
     return found
-
-
-def why_unreadable(path: Path, error: OSError) -> str:
-    """The system's reason, and for a broken link where it leads."""
-    reason = error.strerror or str(error)
-    try:
-        return f"it is a link to {path.readlink()}: {reason}" if path.is_symlink() else reason
-    except OSError:
-        return reason

@@ -10,8 +10,8 @@ from typing import Any
 import yaml
 
 from sliders.config.fields import DECIMAL
-from sliders.config.paths import why_unreadable
 from sliders.system.errors import InputError
+from sliders.system.files import why_not_read
 
 MAX_PAIRS = 1000
 MAX_BYTES = 1_000_000
@@ -36,7 +36,7 @@ def read_yaml(path: Path, place: str) -> Any:
             raw = file.read(MAX_BYTES + 1)
         text = raw.decode("utf-8-sig")
     except OSError as error:
-        reason = why_unreadable(path, error)
+        reason = why_not_read(path, error)
         raise InputError(f"{place}: {path} cannot be read ({reason}): check the path.") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{place}: {path} is not UTF-8 text: save it as UTF-8.") from error

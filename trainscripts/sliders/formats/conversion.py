@@ -21,7 +21,7 @@ from sliders.formats.slider_file import by_module, check_fit, check_values, save
 from sliders.models import VERSIONS, Family
 from sliders.models.diffusers_unet.sources import TINY
 from sliders.system.errors import InputError, either
-from sliders.system.weights_files import read_weights
+from sliders.system.weight_files import read_weights
 
 KEPT = (torch.float32, torch.float16, torch.bfloat16)
 CARD = "sliders.card"

@@ -19,7 +19,7 @@ from sliders.config.schema import Network
 from sliders.models import Family
 from sliders.system.errors import InputError
 from sliders.system.files import written_whole
-from sliders.system.weights_files import Header, read_header, read_safetensors
+from sliders.system.weight_files import WeightFile, open_weights, read_weights
 
 T = TypeVar("T")
 
@@ -107,7 +107,7 @@ def load_slider(path: Path, network: AdaptorNetwork, family: Family) -> None:
 
 def read_slider(path: Path) -> dict[str, Tensor]:
     """The tensors of a slider file. Raises InputError, also if a value is not finite."""
-    tensors = read_safetensors(path, slider_header(path))
+    tensors, _ = read_weights(path)
     check_values(path, tensors.items())
     return tensors
 
@@ -141,8 +141,8 @@ def _check_shapes(path: Path, shapes: dict[str, tuple[int, ...]], network: Adapt
 
 def slider_layers(path: Path, family: Family) -> Network:
     """Reads a slider's network settings from its metadata. Raises InputError for a file that is not from this trainer."""
-    header = slider_header(path)
-    modules, metadata = {key.partition(".")[0] for key in header.shapes}, header.metadata
+    file = open_slider_file(path)
+    modules, metadata = {key.partition(".")[0] for key in file.stored}, file.metadata
     unknown = modules - family.file_keys()
     if unknown or not modules:
         raise InputError(
@@ -169,10 +169,11 @@ def check_slider(path: Path, unet: nn.Module, family: Family) -> dict[str, str]:
     Raises InputError for a file that is not a slider, is for another model family or a model of other sizes, or has values
     that are not finite.
     """
-    header = slider_header(path)
-    check_fit(path, header.shapes, unet, slider_layers(path, family), family)
-    check_values(path, read_safetensors(path, header).items())
-    return header.metadata
+    file = open_slider_file(path)
+    shapes = {key: stored.shape for key, stored in file.stored.items()}
+    check_fit(path, shapes, unet, slider_layers(path, family), family)
+    read_slider(path)
+    return file.metadata
 
 
 def not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
@@ -212,9 +213,6 @@ def open_slider(path: Path, unet: nn.Module, family: Family) -> AdaptorNetwork:
     return network
 
 
-def slider_header(path: Path) -> Header:
-    """Raises InputError for a file that is not a .safetensors file."""
-    header = read_header(path)
-    if header is None:
-        raise InputError(f"{path}: is not a readable .safetensors file: choose another.")
-    return header
+def open_slider_file(path: Path) -> WeightFile:
+    """The file's keys, shapes and metadata. Raises InputError."""
+    return open_weights(path, f"{path}:")

@@ -22,7 +22,7 @@ from sliders.sample.sampling import Sampling, pixels_per_batch, rows_within
 from sliders.sample.settings import MAX_PICTURES, Pixels, SampleSettings
 from sliders.sample.templates import Group, Variant, expand, group, web_ui_syntax
 from sliders.system.errors import InputError, either
-from sliders.system.files import check_folder, check_readable
+from sliders.system.files import check_folder, check_listable
 
 SIZE = TypeAdapter(tuple[Pixels, Pixels])
 
@@ -139,7 +139,7 @@ def known_sliders(settings: SampleSettings) -> dict[str, Path]:
             )
         known[path.stem] = path
     if settings.lora_dir is not None:
-        check_readable(settings.lora_dir, "--lora_dir")
+        check_listable(settings.lora_dir, "--lora_dir")
         for path in sorted(settings.lora_dir.rglob("*.safetensors")):
             known.setdefault(path.stem, path)
     return known

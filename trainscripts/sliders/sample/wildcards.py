@@ -13,7 +13,7 @@ from dynamicprompts.wildcards.collection.structured import parse_structured_file
 from dynamicprompts.wildcards.values import WildcardValues
 
 from sliders.system.errors import InputError, first_line
-from sliders.system.files import check_readable
+from sliders.system.files import check_listable
 
 NAMED = re.compile(r"__[~!@]?((?:(?!__)[^(${}#])+)(?:\([^)]*\))?__")  # a wildcard inside a file's line
 logging.getLogger("dynamicprompts").setLevel(logging.ERROR)  # what it warns of is refused below, or is documented
@@ -31,7 +31,7 @@ class Wildcards(WildcardManager):
         """Raises InputError if `folder` cannot be read or contains no wildcards."""
         self._folder, self._unreadable = folder, {}
         if folder is not None:
-            check_readable(folder, "--wildcard_dir")
+            check_listable(folder, "--wildcard_dir")
         found = {} if folder is None else {name: c for path in self._files() for name, c in self._collections(path)}
         if folder is not None and not (found or self._unreadable):
             raise InputError(

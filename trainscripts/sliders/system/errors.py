@@ -1,9 +1,7 @@
 """The exception for errors that a user can correct, and helpers to word its messages."""
 
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 
 
 class InputError(ValueError):
@@ -36,15 +34,6 @@ def _renamed(line: str, names: Mapping[str, str]) -> str:
 def first_line(error: Exception) -> str:
     """The first line of a library's error message, or the error's type if the message is empty."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def cannot_be_read(error: OSError) -> str:
-    """`cannot be read (reason): check …`, for a file of weights. Leaves out the path, which library messages repeat."""
-    reason = "no such file" if isinstance(error, FileNotFoundError) else error.strerror or first_line(error)
-    if isinstance(error, FileNotFoundError) and error.filename and (path := Path(error.filename)).is_symlink():
-        reason = f"a link to {path.readlink()}, which does not exist"
-    memory = ", and the size of the paging file" if sys.platform == "win32" else ""  # not verified on Windows
-    return f"cannot be read ({reason}): check the path and its permissions{memory}"
 
 
 def either(names: Iterable[object]) -> str:

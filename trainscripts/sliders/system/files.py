@@ -70,6 +70,12 @@ def why_not_read(path: Path, error: OSError) -> str:
         return reason
 
 
+def cannot_be_read(path: Path, error: OSError) -> str:
+    """`cannot be read (reason): check …`, for a file of weights."""
+    memory = ", and the size of the paging file" if WINDOWS else ""  # not verified on Windows
+    return f"cannot be read ({why_not_read(path, error)}): check the path and its permissions{memory}"
+
+
 def check_folder(path: Path, place: str, remedy: str, longest: str = "") -> None:
     """Raises InputError unless `path` is a folder that can be written to, or one that can be created. Leaves no trace.
 
@@ -93,13 +99,13 @@ def check_folder(path: Path, place: str, remedy: str, longest: str = "") -> None
         )
 
 
-def check_readable(path: Path, place: str) -> None:
+def check_listable(path: Path, place: str) -> None:
     """Raises InputError, with the system's reason, unless `path` is a folder whose content can be listed."""
     try:
         os.scandir(path).close()
     except OSError as error:
         raise InputError(
-            f"{place}: {path} cannot be read as a folder ({error.strerror}): check the path and its permissions."
+            f"{place}: {path} cannot be read as a folder ({why_not_read(path, error)}): check the path and its permissions."
         ) from error
 
 

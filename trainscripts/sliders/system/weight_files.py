@@ -12,9 +12,11 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
+from safetensors.torch import load
 from torch import Tensor
 
-from sliders.system.errors import InputError, cannot_be_read, first_line
+from sliders.system.errors import InputError, first_line
+from sliders.system.files import cannot_be_read
 
 DTYPES = {  # names in .safetensors files
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -49,7 +51,7 @@ class WeightFile:
 def open_weights(path: Path, place: str) -> WeightFile:
     """Opens a .safetensors file or a pickle of torch's, whatever its name is. Code in a pickle is not run.
 
-    Raises InputError with the reason for everything else: what cannot be read, is cut off, padded or of another format.
+    Raises InputError with the reason for everything else: what cannot be read, is cut off or of another format.
     """
     check_readable(path, place)
     size = path.stat().st_size
@@ -57,12 +59,21 @@ def open_weights(path: Path, place: str) -> WeightFile:
         with path.open("rb") as file:
             start = file.read(512)
     except OSError as error:
-        raise InputError(f"{place} {cannot_be_read(error)}.") from error
+        raise InputError(f"{place} {cannot_be_read(path, error)}.") from error
     if start.startswith(ZIP) or start[:1] == PICKLE:
         return _torch_file(path, place)
     if len(start) > 8 and start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= LARGEST_HEADER:
         return _safetensors_file(path, place, size)
     raise InputError(f"{place} {_other_content(path, start)}.")
+
+
+def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors and the metadata of a small file, in memory of their own: Windows could not replace a mapped file.
+
+    Raises InputError. (Not verified on Windows.)
+    """
+    file = open_weights(path, f"{path}:")
+    return {key: tensor.clone() for key, tensor in file.read(file.stored).items()}, file.metadata
 
 
 def check_readable(path: Path, place: str) -> None:
@@ -76,18 +87,7 @@ def check_readable(path: Path, place: str) -> None:
         with path.open("rb"):
             pass
     except OSError as error:
-        raise InputError(f"{place} {why_unreadable(path, error)}.") from error
-
-
-def why_unreadable(path: Path, error: OSError) -> str:
-    """`cannot be read (reason): check …`; for a link also where it points to."""
-    if path.is_symlink():
-        target = path.readlink()
-        reason = "does not exist" if isinstance(error, FileNotFoundError) else error.strerror or first_line(error)
-        return f"is a link to {target}, which cannot be read ({reason}): mend the link, or name the file itself"
-    if isinstance(error, FileNotFoundError):
-        return "does not exist: check the path"
-    return cannot_be_read(error)
+        raise InputError(f"{place} {cannot_be_read(path, error)}.") from error
 
 
 def _other_content(path: Path, start: bytes) -> str:
@@ -121,13 +121,11 @@ def _safetensors_file(path: Path, place: str, size: int) -> WeightFile:
         raise InputError(f"{place} has a damaged header: {AGAIN}.") from error
     if size < needed:
         raise InputError(f"{place} is not complete, it lacks {needed - size:,} of {needed:,} bytes: {AGAIN}.")
-    if size > needed:
-        raise InputError(
-            f"{place} has {size - needed:,} bytes too many after its last weight: cut them off with "
-            f"`truncate -s {needed} FILE`, or {AGAIN}."
-        )
 
     def read(keys: Iterable[str]) -> dict[str, Tensor]:
+        if size > needed:  # some programs fill up the last block, which the library refuses
+            whole = load(path.read_bytes()[:needed])
+            return {key: whole[key] for key in keys}
         with safe_open(
             path, framework="pt"
         ) as file:  # each a mapping of its own, whose pages can go before others come
@@ -137,7 +135,7 @@ def _safetensors_file(path: Path, place: str, size: int) -> WeightFile:
         read(())
     except Exception as error:  # the library's checks of the header
         raise InputError(f"{place} has a damaged header ({first_line(error)}): {AGAIN}.") from error
-    return WeightFile(path, stored, {k: str(v) for k, v in metadata.items()}, read, mapped=True)
+    return WeightFile(path, stored, {k: str(v) for k, v in metadata.items()}, read, mapped=size == needed)
 
 
 def _torch_file(path: Path, place: str) -> WeightFile:

@@ -13,7 +13,8 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIs
 from torch import Tensor
 
 from sliders.system.errors import InputError, first_line
-from sliders.system.weight_files import Stored, WeightFile, open_weights, why_unreadable
+from sliders.system.files import cannot_be_read
+from sliders.system.weight_files import Stored, WeightFile, open_weights
 
 TINY = "tiny"  # instead of a name: a small model with random weights
 PARTS = {"unet": "UNet", "vae": "VAE", "text_encoder": "text encoder", "text_encoder_2": "second text encoder"}
@@ -66,7 +67,7 @@ def read_json(path: Path, place: str) -> dict:
     except OSError as error:
         if isinstance(error, FileNotFoundError) and not path.is_symlink():
             raise InputError(f"{place} contains no readable {name}: use a complete diffusers folder.") from error
-        raise InputError(f"{place}: {name} {why_unreadable(path, error)}.") from error
+        raise InputError(f"{place}: {name} {cannot_be_read(path, error)}.") from error
     except ValueError as error:
         raise InputError(
             f"{place} contains no readable {name} ({first_line(error)}): use a complete diffusers folder."

@@ -27,7 +27,8 @@ from sliders.models.diffusers_unet.narrow import build_scheduler
 from sliders.models.diffusers_unet.noise import Statement
 from sliders.models.diffusers_unet.weightless import shapes_of
 from sliders.system.errors import InputError, first_line
-from sliders.system.weight_files import open_weights, why_unreadable
+from sliders.system.files import cannot_be_read
+from sliders.system.weight_files import open_weights
 
 SUFFIXES = (".safetensors", ".ckpt")
 HUB_ID = r"[A-Za-z0-9][\w.-]*/[\w.-]+"
@@ -75,7 +76,7 @@ def check_source(settings: PretrainedModel, wanted: Kind, base: Mapping[str, Map
         try:
             path.stat()
         except OSError as error:
-            raise InputError(f"{place} {why_unreadable(path, error)}.") from error
+            raise InputError(f"{place} {cannot_be_read(path, error)}.") from error
     elif not re.fullmatch(HUB_ID, name):
         raise InputError(
             f"{place} is neither an existing folder, .safetensors or .ckpt file, nor a hub id like {wanted.example}: check it."
