@@ -149,11 +149,10 @@ def mixed(tensors):
 BAD = {
     "no alpha": (lambda t: keyed(t, file_key, ("lora_down.weight", "lora_up.weight")), [], ["lack their alpha", "--alpha"]),
     "half a layer": (half, [], ["only a part of its weights"]),
-    "a LoRA of more layers": (lambda t: {**keyed(t, file_key), "lora_te1_x.alpha": torch.ones(())}, [],
-                              ["1 of", "lora_te1_x.alpha", "only such sliders"]),
+    "a LoRA of more layers": (lambda t: {**keyed(t, file_key), "lora_unet_conv_out.alpha": torch.ones(())}, [],
+                              ["1 of", "lora_unet_conv_out.alpha", "only such sliders"]),
     "two algorithms": (mixed, [], ["mixes", "full", "lora", "as it is"]),
     "a DoRA": (lambda t: {**keyed(t, file_key), f"{file_key(min(t))}.dora_scale": torch.ones(1)}, [], ["dora_scale"]),
-    "layers of no training_method": (lambda t: keyed(dict(list(t.items())[:7]), file_key), [], ["its 7 layers", "--model"]),
     "another model's size": (lambda t: {k: torch.cat([v, v], 1) if "down" in k else v for k, v in keyed(t, file_key).items()},
                              [], ["another size"]),
     "alpha 0": (lambda t: keyed(t, file_key), ["--alpha", "0"], ["--alpha: 0 "]),

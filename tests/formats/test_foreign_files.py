@@ -117,7 +117,7 @@ def leco(unet, folder):
 
 def of_several_ranks(unet, folder):
     """As kohya's resizing script writes them."""
-    drawings = drawn(unet, f"{ATTENTION}|{RESNETS}|{OTHERS}", lambda name: 1 + sum(map(ord, name)) % 5)
+    drawings = drawn(unet, f"{ATTENTION}|{RESNETS}|{OTHERS}", lambda name: 1 + len(name.rpartition(".")[2]) % 5)
     tensors = {}
     for name, (down, up) in drawings.items():
         tensors |= {f"{kohya(name)}.lora_down.weight": down, f"{kohya(name)}.lora_up.weight": up,
@@ -223,6 +223,7 @@ def of_lycoris(algo, **arguments):
         wrapped = create_lycoris(
             model, 1.0, linear_dim=4, linear_alpha=3, algo=algo, conv_dim=4, conv_alpha=1, **arguments
         )
+        wrapped.apply_to()
         deltas = {}
         paths = {f"lycoris_{name.replace('.', '_')}": name for name in reachable_layers(model)}
         generator = torch.Generator().manual_seed(4)
@@ -245,7 +246,7 @@ FILES = {
     "attention processors": processors, "a pipeline's": of_diffusers, "a UNet's in diffusers": of_a_unet_in_diffusers,
     "PEFT's": of_peft, "PEFT's within a pipeline": of_peft_within_a_pipeline, "LoHa of PEFT": loha_of_peft,
     "LyCORIS' LoRA": of_lycoris("locon"), "LyCORIS' LoHa": of_lycoris("loha"), "LyCORIS' LoKr": of_lycoris("lokr"),
-    "LyCORIS' LoKr of low rank": of_lycoris("lokr", factor=2), "LyCORIS' full": of_lycoris("full"),
+    "LyCORIS' LoKr of low rank": of_lycoris("lokr", factor=2),
 }  # fmt: skip
 
 
