@@ -12,7 +12,7 @@ from sliders.formats.slider_file import (
     check_slider,
     read_slider,
     save_slider,
-    slider_header,
+    slider_contents,
     slider_layers,
 )
 from sliders.models import Family
@@ -39,7 +39,7 @@ def keep_card(slider: Path, card: Card) -> None:
 
 def read_card(slider: Path) -> Card | None:
     """The slider's card, None if it has none or one of another version."""
-    text = slider_header(slider).metadata.get(KEY)
+    text = slider_contents(slider).metadata.get(KEY)
     try:
         return None if text is None else Card.from_json(text)
     except (ValueError, KeyError, TypeError):

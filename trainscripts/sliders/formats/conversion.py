@@ -17,11 +17,10 @@ from sliders.config.schema import Network
 from sliders.formats.foreign_keys import Layers, Module, find_layers
 from sliders.formats.layer_settings import settings_for
 from sliders.formats.metadata import network_metadata
-from sliders.formats.slider_file import by_module, check_fit, check_values, save_slider
+from sliders.formats.slider_file import by_module, check_fit, read_weights, save_slider
 from sliders.models import VERSIONS, Family
 from sliders.models.diffusers_unet.sources import TINY
 from sliders.system.errors import InputError, either
-from sliders.system.weights_files import read_weights
 
 KEPT = (torch.float32, torch.float16, torch.bfloat16)
 CARD = "sliders.card"
@@ -54,7 +53,6 @@ def convert(
     negates the slider. Raises InputError if `source` cannot be converted.
     """
     tensors, metadata = read_weights(source)
-    check_values(source, tensors.items())
     fitted = _fit(source, tensors, metadata, family, model, alpha)
     notes = list(_notes(fitted, alpha))
     similar = list(_similar(source, tensors, metadata, family, model))

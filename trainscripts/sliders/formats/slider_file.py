@@ -19,7 +19,7 @@ from sliders.config.schema import Network
 from sliders.models import Family
 from sliders.system.errors import InputError
 from sliders.system.files import written_whole
-from sliders.system.weights_files import Header, read_header, read_safetensors
+from sliders.system.weight_files import WeightFile, open_weights
 
 T = TypeVar("T")
 
@@ -107,9 +107,19 @@ def load_slider(path: Path, network: AdaptorNetwork, family: Family) -> None:
 
 def read_slider(path: Path) -> dict[str, Tensor]:
     """The tensors of a slider file. Raises InputError, also if a value is not finite."""
-    tensors = read_safetensors(path, slider_header(path))
-    check_values(path, tensors.items())
+    tensors, _ = read_weights(path)
     return tensors
+
+
+def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """{key: tensor} and metadata of a file of weights in any format. Raises InputError, also if a value is not finite.
+
+    The tensors are copies: Windows could not replace a file that is mapped. (Not verified on Windows.)
+    """
+    file = slider_contents(path)
+    tensors = {key: tensor.clone() for key, tensor in file.read(file.stored).items()}
+    check_values(path, tensors.items())
+    return tensors, file.metadata
 
 
 def by_module(found: dict[str, T]) -> dict[str, dict[str, T]]:
@@ -141,8 +151,8 @@ def _check_shapes(path: Path, shapes: dict[str, tuple[int, ...]], network: Adapt
 
 def slider_layers(path: Path, family: Family) -> Network:
     """Reads a slider's network settings from its metadata. Raises InputError for a file that is not from this trainer."""
-    header = slider_header(path)
-    modules, metadata = {key.partition(".")[0] for key in header.shapes}, header.metadata
+    file = slider_contents(path)
+    modules, metadata = {key.partition(".")[0] for key in file.stored}, file.metadata
     unknown = modules - family.file_keys()
     if unknown or not modules:
         raise InputError(
@@ -169,10 +179,11 @@ def check_slider(path: Path, unet: nn.Module, family: Family) -> dict[str, str]:
     Raises InputError for a file that is not a slider, is for another model family or a model of other sizes, or has values
     that are not finite.
     """
-    header = slider_header(path)
-    check_fit(path, header.shapes, unet, slider_layers(path, family), family)
-    check_values(path, read_safetensors(path, header).items())
-    return header.metadata
+    file = slider_contents(path)
+    shapes = {key: stored.shape for key, stored in file.stored.items()}
+    check_fit(path, shapes, unet, slider_layers(path, family), family)
+    check_values(path, file.read(file.stored).items())
+    return file.metadata
 
 
 def not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
@@ -212,9 +223,6 @@ def open_slider(path: Path, unet: nn.Module, family: Family) -> AdaptorNetwork:
     return network
 
 
-def slider_header(path: Path) -> Header:
-    """Raises InputError for a file that is not a .safetensors file."""
-    header = read_header(path)
-    if header is None:
-        raise InputError(f"{path}: is not a readable .safetensors file: choose another.")
-    return header
+def slider_contents(path: Path) -> WeightFile:
+    """What is in a file, whatever its name is. Raises InputError if that is no weights."""
+    return open_weights(path, f"{path}:")
