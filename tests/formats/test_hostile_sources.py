@@ -165,7 +165,7 @@ REFUSED = {
     "a header that is no mapping": ("a.safetensors", text(b"\x02" + bytes(7) + b"{}"[:1] + b"]"), ["has a damaged header"]),
     "a folder": ("a.safetensors", lambda path, tensors: path.mkdir(), ["is a folder"]),
     "a pipe": ("a.safetensors", lambda path, tensors: os.mkfifo(path), ["is a pipe or a device"]),
-    "a dangling link": ("a.safetensors", lambda path, tensors: path.symlink_to("gone"), ["is a link to gone, which cannot be read (does not exist)"]),
+    "a dangling link": ("a.safetensors", lambda path, tensors: path.symlink_to("gone"), ["is a link to gone, which"]),
     "a looping link": ("a.safetensors", looping, ["cannot be read (Too many levels of symbolic links)"]),
     "no such file": ("a.safetensors", lambda path, tensors: None, ["does not exist: check the path"]),
 }  # fmt: skip

@@ -153,7 +153,8 @@ def _torch_file(path: Path, place: str) -> WeightFile:
             state = state["state_dict"]
     except Exception as error:  # unpickling untrusted bytes can raise nearly anything
         raise InputError(f"{place} {_why_not_unpickled(path, zipped)}.") from error
-    tensors = {str(k): torch.as_tensor(v).detach() for k, v in state.items() if isinstance(v, Tensor | int | float)}
+    numbers = {k: torch.tensor(v) for k, v in state.items() if str(k).endswith(".alpha") and isinstance(v, int | float)}
+    tensors = {str(k): v.detach() for k, v in {**state, **numbers}.items() if isinstance(v, Tensor)}
     stored = {k: Stored(v.dtype, tuple(v.shape)) for k, v in tensors.items()}
     return WeightFile(path, stored, {}, lambda keys: {k: tensors[k] for k in keys}, mapped=False)
 
