@@ -172,9 +172,9 @@ def test_what_cannot_be_converted_is_refused(convert_main, original, tmp_path, m
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("evil.pt", pickle.dumps(Evil()), "contains code"),
-        ("text.safetensors", b"no slider", "not a complete .safetensors"),
-        ("list.pt", pickle.dumps([1, 2]), "weights alone"),
+        ("evil.pt", pickle.dumps(Evil()), "code"),
+        ("text.safetensors", b"no slider", "is not a .safetensors file"),
+        ("list.pt", pickle.dumps([1, 2]), "is damaged, or contains code"),
     ],
     ids=["code in a pickle", "text", "a list"],
 )

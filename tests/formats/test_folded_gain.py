@@ -35,11 +35,11 @@ def metadata(**settings):
 def test_lycoris_merges_what_the_network_computes(tmp_path, case, alpha):
     """`merge_to` applies alpha / rank twice to these."""
     unet = build_narrow_sdxl().unet
-    network = random_network(unet, alpha=alpha, **case)
+    network = random_network(unet, "c3lier", "noxattn-hspace", alpha=alpha, **case)
     network.set_multipliers(torch.tensor([0.1]))
     wanted = unet_output(unet)
-    path = tmp_path / "a.safetensors"
-    save_slider(path, slider_tensors(network, SDXL_FAMILY, torch.float32), metadata(alpha=alpha, **case), SDXL_FAMILY)
+    path, settings = tmp_path / "a.safetensors", metadata(alpha=alpha, training_method="noxattn-hspace", **case)
+    save_slider(path, slider_tensors(network, SDXL_FAMILY, torch.float32), settings, SDXL_FAMILY)
     network.remove()
     tensors, merged = load_file(path), copy.deepcopy(unet).requires_grad_(False)
     for name in network.module_paths:
@@ -134,10 +134,10 @@ def as_in_files(parts, layer):
     return LoKr.for_files(parts, layer)  # the gain is 1, so that no values are looked at, which there are none of
 
 
-@pytest.mark.parametrize("size", [*range(1, 200), 320, 640, 768, 960, 1024, 1280, 1920, 2048, 2560, 5120, 10240])
-def test_sizes_are_split_as_lycoris_does(size):
-    for factor in (None, *range(2, 130)):
-        assert factorized(size, factor) == factorization(size, factor or -1)
+def test_sizes_are_split_as_lycoris_does():
+    for size in (*range(1, 100), 320, 640, 768, 960, 1024, 1280, 1920, 2048, 2560, 5120, 10240):
+        for factor in (None, *range(2, 130)):
+            assert factorized(size, factor) == factorization(size, factor or -1), (size, factor)
 
 
 def test_a_lokr_that_is_stored_whole_has_its_effect_again():

@@ -64,6 +64,10 @@ def in_old_format(path, tensors):
     torch.save(tensors, path, _use_new_zipfile_serialization=False)
 
 
+def with_numbers(path, tensors):
+    torch.save({key: t.item() if key.endswith("alpha") else t for key, t in tensors.items()}, path)
+
+
 def linked(path, tensors):
     save_file(tensors, path.with_name("target"))
     path.symlink_to("target")
@@ -75,6 +79,7 @@ READABLE = {
     "upper case": ("a.SAFETENSORS", saved), "a pickle as .safetensors": ("a.safetensors", pickled),
     "a pickle as .CKPT": ("a.CKPT", pickled), "an old pickle as .safetensors": ("a.safetensors", in_old_format),
     "padded": ("a.safetensors", padded), "padded, as .pt": ("a.pt", padded), "a padded header": ("a.safetensors", padded_header),
+    "alpha as a number": ("a.pt", with_numbers),
     "a state_dict": ("a.pt", lambda path, tensors: torch.save({"state_dict": tensors, "epoch": 3}, path)),
     "a link": ("a.safetensors", linked),
 }  # fmt: skip

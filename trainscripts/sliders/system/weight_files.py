@@ -132,22 +132,28 @@ def _safetensors_file(path: Path, place: str, size: int) -> WeightFile:
             return {key: file.get_tensor(key) for key in keys}
 
     try:
-        read(())
+        if size == needed:
+            read(())
     except Exception as error:  # the library's checks of the header
         raise InputError(f"{place} has a damaged header ({first_line(error)}): {AGAIN}.") from error
     return WeightFile(path, stored, {k: str(v) for k, v in metadata.items()}, read, mapped=size == needed)
 
 
 def _torch_file(path: Path, place: str) -> WeightFile:
-    """Read with torch's weights-only unpickler. Mapping avoids reading the weights; it needs the zip format."""
+    """Read with torch's weights-only unpickler. Mapping avoids reading the weights; it needs the zip format and a path."""
     zipped = zipfile.is_zipfile(path)
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+        if path.suffix.lower() == ".safetensors":  # torch would take a path of this name for what it says
+            with path.open("rb") as file:
+                state = torch.load(file, map_location="cpu", weights_only=True)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
         while isinstance(state.get("state_dict"), Mapping):
             state = state["state_dict"]
     except Exception as error:  # unpickling untrusted bytes can raise nearly anything
         raise InputError(f"{place} {_why_not_unpickled(path, zipped)}.") from error
-    tensors = {str(k): v.detach() for k, v in state.items() if isinstance(v, Tensor)}
+    numbers = {k: torch.tensor(v) for k, v in state.items() if str(k).endswith(".alpha") and isinstance(v, int | float)}
+    tensors = {str(k): v.detach() for k, v in {**state, **numbers}.items() if isinstance(v, Tensor)}
     stored = {k: Stored(v.dtype, tuple(v.shape)) for k, v in tensors.items()}
     return WeightFile(path, stored, {}, lambda keys: {k: tensors[k] for k in keys}, mapped=False)
 
