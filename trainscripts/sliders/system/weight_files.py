@@ -141,10 +141,14 @@ def _safetensors_file(path: Path, place: str, size: int) -> WeightFile:
 
 
 def _torch_file(path: Path, place: str) -> WeightFile:
-    """Read with torch's weights-only unpickler. Mapping avoids reading the weights; it needs the zip format."""
+    """Read with torch's weights-only unpickler. Mapping avoids reading the weights; it needs the zip format and a path."""
     zipped = zipfile.is_zipfile(path)
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+        if path.suffix.lower() == ".safetensors":  # torch would take a path of this name for what it says
+            with path.open("rb") as file:
+                state = torch.load(file, map_location="cpu", weights_only=True)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
         while isinstance(state.get("state_dict"), Mapping):
             state = state["state_dict"]
     except Exception as error:  # unpickling untrusted bytes can raise nearly anything
