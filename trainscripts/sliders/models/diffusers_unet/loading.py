@@ -9,6 +9,8 @@ import torch
 from diffusers import DiffusionPipeline, UNet2DConditionModel
 from torch import nn
 
+from sliders.compute.device import place as place_weights
+from sliders.compute.device import refuse_nonfinite
 from sliders.config.schema import PretrainedModel
 from sliders.models.diffusers_unet import folders, inventory
 from sliders.models.diffusers_unet.folders import TINY
@@ -41,8 +43,9 @@ def load_pipeline(
     """
     place = place_of(settings)
     if settings.name_or_path == TINY:
-        pipe = build_tiny().to(dtype)
-        pipe.vae.float()
+        pipe = build_tiny()
+        for name in kind.parts:
+            place_weights(getattr(pipe, name), "cpu", torch.float32 if name == "vae" else dtype)
         schedule, pipe.scheduler, note = find_noise(settings, pipe.scheduler, True, Statement(), place)
     else:
         source = check_source(settings, kind, base)
@@ -91,6 +94,9 @@ def _load(
     for name, part in source.parts.items():
         with loading(name, place):
             parts[name] = _load_part(name, part, torch.float32 if name == "vae" else kept)
+        parts[name].name_or_path = place  # for `refuse_nonfinite`
+        if name == "vae":  # the others are checked where they are placed
+            refuse_nonfinite(parts[name], {n: p.isfinite().all() for n, p in parts[name].named_parameters()})
     if not parts:
         options = {**options, "dtype": {"default": dtype, "vae": torch.float32}}
     with loading("pipeline", place):
@@ -100,12 +106,12 @@ def _load(
 
 
 def _kept_dtype(source: Source) -> torch.dtype | None:
-    """The dtype of all weights but the VAE's: they stay in it, for then they need not be read yet, nor copied.
+    """The dtype of all weights of a single file but the VAE's: they stay in it, and need not be read yet, nor copied.
 
-    None if they have several, if it is one to store weights in alone, or if they are not pages of their files.
+    None if they have several, if it is one to store weights in alone, or if they are not pages of the file.
     """
     parts = [part for name, part in source.parts.items() if name != "vae"]
-    if not all(part.weights.mapped for part in parts):
+    if source.own or not all(part.weights.mapped for part in parts):
         return None
     dtypes = {part.weights.stored[found.origin.key].dtype for part in parts for found in part.found.values()}
     scaled = any(found.scale for part in parts for found in part.found.values())
