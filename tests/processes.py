@@ -1,7 +1,9 @@
 """The command line in processes of its own, forked from one that has imported everything: they start in a moment."""
 
+import importlib
 import multiprocessing
 import os
+import re
 import runpy
 import signal
 import sys
@@ -9,6 +11,8 @@ import time
 from pathlib import Path
 
 SCRIPT = Path(__file__).parent.parent / "trainscripts" / "imagesliders" / "train_lora-scale-xl.py"
+PATIENCE = 400.0  # seconds; beside other busy processes a start alone may take a minute
+STEPS_SHOWN = re.compile(r"training:[^\r\n]*\| *(\d+)/")  # by the progress bar
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["sliders.train.runs", "bitsandbytes.optim", "tensorboard"])
 
@@ -24,6 +28,27 @@ def _train(argv: list[str], log: Path, environment: dict[str, str], threads: int
     os.dup2(output, 2)
     sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
     sys.exit(runpy.run_path(str(SCRIPT))["main"](argv))
+
+
+def hold_at(target: str, call: int, argv: list[str], log: Path, environment: dict[str, str], threads: int) -> None:
+    """The training, but `target` (`module:class:method`) waits from its `call`-th call on until the file `go` exists.
+
+    Beside the log; there the file `held` then says that it waits. So what a test does next does not race with the training.
+    """
+    module, cls, name = target.split(":")
+    owner = getattr(importlib.import_module(module), cls)
+    method, calls = getattr(owner, name), []
+
+    def held(self, *arguments, **named):
+        calls.append(None)
+        if len(calls) >= call:
+            (log.parent / "held").touch()
+            while not (log.parent / "go").exists():
+                time.sleep(0.001)
+        return method(self, *arguments, **named)
+
+    setattr(owner, name, held)
+    _train(argv, log, environment, threads)
 
 
 class Training:
@@ -42,7 +67,7 @@ class Training:
     def output(self) -> str:
         return self.log.read_text(encoding="utf-8", errors="replace")
 
-    def until(self, happened, seconds: float = 120) -> "Training":
+    def until(self, happened, seconds: float = PATIENCE) -> "Training":
         """Wait for `happened()`; fails if the process ends before, or takes too long."""
         end = time.monotonic() + seconds
         while not happened():
@@ -54,11 +79,20 @@ class Training:
     def until_it_says(self, text: str) -> "Training":
         return self.until(lambda: text in self.output)
 
+    @property
+    def steps_shown(self) -> int:
+        """How many steps the progress bar has shown. It shows 0 before the first."""
+        return max(map(int, STEPS_SHOWN.findall(self.output)), default=0)
+
+    def until_it_trains(self) -> "Training":
+        """Until a step is done."""
+        return self.until(lambda: self.steps_shown > 0)
+
     def signal(self, signum: int) -> "Training":
         os.kill(self.process.pid, signum)
         return self
 
-    def status(self, seconds: float = 120) -> int:
+    def status(self, seconds: float = PATIENCE) -> int:
         """Exit status; that of a signal is negative."""
         self.process.join(seconds)
         assert not self.process.is_alive(), self.output

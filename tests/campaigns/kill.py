@@ -72,7 +72,7 @@ def main(count: int, seed: int, folder: Path) -> dict[str, int]:
             training.until_it_says("slider  ")
             time.sleep(rng.uniform(0, STARTING))
         else:
-            training.until_it_says("step/s")
+            training.until_it_trains()
             begun, steps = time.monotonic(), rng.randint(0, 2)
             training.until(lambda wanted=seen["steps"] + steps: newest_step(folder / "killed") >= wanted)
             if steps:

@@ -51,7 +51,7 @@ def main(kills: int, seed: int, folder: Path, count: int = 2) -> dict[str, float
             time.sleep(rng.uniform(0, 4))  # while they start
         else:
             wanted = seen["steps"] + rng.randint(0, 2)
-            trainings[0].until_it_says("step/s").until(lambda wanted=wanted: newest_step(folder) >= wanted)
+            trainings[0].until_it_trains().until(lambda wanted=wanted: newest_step(folder) >= wanted)
             time.sleep(rng.uniform(0, 0.5))
         killed = rng.randrange(count)
         trainings[killed].signal(signal.SIGKILL).status()

@@ -7,6 +7,7 @@ At the end, resident memory may be at most 3 % above that at step 200, and no mo
 
 import argparse
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -21,6 +22,8 @@ from processes import Training
 
 DEMO = Path("trainscripts", "imagesliders", "data", "config-xl-demo.yaml")
 EVERY, SETTLED, GROWTH = 50, 200, 0.03
+SPARE = 1000  # further steps, so that the run is still there when it is measured
+COUNTS = 30  # of open files at each checkpoint
 
 
 def measure(pid: int) -> tuple[float, int]:
@@ -46,15 +49,15 @@ def demo(folder: Path, count: int, model: str | None, root: Path = ROOT) -> list
 
 def main(count: int, folder: Path, settled: int = SETTLED, model: str | None = None) -> list[tuple[int, float, int]]:
     """Returns (step, resident MiB, open files) at each checkpoint. Raises AssertionError if they grow after `settled`."""
-    training = Training(demo(folder, count, model), folder / "log")
+    training = Training(demo(folder, count + SPARE, model), folder / "log")
     seen = []
     for step in range(EVERY, count, EVERY):
         training.until(lambda step=step: list(folder.rglob(f"*_{step}steps.json")), seconds=3600)  # a save's last file
         found: list[tuple[float, int]] = []
         # The least of several counts, because the folder may still be open for its sync
-        training.until(lambda found=found: found.append(measure(training.process.pid)) or len(found) == 3)
+        training.until(lambda found=found: found.append(measure(training.process.pid)) or len(found) == COUNTS)
         seen.append((step, found[-1][0], min(files for _, files in found)))
-    assert training.status(3600) == 0, training.output
+    assert training.signal(signal.SIGTERM).status() == 143, training.output
     first, last = next(m for m in seen if m[0] >= settled), seen[-1]
     assert last[1] <= first[1] * (1 + GROWTH), seen
     assert last[2] <= first[2], seen

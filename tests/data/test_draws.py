@@ -249,3 +249,42 @@ def test_caption_dropout_leaves_out_its_share_of_the_captions():
     rows = [row for step in range(2000) for row in drawn_from(step).rows]
     assert sum(not row.captioned for row in rows) / len(rows) == pytest.approx(0.25, abs=0.03)
     assert all(row.captioned for step in range(500) for row in draws_of()(step).rows)
+
+
+def test_no_row_is_drawn_at_scale_0_and_the_others_come_equally_often():
+    drawn_from = draws_of(num_scales=5, untrained=2, prompts=(PromptSet(target="", batch_size=2),))
+    rows = [row for step in range(STEPS) for row in drawn_from(step).rows]
+    counts = Counter(row.scale for row in rows)
+    assert set(counts) == {0, 1, 3, 4}
+    assert all(count / len(rows) == pytest.approx(1 / 4, abs=0.02) for count in counts.values())
+    assert {row.positive for row in rows if row.scale == 0} == {False}  # the lower of any two
+    assert {row.positive for row in rows if row.scale == 4} == {True}
+    assert {row.positive for row in rows if row.scale == 3} == {False, True}
+
+
+@pytest.mark.parametrize(("untrained", "trained"), [(0, 1), (1, 0)])
+def test_of_two_folders_one_at_0_only_the_other_is_drawn(untrained, trained):
+    """With the prompt that it had beside the image at 0, also where rows are to be grouped by scales."""
+    for together in (1, 2):
+        drawn_from = draws_of(num_scales=2, untrained=untrained, scales_per_step=together)
+        rows = [row for step in range(100) for row in drawn_from(step).rows]
+        assert {(row.scale, row.positive) for row in rows} == {(trained, bool(trained))}
+        assert len(rows) == 200
+
+
+def test_only_rows_at_scale_0_are_drawn_otherwise_than_without_a_folder_at_0():
+    before, now = draws_of(num_scales=4), draws_of(num_scales=4, untrained=1)
+    for step in range(200):
+        for then, row in zip(before(step).rows, now(step).rows, strict=True):
+            if then.scale == 1:
+                assert replace(row, scale=then.scale, positive=then.positive) == then and row.scale != 1
+            else:
+                assert row == then
+
+
+@given(any_draws(), steps, st.integers(2, 4), st.data())
+def test_groups_leave_scale_0_out_too(drawn_from, step, k, data):
+    untrained = data.draw(st.integers(0, drawn_from.num_scales - 1))
+    draw = replace(drawn_from, scales_per_step=k, untrained=untrained)(step)
+    assert untrained not in {row.scale for row in draw.rows}
+    assert len(draw.rows) == len(drawn_from(step).rows)

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 from sliders.report.card import Card
-from sliders.report.summary import measured, sentence, table, web_ui_lines
+from sliders.report.summary import best_first, measured, sentence, table, web_ui_lines
 
 CARD = Card(
     scales=(0.5, 1.0, 2.0),
@@ -57,6 +57,26 @@ def test_pictures_that_have_become_others_make_a_slider_worse():
         "broken",
     ]
     assert "unsure" in table({"broken": broken})
+
+
+def test_a_slider_whose_pictures_are_all_the_same_changes_nothing():
+    """Even if it shows the middle of the scales, nearer to each of them than a weak slider is."""
+    still = replace(CARD, readings=((1.0,) * 6, (1.2, 1.2, 1.201, 1.2, 1.2, 1.2)))
+    assert (still.still, CARD.still) == (True, False)
+    assert still.calibration < CARD.calibration
+    assert list(best_first({"still": still, "weak": CARD})) == ["weak", "still"]
+    assert "changes nothing" in table({"still": still})
+    assert sentence(still).endswith("on average); the slider changes nothing.")
+    assert "changes nothing" in measured("a", still).rows[0][1]
+    assert not replace(still, readings=(still.readings[0], CARD.readings[0])).still
+
+
+def test_long_names_take_several_lines_of_the_table():
+    name = "x" * 200 + "_last"
+    lines = table({name: CARD, "short": CARD.with_factor(2.0)}).splitlines()
+    assert max(map(len, lines)) < 120
+    assert lines[1].split()[0] == "short"
+    assert "".join(line.split()[0] for line in lines[2:]) == name
 
 
 def test_a_card_survives_its_text_to_four_digits():

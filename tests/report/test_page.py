@@ -3,11 +3,12 @@
 import io
 import json
 import re
+from itertools import pairwise
 
 import pytest
 from browser import browser, find_browser
 from PIL import Image
-from sliders.report.page import Chart, Page, Section, Shot, data_uri, render
+from sliders.report.page import CHARACTER, Chart, Measured, Page, Section, Shot, data_uri, multiplier_label, render
 
 COLOURS = {0.0: "black", 0.5: "red", 1.0: "lime", 2.0: "blue"}
 RGB = {"black": (0, 0, 0), "red": (255, 0, 0), "lime": (0, 255, 0), "blue": (0, 0, 255)}
@@ -116,6 +117,49 @@ def test_every_control_has_a_name(page):
 def test_it_fits_a_phone(page):
     page.set_window_size(500, 900)  # the narrowest window of headless Chromium
     assert page.execute_script("return document.documentElement.scrollWidth <= window.innerWidth")
+
+
+@pytest.mark.parametrize(
+    "values", [(0.0, 0.00033), (-1.1e-05, 2.6e-05), (-123456.0, 0.0), (0.0, 1e-9), (-0.4, 2.4), (0.0, 0.0)]
+)
+@pytest.mark.parametrize("multipliers", [(0.0, 1.0), (-0.333333, 0.00033), (-1.1e-05, 1234.56), (0.0,)])
+def test_labels_of_a_chart_are_not_cut(values, multipliers):
+    """By what a digit is wide at most; labels at the axis end six units left of it."""
+    lines = [[values[i % 2] for i in range(len(multipliers))]]
+    chart = Chart("a change", multipliers, lines)
+    assert all(len(tick["label"]) * CHARACTER <= chart.left - 6 for tick in chart.y_ticks)
+    ends = [
+        (tick["at"] - len(tick["label"]) * CHARACTER / 2, tick["at"] + len(tick["label"]) * CHARACTER / 2)
+        for tick in chart.x_ticks
+    ]
+    assert ends[0][0] >= 0 and ends[-1][1] <= chart.width
+    assert all(right <= left for (_, right), (left, _) in pairwise(ends))
+    assert chart.x_ticks[0]["label"] == multiplier_label(multipliers[0])
+
+
+@pytest.mark.parametrize("size", [(1280, 1000), (390, 844)])
+def test_long_names_and_labels_fit_desktop_and_phone(tmp_path, size):
+    """Nothing reaches beyond the window, and names and tick labels lie inside their pictures' cards."""
+    name, multipliers = "x" * 230, (-0.333333, 0.0, 0.00033, 1.0, 1.23457e-05 + 2)
+    picture = data_uri(Image.new("RGB", (64, 48), "red"))
+    chart = Chart("change", multipliers, [[m * 1.1e-05 for m in multipliers]])
+    sections = [Section("p" * 240, multipliers, [Shot(f"{name}, seed 1", [picture] * 5)], [chart])]
+    cards = [Measured(name, chart, [("calibration", "off by 1", "y" * 240)], [("a prompt", f"<lora:{name}:1>")])] * 2
+    page = Page(name, 64, 48, sections, {"model": name}, cards=cards)
+    (tmp_path / "long.html").write_text(render(page), encoding="utf-8")
+    with browser(tmp_path / "profile", size) as driver:
+        if size[0] < 500:  # Chromium's windows cannot be as narrow
+            metrics = {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": True}
+            driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+        driver.get((tmp_path / "long.html").as_uri())
+        driver.execute_script("for (const d of document.querySelectorAll('details')) d.open = true")
+        assert driver.execute_script("return document.documentElement.scrollWidth") <= size[0]
+        beyond = """const text = (e) => { const r = document.createRange(); r.selectNodeContents(e); return r.getBoundingClientRect(); };
+            return [...document.querySelectorAll("figcaption label, .shot .ticks span, h3, code")].filter((e) => {
+              if (getComputedStyle(e).visibility === "hidden") return false;
+              const inner = text(e), outer = (e.closest(".shot") ?? document.body).getBoundingClientRect();
+              return inner.left < outer.left || inner.right > outer.right; }).map((e) => e.outerHTML)"""
+        assert driver.execute_script(beyond) == []
 
 
 def test_a_missing_browser_fails_in_ci_and_skips_elsewhere(monkeypatch):

@@ -4,10 +4,12 @@ import re
 import shutil
 
 import pytest
+import torch
 from browser import browser
 from conftest import load_script, make_scale_folders, write_experiment
 from experiments import everything_in
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from sliders.config.settings import load_settings
 from sliders.formats.cards import read_card
 from sliders.train.runs import run_all
@@ -111,9 +113,9 @@ def test_sliders_are_compared_in_a_table_and_on_one_page(compare_main, slider, t
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        (["--card", "nowhere"], "nowhere"),
+        (["--card", "nowhere"], "error: --card: nowhere is not a folder: check the path"),
+        (["--card", "."], "error: --card: 'low' is not a folder in ."),
         (["--prompt", "a disc <slider:1>"], "the card needs the first slider alone at the same multipliers"),
-        (["--multipliers=-1, 0, 1"], "--multipliers: 0.5 is missing, at which the slider was trained: add it"),
     ],
 )
 def test_a_card_that_cannot_be_measured_is_refused_at_once(sample_main, slider, tmp_path, capsys, changed, message):
@@ -146,6 +148,38 @@ def test_one_image_per_folder_is_too_few(sample_main, slider, tmp_path, capsys):
     assert (
         "contains one image per folder, but measuring a slider needs at least 2: add images" in capsys.readouterr().err
     )
+
+
+def test_the_page_keeps_the_order_of_the_table(compare_main, slider, tmp_path, capsys):
+    """The best first: one that changes nothing comes last, wherever it was named."""
+    path, data = slider
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    zeros = {key: torch.zeros_like(t) if key.endswith("up.weight") else t for key, t in load_file(path).items()}
+    save_file(zeros, tmp_path / "still.safetensors", metadata)
+    out = tmp_path / "out"
+    argv = [
+        str(tmp_path / "still.safetensors"),
+        str(path),
+        "--prompt",
+        "a",
+        "b",
+        "--card",
+        str(data),
+        "--out",
+        str(out),
+    ]
+    assert compare_main([*argv, *SMALL, "--multipliers", "1"]) == 0
+    output = capsys.readouterr().out
+    note = f"note: {tmp_path / 'still.safetensors'} changes nothing, because all its weights are zero"
+    assert note in output and output.count("note: -1, 0.5 is added to the multipliers") == 2
+    assert [line.split(":")[0] for line in output.splitlines() if "Measured on" in line] == ["still", "slider"]
+    assert "still: Measured on 4 rows" in output and "the slider changes nothing." in output
+    table = [line.split()[0] for line in output.splitlines() if line.startswith(("still ", "slider "))]
+    assert table == ["slider", "slider", "still"]  # below the heading, which is `slider`
+    text = (out / "index.html").read_text(encoding="utf-8")
+    assert re.findall(r"<h3>(s[^<]*)<", text) == ["slider", "still"]
+    assert re.findall(r'<label for="shot[^>]*>([^<]*), seed', text) == ["slider", "slider", "still", "still"] * 2
 
 
 def test_two_sliders_of_one_name_cannot_be_compared(compare_main, slider, tmp_path, capsys):

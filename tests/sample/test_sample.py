@@ -87,7 +87,7 @@ def test_a_web_ui_reads_prompt_seed_and_lora_back(sampled, slider):
         digest = file.metadata()["sshs_model_hash"][:12]
     assert Image.open(sampled / "02_seed8_x-1.png").text["parameters"] == (
         f"a blue disc <lora:{slider.stem}:-1>\nNegative prompt: grey, blurred\nSteps: 2, Sampler: DDIM, CFG scale: 3, Seed: 8, "
-        f'Size: 64x64, Model: tiny, Lora hashes: "{slider.stem}: {digest}", Version: fractional-sliders {__version__}'
+        f'Size: 64x64, Model: tiny, RNG: CPU, Lora hashes: "{slider.stem}: {digest}", Version: fractional-sliders {__version__}'
     )
 
 
@@ -349,6 +349,15 @@ def of_another_size(path, slider):
     save_file(wide, path, metadata)
 
 
+def with_value(path, slider, value):
+    """A slider with one wrong value in its last tensor."""
+    with safe_open(slider, framework="pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(slider)
+    tensors[max(tensors)].flatten()[-1] = value
+    save_file(tensors, path, metadata)
+
+
 CASES = {
     "an unknown slider": (["--prompt", "a <lora:nobody:1>"], ["<lora:nobody:…>", "use probe_", "--lora_dir"]),
     "an unclosed brace": (["--prompt", "a {<slider:0>|<slider:1>"], ["--prompt", "character 3", "never closed", "}"]),
@@ -360,10 +369,23 @@ CASES = {
     "a folder in use": (["--out", "used"], ["--out", "used already contains files", "--overwrite"]),
     "another family": (["--slider", "sd1.safetensors"], ["sd1.safetensors", "not a slider for SDXL", "lora_te_text", "convert_slider.py"]),
     "another size": (["--slider", "wide.safetensors"], ["wide.safetensors", "another size", "trained on"]),
-    "no slider at all": (["--slider", "text.safetensors"], ["text.safetensors", "not a readable .safetensors"]),
+    "no slider at all": (["--slider", "text.safetensors"], ["text.safetensors", "is not a .safetensors file"]),
     "a slider that is not there": (["--slider", "no.safetensors"], ["no.safetensors", "no such file", "check the path"]),
-    "a model that is not there": (["--model", "no body/x:y"], ["no body/x:y", "check it"]),
-    "wildcards in another encoding": (["--wildcard_dir", "wild"], ["--wildcard_dir", "colour.txt", "save it as UTF-8"]),
+    "a model that is not there": (["--model", "no body/x:y"], ["error: --model: no body/x:y", "check it"]),
+    "a folder that is no model": (["--model", "used"], ["error: --model: used", "model_index.json"]),
+    "a model's config that is none": (["--model", "taken.safetensors", "--model_config", "used"], ["error: --model"]),
+    "no folder of sliders": (["--lora_dir", "nowhere"], ["--lora_dir", "nowhere", "No such file or directory"]),
+    "a slider that is a link to itself": (["--slider", "loop.safetensors"], ["loop.safetensors", "symbolic links"]),
+    "a slider that is a link to nothing": (["--slider", "dangling.safetensors"], ["it is a link to gone"]),
+    "a slider that is a folder": (["--slider", "used"], ["used", "Is a directory"]),
+    "NaN in a slider": (["--slider", "nan.safetensors"], ["nan.safetensors: lora_unet_", "contains NaN or infinite values"]),
+    "infinity in a slider": (["--slider", "inf.safetensors"], ["inf.safetensors: lora_unet_", "contains NaN or infinite"]),
+    "NaN in another slider": (
+        ["--prompt", "a <slider:1> <lora:nan:1>", "--lora_dir", "."], ["nan.safetensors: lora_unet_", "NaN or infinite"]
+    ),
+    "wildcards in another encoding": (
+        ["--wildcard_dir", "wild", "--prompt", "a __colour__ disc"], ["--wildcard_dir", "colour.txt", "save it as UTF-8"]
+    ),
     "an unknown sampler": (["--sampler", "plms"], ["--sampler", "'plms'", "euler"]),
     "a slider that never joins": (["--from_step", "2"], ["--from_step", "not below --steps (2)"]),
     "a size no VAE can make": (["--width", "100"], ["--width", "100", "multiple of 8"]),
@@ -380,6 +402,10 @@ def test_bad_input_is_reported_before_anything_is_loaded_or_written(
     monkeypatch.chdir(tmp_path)
     no_slider_for_sdxl(tmp_path / "sd1.safetensors")
     of_another_size(tmp_path / "wide.safetensors", slider)
+    with_value(tmp_path / "nan.safetensors", slider, float("nan"))
+    with_value(tmp_path / "inf.safetensors", slider, float("-inf"))
+    (tmp_path / "loop.safetensors").symlink_to("loop.safetensors")
+    (tmp_path / "dangling.safetensors").symlink_to("gone")
     (tmp_path / "text.safetensors").write_text("no")
     (tmp_path / "taken").write_text("")
     (tmp_path / "used").mkdir()

@@ -2,7 +2,7 @@
 
 import pytest
 from sliders.report.web_ui import multiplier_template
-from sliders.sample.templates import Variant, check_wildcards, expand, group, web_ui_syntax
+from sliders.sample.templates import Variant, expand, group, web_ui_syntax
 from sliders.system.errors import InputError
 
 
@@ -36,23 +36,6 @@ def test_choices_variables_and_cyclic_variants_are_expanded():
     assert {v.text for v in expand("{@a|b}", "S", 100)} == {"a", "b"}  # cyclic: the library would repeat it without end
 
 
-def test_wildcards_are_read_from_the_folder(tmp_path):
-    (tmp_path / "colour.txt").write_text("red\nblue\n")
-    assert {v.text for v in expand("a __colour__ robe", "S", 100, tmp_path)} == {"a red robe", "a blue robe"}
-
-
-@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "cp1252"])
-def test_wildcards_as_windows_programs_save_them_are_refused(tmp_path, encoding):
-    """The library would make prompts with a BOM, with zero bytes, or without some letters."""
-    (tmp_path / "fine.txt").write_text("grün\n", encoding="utf-8")
-    check_wildcards(tmp_path)
-    path = tmp_path / "more" / "colour.txt"
-    path.parent.mkdir()
-    path.write_text("röt\nblau\n", encoding=encoding)
-    with pytest.raises(InputError, match=r"^--wildcard_dir: .*colour.txt is not plain UTF-8.* UTF-8 without BOM\.$"):
-        check_wildcards(tmp_path)
-
-
 @pytest.mark.parametrize(
     ("template", "said"),
     [
@@ -64,7 +47,8 @@ def test_wildcards_as_windows_programs_save_them_are_refused(tmp_path, encoding)
         ("<slider:1", "'<slider:1' in '<slider:1' is not a complete tag"),
         ("50% grey", "is not valid Dynamic Prompts syntax at character 3"),
         ("${c}", "is not valid Dynamic Prompts syntax"),
-        ("__colour__", "the wildcard __colour__ has no file in --wildcard_dir"),
+        ("${c=${c}}${c}", "refers to itself without end"),
+        ("${c={x|${c}}}${c}", "refers to itself without end"),
         ("{a|b|c|d}{a|b|c|d}{a|b|c|d}{a|b|c|d}", "more than 100 prompts"),
     ],
 )

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -30,7 +31,6 @@ from shapesworld.world import (
     sample_scenes,
     words,
 )
-from sliders.report.grids import to_picture
 
 ROOT = Path(__file__).parents[2]
 
@@ -174,13 +174,22 @@ def test_drawn_scenes_have_captions_of_their_own_and_lie_inside_the_frame(name):
         training_scenes(name, 1.0, 80)
 
 
-def test_pictures_in_the_repository_are_those_the_command_writes():
-    root = ROOT / "datasets" / "shapes_size"
-    attribute = ATTRIBUTES["size"]
-    for folder, scale in zip(attribute.folders, attribute.scales, strict=True):
-        fresh = {to_picture(image).tobytes() for image in render(training_scenes("size", scale, 24))}
-        stored = {Image.open(file).tobytes() for file in (root / folder).glob("*.png")}
-        assert stored == fresh
+def test_pictures_in_the_repository_are_those_the_command_writes(tmp_path):
+    """Processors round differently: a few values in a million are the next one of 256."""
+    stored = ROOT / "datasets" / "shapes_size"
+    write_dataset("size", tmp_path, 24)
+    names = sorted(p.relative_to(tmp_path) for p in tmp_path.rglob("*") if p.is_file())
+    assert names == sorted(p.relative_to(stored) for p in stored.rglob("*") if p.is_file())
+    differing, values = 0, 0
+    for name in names:
+        if name.suffix == ".txt":
+            assert (stored / name).read_text(encoding="utf-8") == (tmp_path / name).read_text(encoding="utf-8")
+            continue
+        one, other = (np.asarray(Image.open(root / name), dtype=int) for root in (stored, tmp_path))
+        assert np.abs(one - other).max() <= 1, name
+        differing, values = differing + (one != other).sum(), values + one.size
+    assert values == 4 * 24 * IMAGE_SIZE**2 * 3
+    assert differing < 1e-4 * values
 
 
 def test_model_loads_as_an_ordinary_folder_and_its_training_uses_the_pipelines_embeddings():

@@ -136,20 +136,49 @@ def fill(folder):
     return ballast
 
 
+def wait_before_saves(argv, log, environment, threads):
+    """The training, but before its save N it makes the file `atN` and waits until there is one named `goN`, or `free`."""
+    import time
+
+    from processes import _train
+    from sliders.train.outputs import Outputs
+
+    save, saves = Outputs.save, []
+
+    def held(self, *arguments):
+        saves.append(None)
+        (log.parent / f"at{len(saves)}").touch()
+        while not ((log.parent / f"go{len(saves)}").exists() or (log.parent / "free").exists()):
+            time.sleep(0.001)
+        return save(self, *arguments)
+
+    Outputs.save = held
+    _train(argv, log, environment, threads)
+
+
 def test_a_full_disk_fails_a_run_only_if_the_last_slider_is_lost(tmp_path, small_disk):
     argv = experiment(
         tmp_path / "run", iterations=5000, per_steps=100, flags=["--save_path", str(small_disk)],
         save={"precision": "bfloat16"}, train={"optimizer": "lion8bit"},
     )  # fmt: skip
     few = [*argv, "--iterations", "24", "--per_steps", "2"]
-    settings, training = settings_of(few), Training(few, tmp_path / "log")
-    training.until(lambda: checkpoints_of(settings))
+    settings, training = settings_of(few), Training(few, tmp_path / "log", prepare=wait_before_saves)
+
+    def let_save(number):
+        (tmp_path / f"go{number}").touch()
+        training.until((tmp_path / f"at{number + 1}").exists)
+
+    training.until((tmp_path / "at1").exists)
+    let_save(1)
+    assert max(checkpoints_of(settings)) == 2
     ballast = fill(small_disk)
-    training.until_it_says("could not be saved (No space left on device)")
+    let_save(2)
+    assert "could not be saved (No space left on device)" in training.output
     ballast.unlink()
-    before = max(checkpoints_of(settings), default=0)
-    training.until(lambda: max(checkpoints_of(settings), default=0) > before)
+    let_save(3)
+    assert max(checkpoints_of(settings)) == 6
     fill(small_disk)
+    (tmp_path / "free").touch()
     assert training.status() == 2
     error = training.output.strip().splitlines()[-1]
     assert error.startswith("error: ") and "the last slider could not be saved" in error and "--resume" in error

@@ -2,6 +2,10 @@
 
 import errno
 import os
+import struct
+import tempfile
+import zlib
+from pathlib import Path
 
 import pytest
 from conftest import disc, make_scale_folders, write_experiment
@@ -74,11 +78,62 @@ def test_a_pipe_is_refused_without_waiting_for_it(tmp_path):
         read_image(tmp_path / "one.png")
 
 
-def test_a_hundred_megapixels_are_refused(tmp_path):
+def test_photos_of_108_megapixels_are_read(tmp_path):
     path = tmp_path / "large.png"
-    Image.new("1", (10_000, 10_000)).save(path)
-    with pytest.raises(InputError, match=r"large.png: has more pixels than Pillow takes for safe: save it smaller"):
+    Image.new("1", (12_000, 9_000)).save(path)
+    assert read_image(path).size == (12_000, 9_000)
+
+
+def test_more_pixels_than_any_camera_takes_are_refused_with_the_limit(tmp_path):
+    path = tmp_path / "large.png"
+    Image.new("1", (8, 8)).save(path)
+    raw = path.read_bytes()
+    head = b"IHDR" + struct.pack(">II", 20_000, 20_000) + raw[24:29]
+    path.write_bytes(raw[:12] + head + struct.pack(">I", zlib.crc32(head)) + raw[33:])
+    with pytest.raises(
+        InputError, match=r"large.png: has 400 million pixels, but at most 250 million are read: save it"
+    ):
         read_image(path)
+
+
+@posix
+@pytest.mark.parametrize(
+    ("target", "reason"),
+    [
+        ("nowhere.png", "No such file or directory; it is a link to nowhere.png"),
+        ("one.png", "Too many levels of symbolic"),
+    ],
+)
+@pytest.mark.parametrize("place", ["low/one.png", "low/one.txt", "low", "captions", ""])
+def test_links_that_lead_nowhere_are_refused_with_the_systems_reason(tmp_path, place, target, reason):
+    root = make_scale_folders(tmp_path / "data", folders=("low", "high"), names=("one",))
+    path = root / place
+    if path.exists():
+        path.rename(tmp_path / "away")
+    path.symlink_to(path if target == "one.png" else target)
+    with pytest.raises(InputError) as caught:
+        ScaleFolders.find(Data(folder_main=root, folders=("low", "high"), scales=(-1.0, 1.0)), 32)
+    assert reason in str(caught.value) and str(place or root) in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can become somebody else")
+@pytest.mark.parametrize("place", ["low/one.png", "low/one.txt", "low", "captions", ""])
+def test_what_may_not_be_opened_is_refused_with_the_systems_reason(place):
+    with tempfile.TemporaryDirectory() as folder:  # tmp_path lies in a folder that nobody else may enter
+        Path(folder).chmod(0o755)
+        root = make_scale_folders(Path(folder) / "data", folders=("low", "high"), names=("one",))
+        for caption in (root / "low" / "one.txt", root / "captions" / "one.txt"):
+            caption.parent.mkdir(exist_ok=True)
+            caption.write_text("a disc")
+        (root / place).chmod(0)
+        os.seteuid(65534)
+        try:
+            with pytest.raises(InputError, match="Permission denied") as caught:
+                ScaleFolders.find(Data(folder_main=root, folders=("low", "high"), scales=(-1.0, 1.0)), 32)
+        finally:
+            os.seteuid(0)
+    assert str(place or root) in str(caught.value) and len(str(caught.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize(

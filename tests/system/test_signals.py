@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 from experiments import RUN, experiment, settings_of
-from processes import Training
+from processes import STEPS_SHOWN, Training, hold_at
 from safetensors import safe_open
 from sliders.formats.checkpoint import checkpoints_of, newest_checkpoint
 from sliders.system.command import resume_command
@@ -15,10 +15,6 @@ from sliders.system.signals import Interrupts, Stopped
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
 STOPPING = [*SIGNALS, signal.SIGHUP]  # a terminal sends SIGHUP when it is closed
-
-
-def is_training(training):
-    return lambda: "step/s" in training.output
 
 
 def files_of(settings):
@@ -35,7 +31,7 @@ def files_of(settings):
 def test_the_first_signal_finishes_the_step_and_saves(tmp_path, train_main, signum):
     argv = experiment(tmp_path / "run", iterations=5000, per_steps=5000, flags=["--name", "probe"])
     settings, training = settings_of(argv), Training(argv, tmp_path / "log")
-    assert training.until(is_training(training)).signal(signum).status() == 128 + signum
+    assert training.until_it_trains().signal(signum).status() == 128 + signum
     (step,) = checkpoints_of(settings)
     assert step > 0
     assert files_of(settings) == sorted(
@@ -71,36 +67,16 @@ def test_one_signal_that_arrives_twice_is_one(tmp_path):
     """As under `uv run`, which forwards a signal that the child, in the same process group, already has."""
     argv = experiment(tmp_path / "run", iterations=5000, per_steps=5000)
     settings, training = settings_of(argv), Training(argv, tmp_path / "log")
-    training.until(is_training(training)).signal(signal.SIGSTOP)
+    training.until_it_trains().signal(signal.SIGSTOP)
     training.signal(signal.SIGTERM).signal(signal.SIGINT).signal(signal.SIGCONT)
     assert training.status() in (130, 143)
     assert len(checkpoints_of(settings)) == 1
     files_of(settings)
 
 
-def hold_at(target, argv, log, environment, threads):
-    """The training, but `target` (`module:class:method`) waits until the file `go` exists."""
-    import importlib
-    import time
-
-    from processes import _train
-
-    module, cls, name = target.split(":")
-    owner = getattr(importlib.import_module(module), cls)
-    method = getattr(owner, name)
-
-    def held(self, *arguments, **named):
-        (log.parent / "held").touch()
-        while not (log.parent / "go").exists():
-            time.sleep(0.001)
-        return method(self, *arguments, **named)
-
-    setattr(owner, name, held)
-    _train(argv, log, environment, threads)
-
-
-hold_the_reading = partial(hold_at, "sliders.train.journal:Journal:write")
-hold_the_picture = partial(hold_at, "sliders.sample.preview:Previews:pictures")
+hold_the_reading = partial(hold_at, "sliders.train.journal:Journal:write", 1)
+hold_the_picture = partial(hold_at, "sliders.sample.preview:Previews:pictures", 1)
+hold_the_encoder = partial(hold_at, "sliders.models.base:Model:encode_image", 2)
 
 
 @pytest.mark.parametrize("hold", [hold_the_reading, hold_the_picture], ids=["reading the loss", "drawing a preview"])
@@ -133,7 +109,7 @@ def test_no_step_is_lost_when_the_reader_of_the_output_ends(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     settings, training = settings_of(argv), Training(argv, tmp_path / "log", prepare=through_a_pipe)
     with (tmp_path / "pipe").open() as reader:
-        assert any("step/s" in line for line in reader)
+        assert any(int(steps) > 0 for line in reader for steps in STEPS_SHOWN.findall(line))
     assert training.signal(signal.SIGINT).status() == 130
     assert len(checkpoints_of(settings)) == 1
     files_of(settings)
@@ -141,9 +117,10 @@ def test_no_step_is_lost_when_the_reader_of_the_output_ends(tmp_path):
 
 @pytest.mark.parametrize("signum", SIGNALS)
 def test_while_images_are_encoded_a_signal_ends_the_run_at_once_and_leaves_nothing(tmp_path, signum):
-    argv = experiment(tmp_path / "run", prompts=[{"target": "", "resolution": 1024}])
-    training = Training(argv, tmp_path / "log")
-    assert training.until_it_says("encoding images").signal(signum).status() == 128 + signum
+    argv = experiment(tmp_path / "run")
+    training = Training(argv, tmp_path / "log", prepare=hold_the_encoder)
+    assert training.until((tmp_path / "held").exists).signal(signum).status() == 128 + signum
+    assert "encoding images" in training.output
     assert "training" not in training.output.partition("encoding")[2].partition("stopped")[0]
     assert not (tmp_path / "run" / "models").exists()
     assert "--resume" in training.output
@@ -202,7 +179,7 @@ def test_two_processes_of_one_group_each_finish(tmp_path):
     trainings = []
     for number, argv in enumerate(runs):
         training = Training(argv, tmp_path / f"log{number}", prepare=in_one_group)
-        trainings.append(training.until(is_training(training)))
+        trainings.append(training.until_it_trains())
     os.killpg(trainings[0].process.pid, signal.SIGINT)
     assert [training.status() for training in trainings] == [130, 130]
     for argv in runs:
@@ -213,7 +190,7 @@ def test_two_processes_of_one_group_each_finish(tmp_path):
 def test_two_runs_into_one_folder_are_refused_and_a_killed_run_leaves_no_lock(tmp_path, train_main, capsys):
     argv = experiment(tmp_path / "run", iterations=5000, per_steps=5000)
     first = Training(argv, tmp_path / "log")
-    first.until(is_training(first))
+    first.until_it_trains()
     for flags in ([], ["--resume"], ["--overwrite"]):
         assert train_main([*argv, *flags]) == 2
         assert "another process is training into it" in capsys.readouterr().err

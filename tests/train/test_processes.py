@@ -64,7 +64,7 @@ def test_a_run_continues_with_another_number_of_processes_and_says_so(tmp_path):
 def test_a_signal_to_any_process_saves_and_ends_all(tmp_path, signalled):
     argv = experiment(tmp_path / "run", iterations=5000, per_steps=5000)
     trainings = start_processes(argv, tmp_path, 2)
-    trainings[0].until_it_says("step/s")
+    trainings[0].until_it_trains()
     for rank in signalled:
         trainings[rank].signal(signal.SIGTERM)
     assert [t.status() for t in trainings] == [143, 143], trainings[0].output
@@ -81,7 +81,7 @@ def test_if_a_process_is_killed_the_other_ends_with_one_sentence_and_nothing_is_
     trainings[0].until(lambda: checkpoints_of(settings))
     trainings[killed].signal(signal.SIGKILL).status()
     survivor = trainings[1 - killed]
-    assert survivor.status(60) == 2, survivor.output
+    assert survivor.status() == 2, survivor.output
     assert survivor.output.count("error: ") == 1
     assert "another process of this run has ended" in survivor.output
     step = newest_checkpoint(settings)[0].step
@@ -147,7 +147,7 @@ def out_of_memory(argv, log, environment, threads):
 def test_trouble_in_one_process_ends_all_with_one_sentence(tmp_path, trouble, sentence, saved):
     argv = experiment(tmp_path / "run", iterations=5000, per_steps=5, logging={"log_every": 1})
     trainings = start_processes(argv, tmp_path, 2, trouble)
-    assert [t.status(60) for t in trainings] == [2, 2]
+    assert [t.status() for t in trainings] == [2, 2]
     output = "".join(t.output for t in trainings)
     assert sentence in output and output.count("error: ") == 1
     assert list(checkpoints_of(settings_of(argv))) == saved
@@ -166,5 +166,5 @@ def test_wrong_input_is_said_once(tmp_path):
     argv = experiment(tmp_path / "run")
     for wrong in (["--lr", "-1"], ["--folders", "low, nowhere", "--scales", "1, 2"]):
         trainings = start_processes([*argv, *wrong], tmp_path, 2)
-        assert [t.status(60) for t in trainings] == [2, 2]
+        assert [t.status() for t in trainings] == [2, 2]
         assert "".join(t.output for t in trainings).count("error: ") == 1

@@ -4,13 +4,14 @@ import random
 import re
 import shutil
 import signal
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import disc
 from experiments import RUN, VARIED, Bomb, experiment, settings_of
-from processes import Training
+from processes import Training, hold_at
 from safetensors.torch import load_file
 from sliders.formats import checkpoint as checkpoints
 from sliders.formats.checkpoint import checkpoints_of, newest_checkpoint, read_checkpoint
@@ -30,9 +31,10 @@ def test_a_killed_run_ends_in_the_same_file(tmp_path, optimizer):
     straight, killed = (experiment(f, 60, per_steps=20, prompts=VARIED, train=train) for f in both)
     whole = Training(straight, tmp_path / "straight.log", STOPPED_CLOCK)
     run = settings_of(killed)
-    training = Training(killed, tmp_path / "killed.log", STOPPED_CLOCK)
-    moment = random.Random(optimizer).randint(20, 35)  # the next save is at 40
-    training.until(lambda: checkpoints_of(run) and steps_shown(training.output) >= moment)
+    moment = random.Random(optimizer).randint(21, 40)  # the next save is after step 40
+    hold = partial(hold_at, "sliders.train.trainer:Trainer:step", moment)
+    training = Training(killed, tmp_path / "killed.log", STOPPED_CLOCK, prepare=hold)
+    training.until((tmp_path / "held").exists)
     assert training.signal(signal.SIGKILL).status() == -signal.SIGKILL
     resumed = Training([*killed, "--resume"], tmp_path / "resumed.log", STOPPED_CLOCK)
     assert (whole.status(), resumed.status()) == (0, 0), resumed.output
@@ -43,11 +45,6 @@ def test_a_killed_run_ends_in_the_same_file(tmp_path, optimizer):
         read_checkpoint(checkpoints_of(run)[60]).header
         == read_checkpoint(checkpoints_of(settings_of(straight))[60]).header
     )
-
-
-def steps_shown(output):
-    """The number of steps that the progress bar has shown so far."""
-    return max((int(done) for done in re.findall(r" (\d+)/60 ", output)), default=0)
 
 
 @pytest.fixture(scope="module")

@@ -243,3 +243,14 @@ def test_gradients_are_clipped_to_max_grad_norm(tmp_path):
     after = torch.cat([p.detach().flatten() for p in trainer.network.parameters()])
     assert norm > 1e-3
     assert (after - before).norm().item() == pytest.approx(1e-3, rel=1e-2)
+
+
+@pytest.mark.parametrize("algo", ["lora", "loha", "lokr", "glora", "full"])
+def test_a_row_at_scale_0_has_no_gradient_and_changes_none(tmp_path, algo):
+    """So such rows need not be drawn: not one bit of the others' gradients depends on them."""
+    trainer = make_trainer(tmp_path, network={"algo": algo, "type": "lierla"}, prompts=PROMPTS[:1])
+    randomize(trainer.network)
+    trainer.weights.refresh()
+    batch = trainer.step.make_batch(trainer.step.draw(0))
+    trainer.step.gradient(dataclasses.replace(batch, scales=torch.zeros_like(batch.scales)))
+    assert all(not gradient.any() for gradient in gathered_gradients(trainer).values())

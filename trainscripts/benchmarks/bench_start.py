@@ -21,6 +21,7 @@ import torch
 import yaml
 from diffusers import StableDiffusionXLPipeline
 from PIL import Image
+from sliders.compute.device import place
 from sliders.models.diffusers_unet.narrow import build_scheduler
 from sliders.models.diffusers_unet.single_file import save_single_file
 from sliders.models.diffusers_unet.tokenizer import END, END_OF_WORD, START, build_tokenizer, byte_symbols
@@ -42,8 +43,7 @@ SIZES = {
         text_heads=(12, 20),
         text_projection_dim=1280,
     ),
-    # its text encoders differ in width, by which diffusers distinguishes them in a single file
-    "tiny": NarrowSDXL(text_hidden_sizes=(32, 64), text_projection_dim=64),
+    "tiny": NarrowSDXL(),
 }
 TOKENS = 49408  # in CLIP's vocabulary
 FOLDERS = {"low": 0.67, "high": 1.5}
@@ -73,7 +73,8 @@ def write_model(folder: Path, widths: NarrowSDXL) -> None:
         scheduler=build_scheduler(), add_watermarker=False,
     )  # fmt: skip
     torch.set_default_dtype(torch.float32)
-    pipe.to("cpu", torch.float16)
+    for part in (unet, vae, first, second):
+        place(part, "cpu", torch.float16)
     config = folder / "config"
     pipe.save_config(config)
     for name in ("vae", "unet", "scheduler"):

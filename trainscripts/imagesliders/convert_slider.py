@@ -2,19 +2,18 @@
 
     uv run trainscripts/imagesliders/convert_slider.py old_slider.pt --alpha 1 --out models/old_slider.safetensors
 
-Accepts `.pt` files (without running any code in them), keys in diffusers' spelling, keys that contain `_orig_mod` or
-`lycoris`, and files without alpha, of LoRA, LoHa, LoKr, GLoRA and full differences.
-Does not merge sliders. With `--calibrate`, a slider that has a report card gets the strength at which its multipliers
+Accepts `.pt` files (without running any code in them), the keys of LECO, kohya's scripts, LyCORIS, diffusers and PEFT,
+keys that contain `_orig_mod`, and files without alpha, of LoRA, LoHa, LoKr, GLoRA and full differences. Leaves out what
+is for text encoders. Does not merge sliders. With `--calibrate`, a slider that has a report card gets the strength at which its multipliers
 come nearest to the folders' scales.
 """
 
 import sys
-from pathlib import Path
 
-from sliders.config.flags import Parser
+from sliders.config.flags import Parser, number, path, place
 from sliders.config.schema import PretrainedModel
 from sliders.system.command import command
-from sliders.system.errors import InputError
+from sliders.system.errors import InputError, places_renamed
 from sliders.system.files import check_folder
 from sliders.system.imports import quick_imports
 
@@ -34,16 +33,17 @@ def build_parser() -> Parser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("slider", type=Path, metavar="SLIDER", help=".safetensors, .pt or .ckpt")
-    add("--out", type=Path, metavar="FILE", help="default: NAME_converted.safetensors beside the slider")
-    add("--alpha", type=float, help="the alpha it was trained with, if the file does not contain it")
+    add("slider", type=path, metavar="SLIDER", help=".safetensors, .pt or .ckpt: what is in it counts, not its name")
+    add("--out", type=path, metavar="FILE", help="default: NAME_converted.safetensors beside the slider")
+    add("--alpha", type=number, help="the alpha it was trained with, if the file does not contain it")
     add("--reverse", action="store_true",
         help="make multiplier X do what -X did, for sliders of the fork, whose direction is swapped; restores only the "
         "direction, not the old strengths, if all scales were positive")  # fmt: skip
     add("--family", default="sdxl", choices=VERSIONS,
         help="the kind of model that it is for: sdxl (default), or sd1 or sd2 for Stable Diffusion")  # fmt: skip
-    add("--model", metavar="NAME_OR_PATH",
-        help="the model it was trained on, if its layers differ in size from the usual model's; no weights are loaded")  # fmt: skip
+    add("--model", type=place, metavar="NAME_OR_PATH",
+        help="the model it was trained on, if its layers differ in size from the usual model's, as the demo's do; also for "
+        "--calibrate; no weights are loaded")  # fmt: skip
     add("--calibrate", action="store_true",
         help="instead of converting, fold the factor of the slider's report card into its weights (default of --out: "
         "NAME_calibrated.safetensors)")  # fmt: skip
@@ -76,19 +76,22 @@ def main(argv: list[str]) -> None:
     name, v2 = VERSIONS[flags.family]
     model = PretrainedModel(name_or_path=flags.model or FAMILIES[name].facts.example, v2=v2)
     family = find_family(name, model)
+    with places_renamed({"pretrained_model.name_or_path": "--model"}):
+        if flags.model is not None:
+            family.check_source(model)
+        if not flags.calibrate:
+            done = convert(flags.slider, out, model.name_or_path, family, flags.alpha, flags.reverse)
+        else:
+            found = calibrate(flags.slider, out, model.name_or_path, family)
     if flags.calibrate:
-        found = calibrate(flags.slider, out, model.name_or_path, family)
         print(
             f"saved   {out}\nfactor  {found.factor:.3g}: now off by {found.after:.2f} on average, before by {found.before:.2f}; "
             "no factor removes the rest, which is not linear"
         )
         return
-    network = convert(flags.slider, out, model.name_or_path, family, flags.alpha, flags.reverse)
-    print(
-        f"saved   {out}\nlayers  {network.type} {network.training_method}: {network.algo} rank {network.rank} alpha {network.alpha:g}"
-    )
-    if flags.reverse:
-        print(f"note: {REVERSE_NOTE}")
+    print(f"saved   {out}\nlayers  {done.layers}")
+    for note in [*done.notes, *([REVERSE_NOTE] if flags.reverse else [])]:
+        print(f"note: {note}")
 
 
 if __name__ == "__main__":

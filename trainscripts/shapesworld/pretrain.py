@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from diffusers import StableDiffusionXLPipeline
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.utils import logging as diffusers_logging
+from sliders.compute.device import place
 from sliders.models.sdxl.narrow import NarrowSDXL, build_narrow_sdxl
 from torch import Tensor
 
@@ -221,7 +222,9 @@ def captured(step: Callable[[], Tensor]) -> Callable[[], Tensor]:
 
 def save(pipe: StableDiffusionXLPipeline, out: Path) -> None:
     """Writes a diffusers folder: fp16 weights, loaded as fp32 unless the caller specifies another dtype."""
-    pipe.to("cpu", torch.float16).save_pretrained(out)
+    for part in (pipe.unet, pipe.vae, pipe.text_encoder, pipe.text_encoder_2):
+        place(part, "cpu", torch.float16)
+    pipe.save_pretrained(out)
     for name in ("text_encoder", "text_encoder_2"):
         # transformers loads the dtype in its config, diffusers fp32: one pipeline would get both.
         config_file = out / name / "config.json"

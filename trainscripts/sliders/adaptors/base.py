@@ -78,10 +78,24 @@ class Adaptor(nn.Module, ABC):
             if name in weights:
                 weights[name].copy_(tensors[part])
 
+    def accepts(self, shapes: dict[str, tuple[int, ...]]) -> bool:
+        """Whether `load_tensors` can load tensors of these shapes, {part: shape}."""
+        return shapes == {part: tensor.shape for part, tensor in self.tensors().items()}
+
+    @classmethod
+    def for_files(cls, tensors: dict[str, Tensor], base: nn.Module) -> dict[str, Tensor]:
+        """What `tensors` returned for an adaptor of `base`, as slider files have it: the effect is the same."""
+        return tensors
+
     @classmethod
     def scaled(cls, tensors: dict[str, Tensor], factor: float) -> dict[str, Tensor]:
         """The tensors of an adaptor whose effect is `factor` times as strong."""
         return {part: tensor * factor if part in cls.SCALED else tensor for part, tensor in tensors.items()}
+
+    @classmethod
+    def is_zero(cls, tensors: dict[str, Tensor]) -> bool:
+        """Whether an adaptor with these tensors adds nothing at any strength. By default, all of them are factors."""
+        return not all(tensor.float().any() for tensor in tensors.values())
 
     @classmethod
     def is_complete(cls, tensors: dict[str, Tensor]) -> bool:
@@ -108,6 +122,21 @@ def zeros(*shape: int) -> nn.Parameter:
 def per_row(x: Tensor, strength: Tensor) -> Tensor:
     """x [B, …] · strength [B] or [1], float32, rounded once, to x's dtype."""
     return (x * strength.view(-1, *(1,) * (x.ndim - 1))).to(x.dtype)
+
+
+def with_gain_folded(tensors: dict[str, Tensor], rank: int) -> dict[str, Tensor]:
+    """The tensors of an adaptor with the same effect whose alpha is `rank`: its gain is in the weights.
+
+    LyCORIS applies the gain of a LoHa or LoKr twice when it merges one. Parts must be factors of a product. A gain below
+    1 goes into the one with the largest values, another into the one with the smallest, so that they fit float16.
+    """
+    gain = float(tensors[ALPHA]) / rank
+    if gain == 1:
+        return tensors
+    choose = max if gain < 1 else min
+    part = choose(sorted(tensors.keys() - {ALPHA}), key=lambda part: tensors[part].abs().max().item())
+    folded = (tensors[part].float() * gain).to(tensors[part].dtype)
+    return {**tensors, part: folded, ALPHA: torch.full_like(tensors[ALPHA], rank)}
 
 
 def needs_plain_operations(x: Tensor) -> bool:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sliders.adaptors.base import Adaptor, per_row, shape_of, zeros
+from sliders.adaptors.base import ALPHA, Adaptor, per_row, shape_of, zeros
 
 
 class GLoRA(Adaptor):
@@ -40,6 +40,13 @@ class GLoRA(Adaptor):
             return base_forward(moved) + F.linear(per_row(F.linear(x, b2), strength), b1)
         moved = x + F.conv2d(per_row(F.conv2d(x, a2), strength), a1)
         return base_forward(moved) + F.conv2d(per_row(F.conv2d(x, b2, None, *self.geometry), strength), b1)
+
+    @classmethod
+    def is_zero(cls, tensors: dict[str, Tensor]) -> bool:
+        """Of two sums, each with its own factors and the same alpha."""
+        letters = {part[0] for part in cls.PARTS}
+        sums = [{p: t for p, t in tensors.items() if p == ALPHA or p.startswith(letter)} for letter in letters]
+        return all(super(GLoRA, cls).is_zero(factors) for factors in sums)
 
     @classmethod
     def settings_of(cls, layers: Sequence[dict[str, Tensor]]) -> dict[str, int]:

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from sliders.adaptors.base import needs_plain_operations, shape_of, zeros
+from sliders.adaptors.base import needs_plain_operations, shape_of, with_gain_folded, zeros
 from sliders.adaptors.delta import DeltaAdaptor
 
 
@@ -33,6 +33,10 @@ class LoHa(DeltaAdaptor):
         weights = [self.weight(name, x) for name in self.PARTS.values()]
         product = _product if needs_plain_operations(x) else _HadamardProduct.apply
         return product(*weights).view(self.shape)
+
+    @classmethod
+    def for_files(cls, tensors: dict[str, Tensor], base: nn.Module) -> dict[str, Tensor]:
+        return with_gain_folded(tensors, tensors["hada_w1_b"].shape[0])
 
     @classmethod
     def settings_of(cls, layers: Sequence[dict[str, Tensor]]) -> dict[str, int]:

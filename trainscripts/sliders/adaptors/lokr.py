@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sliders.adaptors.base import ALPHA, Adaptor, per_row, shape_of, zeros
+from sliders.adaptors.base import ALPHA, Adaptor, per_row, shape_of, with_gain_folded, zeros
 
 
 class LoKr(Adaptor):
@@ -62,6 +62,38 @@ class LoKr(Adaptor):
         return (self.weight("w2_a", x) @ self.weight("w2_b", x)).view(self.shape)
 
     @classmethod
+    def is_zero(cls, tensors: dict[str, Tensor]) -> bool:
+        return super().is_zero({part: t for part, t in tensors.items() if part != ALPHA or "lokr_w2" not in tensors})
+
+    @classmethod
+    def for_files(cls, tensors: dict[str, Tensor], base: nn.Module) -> dict[str, Tensor]:
+        """Multiplies w2_a · w2_b where LyCORIS would not find w1's and w2's sizes again, and then fail on the whole file."""
+        if "lokr_w2" in tensors:
+            return tensors
+        w1, w2_a, w2_b = (tensors[part] for part in ("lokr_w1", "lokr_w2_a", "lokr_w2_b"))
+        folded = with_gain_folded(tensors, w2_a.shape[1])
+        (l, m), (out, into, *kernel) = w1.shape, shape_of(base)  # noqa: E741
+        if found_again((l, out // l), (m, into // m), math.prod(kernel)):
+            return folded
+        w2 = (folded["lokr_w2_a"].float() @ folded["lokr_w2_b"].float()).to(w2_b.dtype)
+        return {
+            "lokr_w1": folded["lokr_w1"],
+            "lokr_w2": w2.view(out // l, into // m, *kernel),
+            ALPHA: folded[ALPHA],
+        }
+
+    def accepts(self, shapes: dict[str, tuple[int, ...]]) -> bool:
+        whole = {"lokr_w1": self.w1.shape, "lokr_w2": self.shape, ALPHA: ()}
+        return super().accepts(shapes) or shapes == whole
+
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        if self.rank is not None and "lokr_w2" in tensors:  # multiplied by `for_files`
+            self.rank, self.gain = None, 1.0
+            self.w2 = zeros(*self.shape).to(self.w1.device)
+            del self.w2_a, self.w2_b
+        super().load_tensors(tensors)
+
+    @classmethod
     def is_complete(cls, tensors: dict[str, Tensor]) -> bool:
         return tensors.keys() - {ALPHA} in ({"lokr_w1", "lokr_w2"}, {"lokr_w1", "lokr_w2_a", "lokr_w2_b"})
 
@@ -88,3 +120,18 @@ def factorized(size: int, factor: int | None = None) -> tuple[int, int]:
     limit = min(math.isqrt(size), factor or size)
     smaller = next(divisor for divisor in range(limit, 0, -1) if size % divisor == 0)
     return smaller, size // smaller
+
+
+def found_again(split_out: tuple[int, int], split_in: tuple[int, int], area: int) -> bool:
+    """Whether LyCORIS finds (l, k) and (m, n) again from the shapes of w1, w2_a and w2_b, all that it looks at.
+
+    It guesses a factor, for which it takes w2_b's n · kh · kw columns for n. area: kh · kw.
+    """
+    (l, k), (m, n) = split_out, split_in  # noqa: E741
+    out, into, columns = l * k, m * n * area, n * area
+    factor = None
+    if (l, m) != (factorized(out)[0], factorized(into)[0]):
+        sides = max(l, m), max(k, columns)
+        shared = (s for s in sides if out % s == 0 == into % s and s in split_out and s in (m, columns))
+        factor = next(shared, min(sides))
+    return factorized(out, factor) == split_out and factorized(m * n, factor) == split_in

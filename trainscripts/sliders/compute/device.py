@@ -1,6 +1,7 @@
 """Devices and precisions: from the names in flags and settings to torch's."""
 
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from threading import Thread
 
@@ -81,13 +82,30 @@ def place(module: nn.Module, device: str, dtype: torch.dtype) -> None:
     """Moves a frozen module to `device` weight by weight, and converts it to `dtype` there. Quantised weights keep theirs.
 
     So there is never a second copy of all weights: neither on the device nor in main memory, where they may be pages of
-    a mapped file. CPUs also convert float16 slowly.
+    a mapped file. CPUs also convert float16 slowly. Raises InputError for weights that are not finite, which are found
+    here, because reading all of a file only to look would take seconds.
     """
     upload = Upload(device) if device.startswith("cuda") else None
-    for tensor in (*module.parameters(), *module.buffers()):
+    finite: dict[str, Tensor] = {}
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         converted = dtype if tensor.dtype in DTYPES.values() else tensor.dtype
         moved = upload(tensor.data) if upload and tensor.device.type == "cpu" else tensor.data.to(device)
+        if tensor.dtype in DTYPES.values():
+            finite[name] = moved.isfinite().all()
         tensor.data = moved.to(converted)
+    refuse_nonfinite(module, finite)
+
+
+def refuse_nonfinite(module: nn.Module, finite: Mapping[str, Tensor]) -> None:
+    """Raises InputError if a weight of a model is not finite. finite: {weight: 0-dim bool}. Waits for the device once."""
+    if not finite or torch.stack([*finite.values()]).all():
+        return
+    bad = [name for name, sound in finite.items() if not sound]
+    source = getattr(module, "name_or_path", "") or "the model"
+    raise InputError(
+        f"{source}: {len(bad)} weights of its {type(module).__name__} contain NaN or infinity, such as {bad[0]}: the file is "
+        "damaged, or was saved in a precision too low for it: download it again, or choose another model."
+    )
 
 
 class Upload:

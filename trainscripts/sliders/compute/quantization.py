@@ -42,6 +42,7 @@ def quantize(unet: nn.Module, kind: str, device: str, dtype: torch.dtype) -> Non
     for name in names:
         parent, _, child = name.rpartition(".")
         linear = unet.get_submodule(name)
+        linear.name_or_path = f"{getattr(unet, 'name_or_path', '') or 'the model'}: {name}"  # for errors of `place`
         place(linear, device, dtype)
         layer = _nf4(linear, device) if kind == "nf4" else ByteLinear(linear, BYTE[kind])
         setattr(unet.get_submodule(parent), child, layer)

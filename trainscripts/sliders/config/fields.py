@@ -5,22 +5,36 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat
+from pydantic_core import PydanticCustomError
+
+from sliders.config.paths import expanded
+
+DECIMAL = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.ASCII | re.IGNORECASE)
+YES, NO = ("yes", "on", "true"), ("no", "off", "false")
 
 
-def _no_bool(value: Any) -> Any:
-    if isinstance(value, bool):
-        raise ValueError("should be a number, not true or false")
+def as_number(value: Any) -> Any:
+    """Text that is a number, such as `1e-4` for YAML 1.1, becomes one.
+
+    So `"1_000"` is refused, which Python, and with it pydantic, would read as a number.
+    """
+    if isinstance(value, bool) or (isinstance(value, str) and not DECIMAL.fullmatch(value.strip())):
+        raise PydanticCustomError("float_plain", "not a number in plain digits")
+    if isinstance(value, str):
+        return float(value) if re.search(r"[.e]", value, re.IGNORECASE) else int(value)
     return value
 
 
-def _no_control_character(value: Any) -> Any:
-    r"""In double quotes, YAML reads the backslashes of Windows paths, such as `"D:\new"` or `"D:\Loras"`, as escapes."""
-    if isinstance(value, str) and re.search(r"[\x00-\x1f\x7f-\xa0\u2028\u2029]", value):
+def _path(value: Any) -> Any:
+    return expanded(value) if isinstance(value, str) else value
+
+
+def _as_text(value: Any) -> Any:
+    if isinstance(value, dict | list):
         raise ValueError(
-            f"{value!r} contains a control character, as a Windows path in double quotes does: write it without them, or with / "
-            "instead of \\"
+            "should be text with all arguments in it: write for example weight_decay=0.01 betas=(0.9,0.99)"
         )
-    return value
+    return "" if value is None else value
 
 
 def spelled(aliases: dict[str, str]) -> BeforeValidator:
@@ -28,17 +42,23 @@ def spelled(aliases: dict[str, str]) -> BeforeValidator:
     return BeforeValidator(lambda v: aliases.get(v.lower(), v.lower()) if isinstance(v, str) else v)
 
 
-def switch(on: str) -> BeforeValidator:
-    """Accepts true for `on` and false for "off": YAML reads a bare `off` as false, and the original trainers wrote true."""
-    return BeforeValidator(lambda v: (on if v else "off") if isinstance(v, bool) else v)
+def switch(on: str, off: str = "off") -> BeforeValidator:
+    """Accepts true for `on` and false for `off`, and their synonyms: the original trainers wrote true."""
+
+    def choice(value: Any) -> Any:
+        word = str(value).lower()
+        return on if word in YES else off if word in NO else value
+
+    return BeforeValidator(choice)
 
 
 one_or_more = BeforeValidator(lambda v: () if v is None else [v] if isinstance(v, str | dict) else v)
 _PRECISION_ALIASES = {"fp32": "float32", "float": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16"}
-Whole = Annotated[int, BeforeValidator(_no_bool)]
-Number = Annotated[FiniteFloat, BeforeValidator(_no_bool)]
-Place = Annotated[str, Field(min_length=1), BeforeValidator(_no_control_character)]  # a path, or a hub id
-Folder = Annotated[Path, BeforeValidator(_no_control_character)]
+Whole = Annotated[int, BeforeValidator(as_number)]
+Number = Annotated[FiniteFloat, BeforeValidator(as_number)]
+Place = Annotated[str, Field(min_length=1), BeforeValidator(_path)]  # a path, or a hub id
+Folder = Annotated[Path, BeforeValidator(_path)]
+Arguments = Annotated[str, BeforeValidator(_as_text)]  # of an optimizer
 TrainPrecision = Annotated[Literal["bfloat16", "float32"], spelled(_PRECISION_ALIASES)]
 SavePrecision = Annotated[Literal["float32", "float16", "bfloat16"], spelled(_PRECISION_ALIASES)]
 

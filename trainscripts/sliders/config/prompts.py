@@ -1,13 +1,33 @@
 """What may stand in a prompts YAML: sets of prompts, one of which is drawn for each step."""
 
+import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PrivateAttr, field_validator, model_validator
+from pydantic import AfterValidator, Field, PrivateAttr, field_validator, model_validator
 
 from sliders.config.fields import Number, Section, Whole
 
 LEAST_RESOLUTION = 64  # px
 CAPTION = "{caption}"  # in a prompt: stands for the caption of each image
+SPECIAL_TOKEN = re.compile(r"<\|(start|end)oftext\|>", re.IGNORECASE)  # of CLIP, in any letter case
+
+
+def special_token(text: str) -> str | None:
+    """The first of the text encoders' special tokens in a text. `<|endoftext|>` drops what follows it."""
+    found = SPECIAL_TOKEN.search(text)
+    return found and found[0]
+
+
+def _no_special_token(prompt: str) -> str:
+    if token := special_token(prompt):
+        raise ValueError(
+            f"{prompt!r} contains {token}, which the text encoder does not read as text but as the start or end of a prompt: "
+            "remove it"
+        )
+    return prompt
+
+
+Prompt = Annotated[str, AfterValidator(_no_special_token)]
 
 
 class PromptSet(Section):
@@ -18,10 +38,10 @@ class PromptSet(Section):
     the unconditional half cancels exactly; `guidance_scale` is the guidance at which the slider is meant to be sampled.
     """
 
-    target: str
-    positive: str
-    unconditional: str = ""
-    neutral: str
+    target: Prompt
+    positive: Prompt
+    unconditional: Prompt = ""
+    neutral: Prompt
     action: Literal["enhance"] = "enhance"
     guidance_scale: Annotated[Number, Field(gt=0)] = 1.0
     resolution: Annotated[Whole, Field(ge=LEAST_RESOLUTION, le=4096)] = 512
@@ -36,14 +56,15 @@ class PromptSet(Section):
         """A key left out or left empty: positive falls back to target, neutral to unconditional or to the caption that
         positive has, the rest to ""."""
         if not isinstance(data, dict):
-            raise ValueError("should be a mapping that starts with `- target: …`")
+            raise ValueError("is not a prompt set: write its keys on lines of their own, starting with `- target: …`")
         data = {key: value for key, value in data.items() if value is not None or key == "target"}
         if "target" in data:
             data["target"] = "" if data["target"] is None else data["target"]
-            data.setdefault("positive", data["target"])
+            data.setdefault("positive", data["target"] if isinstance(data["target"], str) else "")
         # an image read without its caption would teach the slider its scene
         captioned = isinstance(data.get("positive"), str) and CAPTION in data["positive"]
-        data.setdefault("neutral", data.get("unconditional") or (CAPTION if captioned else ""))
+        usual = data.get("unconditional") or (CAPTION if captioned else "")
+        data.setdefault("neutral", usual if isinstance(usual, str) else "")
         return data
 
     @field_validator("target", "positive", "unconditional", "neutral")

@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from sliders.config.fields import (
+    Arguments,
     Folder,
     Number,
     Place,
@@ -22,7 +23,7 @@ from sliders.config.fields import (
     switch,
 )
 from sliders.config.optimizers import OPTIMIZERS
-from sliders.config.prompts import PromptSet
+from sliders.config.prompts import Prompt, PromptSet
 
 NAME_LIMIT = 120  # bytes; leaves room for `_alpha…_rank…_method_…steps.safetensors.tmp` in a 255-byte file name
 UNSAFE_IN_NAMES = '<>:"/\\|?*'  # A1111 ends a `<lora:…>` at `:` or `>`; Windows refuses the rest
@@ -52,7 +53,9 @@ FP16_ADVICE = "float16 needs loss scaling to train and is not offered: use bfloa
 class PretrainedModel(Section):
     name_or_path: Place  # hub id, diffusers folder, .safetensors, .ckpt, or `tiny`
     config: Place | None = None  # (ours) folder with a single file's JSON and tokenizer files; none: asks the hub
-    quantize: Annotated[Literal["none", "fp8", "int8", "nf4"], switch("fp8")] = "none"  # (ours) the UNet's weights
+    quantize: Annotated[Literal["none", "fp8", "int8", "nf4"], switch("fp8", "none")] = (
+        "none"  # (ours) the UNet's weights
+    )
     v2: bool = False
     v_pred: bool | None = None  # none: what the checkpoint says
     clip_skip: Annotated[Whole, Field(ge=0, le=10)] | None = None  # text-encoder layers skipped before the usual one
@@ -107,17 +110,17 @@ class Network(Section):
 class Train(Section):
     precision: TrainPrecision = "bfloat16"
     noise_scheduler: Literal["ddim", "ddpm", "lms", "euler_a"] = "ddim"  # all four noise alike; see models/schedule.py
-    iterations: Annotated[Whole, Field(ge=1)] = 500
+    iterations: Annotated[Whole, Field(ge=1, le=10**9)] = 500
     lr: Annotated[Number, Field(gt=0)] = 1e-4
     optimizer: Annotated[Literal[tuple(OPTIMIZERS)], spelled({})] = "adamw"
-    optimizer_args: str = ""
+    optimizer_args: Arguments = ""
     lr_scheduler: Annotated[Literal["constant", "cosine", "cosine_with_restarts", "step", "linear"], spelled({})] = (
         "constant"
     )
     max_denoising_steps: Annotated[Whole, Field(ge=2, le=1000)] = 50
     loss: str = "reference"  # (ours) a name in train.losses.LOSSES
-    timestep_bias: Annotated[Number, Field(ge=0, le=20)] | Literal["auto"] = (
-        2.0  # (ours) see data/timesteps.py; 0: uniform
+    timestep_bias: Annotated[Number, Field(ge=0, le=20)] | Literal["auto"] = Field(  # (ours) see data/timesteps.py
+        2.0, examples=["a number from 0 to 20", "auto"]
     )
     min_timestep: Annotated[Whole, Field(ge=0, le=999)] = 0  # (ours) 0: the image, 999: noise
     max_timestep: Annotated[Whole, Field(ge=0, le=999)] = 999  # (ours)
@@ -134,11 +137,6 @@ class Train(Section):
         if isinstance(value, str) and value.lower() in ("fp16", "float16", "half"):
             raise ValueError(FP16_ADVICE)
         return value
-
-    @field_validator("optimizer_args", mode="before")
-    @classmethod
-    def _none_is_empty(cls, value: Any) -> Any:
-        return "" if value is None else value
 
 
 class Save(Section):
@@ -168,9 +166,10 @@ class Save(Section):
 class Preview(Section):
     """(ours) The labelled picture written next to each slider: prompts in rows, multipliers in columns."""
 
-    prompts: tuple[str, ...] = ()  # none: no picture
+    prompts: tuple[Prompt, ...] = ()  # none: no picture
     multipliers: tuple[Number, ...] | None = None  # none: 0, the scales, and one step beyond the highest
     seed: Annotated[Whole, Field(ge=0, lt=2**63)] = 0  # of the first row; each row has the next one
+    seeds: Annotated[Whole, Field(ge=1, le=64)] = 1  # rows of each prompt on the page at the end; the picture shows one
     steps: Annotated[Whole, Field(ge=1, le=1000)] = 30
     guidance: Annotated[Number, Field(gt=0)] | None = None  # none: guidance_scale of the first prompt set
     every: Annotated[Whole, Field(ge=0)] = 0  # also every so many training steps; 0: only next to sliders
@@ -218,7 +217,7 @@ class Other(Section):
 class Config(Section):
     """The file given as `--config_file`."""
 
-    prompts_file: Place
+    prompts_file: Place | None = None  # none: each image is trained with its caption alone
     pretrained_model: PretrainedModel
     network: Network = Network()
     train: Train = Train()
@@ -289,6 +288,7 @@ class Settings(Section):
     device: str  # "cpu", "mps" or a CUDA index
     overwrite: bool = False
     resume: bool = False
+    notes: tuple[str, ...] = ()  # on what was assumed, for the plan
 
     @property
     def stem(self) -> str:

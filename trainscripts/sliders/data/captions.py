@@ -1,49 +1,124 @@
-"""Captions: `NAME.txt` beside `NAME.png`, as LoRA users keep them, or in the folder `captions` of the data set."""
+"""Captions: `NAME.txt` beside `NAME.png`, as LoRA users keep them, or in the folder `captions` of the data set.
 
-from collections.abc import Sequence
+They are matched as images are: in any letter case and Unicode form. `.caption` counts as `.txt`, and `NAME.png.txt` and
+`NAME.txt.txt`, which programs and Windows make of it, as `NAME.txt`.
+"""
+
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from sliders.config.prompts import special_token
+from sliders.data.folders import UNPRINTABLE, Folder, is_folder, listed
+from sliders.data.images import is_image_name, match_key
 from sliders.system.errors import InputError
+from sliders.system.files import why_not_read
 
 FOLDER = "captions"
-SUFFIX = ".txt"
+SUFFIXES = (".txt", ".caption")
 MAX_BYTES = 20_000
+# First words of names of text files that say something of the whole data set, and would not be missed as captions.
+DOCUMENTS = {
+    "about", "changelog", "copying", "copyright", "credits", "info", "licence", "license", "note", "notes", "readme",
+    "source", "sources", "todo",
+}  # fmt: skip
 
 
-def find_captions(
-    folder_main: Path, names: Sequence[str], files: Sequence[Sequence[Path]]
-) -> tuple[tuple[str, ...], set[Path]]:
-    """The caption of each image name, () where the data set has no captions at all; and the files that hold them.
+@dataclass(frozen=True)
+class Captions:
+    texts: tuple[str, ...]  # of each image name; empty where the data set has none
+    files: frozenset[Path]  # that hold them
+    strays: tuple[Path, ...]  # files that could be captions, but of no image
 
-    files: of each name, its image at every scale. A caption may stand beside any of them, or in `captions`; where there
-    are several they must agree. Raises InputError with a line for each name whose caption is missing, empty, unreadable,
-    or differs between folders.
+
+def find_captions(folder_main: Path, keys: Sequence[str], names: Sequence[str], folders: Iterable[Folder]) -> Captions:
+    """keys: the match key of each image name. A caption may stand beside an image at any scale, or in `captions`; where
+    there are several they must agree.
+
+    Raises InputError with what is wrong: captions that are missing, empty or unreadable, that differ between folders, or
+    that fit no image while there are no others.
     """
-    rows = [_candidates(folder_main, name, row) for name, row in zip(names, files, strict=True)]
-    if not any(rows):
-        return (), set()
-    captions, problems = [], []
-    for name, paths in zip(names, rows, strict=True):
+    candidates, elsewhere = _candidates(folder_main, folders)
+    known, found, strays = set(keys), defaultdict(list), []
+    for path in candidates:
+        key = next((key for key in _keys(path) if key in known), None)
+        if key is None:
+            strays.append(path)
+        else:
+            found[key].append(path)
+    strays += [path for path in elsewhere if not known.isdisjoint(_keys(path))]
+    if not found:
+        return Captions((), frozenset(), _only_documents(strays, names))
+    missing = [name for key, name in zip(keys, names, strict=True) if key not in found]
+    problems = [_missing(missing, strays)] if missing else []
+    texts = []
+    for key in keys:
         try:
-            captions.append(_agreed(name, paths))
+            texts.append(_agreed(found[key]) if key in found else "")
         except InputError as error:
             problems.append(str(error))
     if problems:
         raise InputError("\n".join(problems))
-    return tuple(captions), {path for paths in rows for path in paths}
+    return Captions(tuple(texts), frozenset(p for paths in found.values() for p in paths), tuple(strays))
 
 
-def _candidates(folder_main: Path, name: str, images: Sequence[Path]) -> list[Path]:
-    paths = [folder_main / FOLDER / f"{name}{SUFFIX}", *(image.with_suffix(SUFFIX) for image in images)]
-    return [path for path in paths if path.is_file()]
-
-
-def _agreed(name: str, paths: list[Path]) -> str:
-    if not paths:
+def _candidates(folder_main: Path, folders: Iterable[Folder]) -> tuple[list[Path], list[Path]]:
+    """Files that could be captions: in the places where captions are, and in the data set's own folder, where none are."""
+    try:
+        inside = sorted(folder_main.iterdir())
+        # a link that leads nowhere is opened too, for the system's reason
+        places = [p for p in inside if p.name.lower() == FOLDER and (is_folder(p) or p.is_symlink())]
+        kept = [path for place in places for path in sorted(place.iterdir())]
+    except OSError as error:
+        place = Path(error.filename or folder_main)
         raise InputError(
-            f"captions: {name} has no {name}{SUFFIX}, but other images have captions: write one beside the image, or remove "
-            "all captions."
+            f"captions: {place} cannot be opened ({why_not_read(place, error)}): check its permissions."
+        ) from error
+    beside = [path for folder in folders for path in folder.others]
+    candidates = dict.fromkeys(path for path in [*kept, *beside] if _is_caption_name(path))
+    return list(candidates), [path for path in inside if _is_caption_name(path) and path not in candidates]
+
+
+def _is_caption_name(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and not is_folder(path)
+
+
+def _keys(path: Path) -> list[str]:
+    """The match keys of the image that a caption may belong to, the likeliest first."""
+    inner = Path(path.stem)
+    doubled = is_image_name(inner) or inner.suffix.lower() in SUFFIXES
+    return [match_key(path), match_key(inner)] if doubled else [match_key(path)]
+
+
+def _only_documents(strays: list[Path], names: Sequence[str]) -> tuple[Path, ...]:
+    """`strays`, unless they look like the captions of the data set."""
+    captions = [path for path in strays if re.match(r"[^\W\d_]*", path.stem.lower())[0] not in DOCUMENTS]
+    if captions:
+        raise InputError(
+            f"captions: {_shown(captions)}: no image has this name or lies there, and there are no other captions: name each caption "
+            f"like its image, such as {names[0]}.txt, and put it beside the image or into {FOLDER}/, or remove it."
         )
+    return tuple(strays)
+
+
+def _missing(names: list[str], strays: list[Path]) -> str:
+    has = "has" if len(names) == 1 else "have"
+    example = f"{names[0]}.txt" if len(names) == 1 else "NAME.txt"
+    unfit = f", and no image has the name of {_shown(strays)}" if strays else ""
+    return (
+        f"captions: {listed(names)} {has} no {example}, but other images have captions{unfit}: write one beside the image, or "
+        "remove all captions."
+    )
+
+
+def _shown(paths: Sequence[Path]) -> str:
+    return listed(f"{path.parent.name}/{path.name}" for path in paths)
+
+
+def _agreed(paths: list[Path]) -> str:
     texts = {_read(path): path for path in reversed(paths)}
     if len(texts) > 1:
         (first, place), (second, other) = list(texts.items())[:2]
@@ -57,14 +132,25 @@ def _agreed(name: str, paths: list[Path]) -> str:
 def _read(path: Path) -> str:
     """The text as one line. Line breaks and runs of spaces become one space."""
     try:
-        raw = path.read_bytes()
-        text = " ".join(raw.decode("utf-8-sig").split())
+        if path.exists() and not path.is_file():
+            raise InputError(f"captions: {path} is a pipe or a device, not a file: put the caption itself there.")
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            raise InputError(
+                f"captions: {path} is not a caption (it has {size:,} bytes, and at most {MAX_BYTES:,} are read): write one line of "
+                "text."
+            )
+        text = " ".join(path.read_bytes().decode("utf-8-sig").split())
     except OSError as error:
-        raise InputError(f"captions: {path} cannot be read ({error.strerror}): check its permissions.") from error
+        raise InputError(
+            f"captions: {path} cannot be read ({why_not_read(path, error)}): check the file and its permissions."
+        ) from error
     except UnicodeDecodeError as error:
         raise InputError(f"captions: {path} is not UTF-8 text: save it as UTF-8.") from error
     if not text:
         raise InputError(f"captions: {path} is empty: describe the image in it, or remove all captions.")
-    if len(raw) > MAX_BYTES or not text.isprintable():
-        raise InputError(f"captions: {path} is not a caption (too long, or not plain text): write one line of text.")
+    if any(unicodedata.category(c) in UNPRINTABLE for c in text):
+        raise InputError(f"captions: {path} is not a caption (not plain text): write one line of text.")
+    if token := special_token(text):
+        raise InputError(f"captions: {path} contains {token}, which the text encoder does not read as text: remove it.")
     return text

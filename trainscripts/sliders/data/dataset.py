@@ -1,24 +1,27 @@
 """The data set: the same images in one folder per scale, found and checked before any model is loaded."""
 
 import hashlib
-import unicodedata
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import combinations
 from pathlib import Path
 
 from tqdm import tqdm
 
 from sliders.config.prompts import CAPTION, PromptSet
 from sliders.config.schema import Data
-from sliders.data.captions import find_captions
+from sliders.data.captions import Captions, find_captions
+from sliders.data.colours import Colours
 from sliders.data.draws import RowDraw
-from sliders.data.images import fitted_size, is_image_name, match_key, read_image
+from sliders.data.folders import SHOWN, SLOW, Files, Reading, find_folders, read_all, unmatched, usual_size
+from sliders.data.images import fitted_size
 from sliders.system.errors import InputError
 
-SHOWN = 8  # names an error lists before it says how many more there are
-UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")  # line breaks, terminal controls, bytes that are not text
-PROGRESS_FROM = 50  # images; fewer are checked in an instant
+ROWS = 20  # of the table, unless all are asked for
+WIDEST = 40  # characters of its cells
+SMALL = 0.8  # share of the pixels of a training size, below which it is told that an image is enlarged
 
 
 @dataclass(frozen=True)
@@ -29,9 +32,10 @@ class ScaleFolders:
     folders: tuple[str, ...]
     scales: tuple[float, ...]
     names: tuple[str, ...]
-    files: tuple[tuple[Path, ...], ...]
-    sizes: tuple[tuple[int, int], ...]  # (width, height) of each name, px
-    captions: tuple[str, ...]  # of each name; empty where the data set has none
+    files: tuple[Files, ...]
+    sizes: tuple[tuple[int, int], ...]  # (width, height) px of each name; of most of its images, if they differ
+    seen: Reading  # of the files, each when it was checked
+    captioning: Captions
     ignored: tuple[str, ...]  # files that are neither images nor captions
     size_multiple: int  # px: training sizes are multiples of it
 
@@ -40,29 +44,45 @@ class ScaleFolders:
         """Match files by name across the folders and decode each once.
 
         Raises one InputError with a line for everything that is wrong: folders that are missing, empty or the same,
-        names without a partner, two files of one name, files that cannot be read, sizes that differ within a name; where the
-        images are in order, captions that are missing or disagree.
+        names without a partner, two files of one name, files that cannot be read, proportions that differ within a name;
+        where the images are in order, captions that are missing, disagree or fit no image.
         """
-        paths, missing = _folder_paths(data)
-        found = {folder: _images_by_name(path) for folder, path in paths.items()}
-        keys = sorted({key for images, _ in found.values() for key in images})
-        files = tuple(tuple(p for images, _ in found.values() for p in images.get(key, ())) for key in keys)
-        sizes, unfit = _checked_sizes(files)
-        _raise_if(missing + _unmatched(data.folder_main, found) + unfit)
+        found, missing = find_folders(data)
+        keys = sorted({key for folder in found.values() for key in folder.images})
+        files = tuple(tuple(path for folder in found.values() for path in folder.images.get(key, ())) for key in keys)
+        seen, unfit = read_all(files)
+        if problems := missing + unmatched(data.folder_main, found) + unfit:
+            raise InputError("\n".join(problems))
         names = tuple(row[0].stem for row in files)
-        captions, caption_files = find_captions(data.folder_main, names, files)
-        used = {f"{path.parent.name}/{path.name}" for path in caption_files}
+        captioning = find_captions(data.folder_main, keys, names, found.values())
+        others = [path for folder in found.values() for path in folder.others]
         return cls(
             folder_main=data.folder_main,
             folders=data.folders,
             scales=data.scales,
             names=names,
             files=files,
-            sizes=sizes,
-            captions=captions,
-            ignored=tuple(name for _, ignored in found.values() for name in ignored if name not in used),
+            sizes=tuple(map(usual_size, seen.sizes)),
+            seen=seen,
+            captioning=captioning,
+            ignored=tuple(f"{path.parent.name}/{path.name}" for path in others if path not in captioning.files),
             size_multiple=size_multiple,
         )
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        """Of each name; empty where the data set has none."""
+        return self.captioning.texts
+
+    @property
+    def untrained(self) -> int | None:
+        """Index of the scale 0, at which a slider does nothing and its weights have no gradient; None without one."""
+        return self.scales.index(0.0) if 0.0 in self.scales else None
+
+    @property
+    def unchanging(self) -> tuple[str, ...]:
+        """Names whose images have the same pixels at all scales."""
+        return tuple(name for name, row in zip(self.names, self.seen.pixels, strict=True) if len(set(row)) == 1)
 
     @property
     def num_images(self) -> int:
@@ -72,10 +92,10 @@ class ScaleFolders:
     def digests(self) -> dict[str, str]:
         """{folder/image: first 16 digits of the file's sha256}, to recognise the same data set again."""
         found = {}
-        for row in self.files:
-            for folder, path in zip(self.folders, row, strict=True):
-                with path.open("rb") as file:
-                    found[f"{folder}/{path.name}"] = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+        rows = [(folder, path) for row in self.files for folder, path in zip(self.folders, row, strict=True)]
+        for folder, path in tqdm(rows, "reading images", unit="img", delay=SLOW):
+            with path.open("rb") as file:
+                found[f"{folder}/{path.name}"] = hashlib.file_digest(file, "sha256").hexdigest()[:16]
         return found
 
     def fitted_size(self, name: int, resolution: int) -> tuple[int, int]:
@@ -94,10 +114,18 @@ class ScaleFolders:
         return f"{self.names[row.name]} at {self.scale_of(row):g}, timestep {row.timestep}"
 
     def identity(self) -> dict:
-        """What must be the same when a run is resumed. Images are identified by their content, so a data set may be moved."""
+        """What must be the same when a run is resumed. Images are identified by their content, so a data set may be moved.
+
+        Those whose colours are converted count as others than the same files as they were read before.
+        """
+        converted = set(self.seen.colours.get(Colours.CONVERTED, ()))
+        places = [
+            f"{f}/{p.name}" for row in self.files for f, p in zip(self.folders, row, strict=True) if p in converted
+        ]
         return {
             "scales": self.scales,
             "images": self.digests,
+            **({"colours": dict.fromkeys(places, "converted to sRGB")} if places else {}),
             **({"captions": self.captions} if self.captions else {}),
         }
 
@@ -124,123 +152,91 @@ class ScaleFolders:
             tags.update({tag for text in texts for word in text.split(",") if (tag := word.strip())})
         return dict(sorted(tags.items()))
 
-    def describe(self, prompts: tuple[PromptSet, ...]) -> list[str]:
-        """Lines of the plan."""
-        return [f"images  {len(self.names)} names × {len(self.scales)} scales", "", self.table()]
+    def describe(self, prompts: tuple[PromptSet, ...], whole: bool = False) -> list[str]:
+        """Lines of the plan. whole: with a row of the table for each name, however many there are."""
+        return [f"images  {len(self.names)} names × {len(self.scales)} scales", "", self.table(whole)]
 
     def remarks(self, prompts: tuple[PromptSet, ...]) -> list[str]:
         """What is allowed, but perhaps not meant."""
-        remarks = []
-        if self.ignored:
-            more = " …" if len(self.ignored) > SHOWN else ""
-            remarks.append(f"ignored, because they are not images: {', '.join(self.ignored[:SHOWN])}{more}.")
+        remarks = [*self._remarks_on_files(), *self._remarks_on_images(max(p.resolution for p in prompts))]
         if self.captions and not any(p.uses_captions for p in prompts):
             remarks.append(
                 f"the {len(self.captions)} captions are not used: write {CAPTION} into the prompts, or leave all four empty."
             )
-        resolution = max(p.resolution for p in prompts)
-        small = [n for n, (w, h) in zip(self.names, self.sizes, strict=True) if w * h < 0.8 * resolution**2]
-        if small:
-            remarks.append(
-                f"{len(small)} name(s), such as {small[0]}, are smaller than {resolution} px and will be enlarged."
-            )
         return remarks
 
-    def table(self) -> str:
-        """Image × scale, as text: which file stands for which multiplier, and each image's caption."""
+    def _remarks_on_files(self) -> Iterable[str]:
+        strays = [*map(self._place, self.captioning.strays)]
+        if others := [place for place in self.ignored if place not in strays]:
+            yield f"ignored, because they are not images: {_few(others)}."
+        if strays:
+            yield (
+                f"text files that belong to no image, and are not used: {_few(strays)}; a caption has the name "
+                "of its image and lies beside it or in captions/."
+            )
+        if self.untrained is not None:
+            yield (
+                f"folder {self.folders[self.untrained]!r} at scale 0 is not trained on, because a slider does nothing at 0; the "
+                "report card and train.timestep_bias: auto use its images."
+            )
+
+    def _remarks_on_images(self, resolution: int) -> Iterable[str]:
+        for colours, paths in self.seen.colours.items():
+            yield f"{len(paths)} image(s), such as {self._place(paths[0])}, {colours.value}."
+        unequal = [n for n, row in enumerate(self.seen.sizes) if len(set(row)) > 1]
+        if unequal:
+            shown = " and ".join(f"{w}×{h}" for w, h in dict.fromkeys(self.seen.sizes[unequal[0]]))
+            yield (
+                f"{len(unequal)} name(s), such as {self.names[unequal[0]]} ({shown}), differ in size between the folders: each is "
+                "fitted to one size, and what overhangs is cut off; where some are enlarged, the slider learns their blur too."
+            )
+        least = [min(w * h for w, h in row) for row in self.seen.sizes]
+        small = [name for name, pixels in zip(self.names, least, strict=True) if pixels < SMALL * resolution**2]
+        if small:
+            yield f"{len(small)} name(s), such as {small[0]}, are smaller than {resolution} px and will be enlarged."
+        if self.unchanging:
+            yield (
+                f"{len(self.unchanging)} name(s) have the same image in all folders, from which nothing can be learnt: "
+                f"{_few(self.unchanging)}."
+            )
+        columns = zip(*self.seen.pixels, strict=True)
+        for (one, first), (other, second) in combinations(zip(self.folders, columns, strict=True), 2):
+            if first == second and len(self.unchanging) < len(self.names):
+                yield f"folders {one!r} and {other!r} hold the same images: check that each is that of its scale."
+
+    def _place(self, path: Path) -> str:
+        """folder/file, for messages."""
+        return f"{path.parent.name}/{path.name}"
+
+    def table(self, whole: bool = True) -> str:
+        """Image × scale, as text: which file stands for which multiplier, and each image's caption.
+
+        Unless `whole`, only the first rows. Long cells are shortened, captions of the whole table are not.
+        """
         head = ["image", *(f"{f} → {s:g}" for f, s in zip(self.folders, self.scales, strict=True)), "size"]
+        sizes = ["/".join(f"{w}×{h}" for w, h in dict.fromkeys(row)) for row in self.seen.sizes]
         body = [
-            [name, *(path.name for path in row), f"{w}×{h}"]
-            for name, row, (w, h) in zip(self.names, self.files, self.sizes, strict=True)
+            [name, *(path.name for path in row), size]
+            for name, row, size in zip(self.names, self.files, sizes, strict=True)
         ]
         if self.captions:
             head.append("caption")
             body = [[*line, caption] for line, caption in zip(body, self.captions, strict=True)]
-        widths = [max(len(line[c]) for line in [head, *body]) for c in range(len(head))]
-        lines = [
-            "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in [head, *body]
-        ]
-        return "\n".join(lines)
+        shown = body if whole else body[:ROWS]
+        lines = [[*map(_short, row[:-1]), row[-1] if whole else _short(row[-1])] for row in [head, *shown]]
+        widths = [max(len(line[c]) for line in lines) for c in range(len(head))]
+        text = ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines]
+        if len(shown) < len(body):
+            text.append(f"… and {len(body) - len(shown)} more names (--dry_run or logging.verbose: true lists all)")
+        return "\n".join(text)
 
 
-def _raise_if(problems: list[str]) -> None:
-    if problems:
-        raise InputError("\n".join(problems))
+def _short(cell: str) -> str:
+    """Without its middle if it is long: names differ at their ends."""
+    half = WIDEST // 2
+    return cell if len(cell) <= WIDEST else f"{cell[: half - 1]}…{cell[-half:]}"
 
 
-def _listed(names) -> str:
-    names = sorted(names)
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
-
-
-def _folder_paths(data: Data) -> tuple[dict[str, Path], list[str]]:
-    """{folder: path} of those that are there, each once, and what is wrong with the others."""
-    if not data.folder_main.is_dir():
-        raise InputError(f"--folder_main: {data.folder_main} is not a folder: check the path.")
-    paths = {folder: data.folder_main / folder for folder in data.folders}
-    problems, seen = [], {}
-    there = _listed(p.name for p in data.folder_main.iterdir() if p.is_dir()) or "no folder"
-    for folder, path in paths.items():
-        if not path.is_dir():
-            problems.append(
-                f"--folders: {folder!r} is not a folder in {data.folder_main}, which holds {there}: check its name."
-            )
-        elif path.resolve() in seen:
-            problems.append(
-                f"--folders: {folder!r} and {seen[path.resolve()]!r} are the same folder: give each scale its own."
-            )
-        seen.setdefault(path.resolve(), folder)
-    return {folder: paths[folder] for resolved, folder in seen.items() if resolved.is_dir()}, problems
-
-
-def _images_by_name(folder: Path) -> tuple[dict[str, list[Path]], list[str]]:
-    """{match key: files}, and the names of visible files that are not images."""
-    images, ignored = {}, []
-    for path in sorted(folder.iterdir()):
-        if any(unicodedata.category(c) in UNPRINTABLE for c in path.name):
-            raise InputError(f"{str(folder)!r}: {path.name!r} holds signs that cannot be printed: rename it.")
-        if is_image_name(path) and not path.is_dir():
-            images.setdefault(match_key(path), []).append(path)
-        elif path.is_file() and not path.name.startswith("."):
-            ignored.append(f"{folder.name}/{path.name}")
-    return images, ignored
-
-
-def _unmatched(main: Path, found: dict[str, tuple[dict[str, list[Path]], list[str]]]) -> list[str]:
-    problems = []
-    for folder, (images, ignored) in found.items():
-        if not images:
-            others = f" (only {_listed(ignored)})" if ignored else ""
-            problems.append(f"{main}: folder {folder!r} holds no images{others}: put the images of this scale there.")
-        for paths in images.values():
-            if len(paths) > 1:
-                problems.append(
-                    f"{main}: folder {folder!r} holds {_listed(p.name for p in paths)}, which are one name: keep one of them."
-                )
-    everything = {key: paths[0].name for images, _ in found.values() for key, paths in images.items()}
-    for folder, (images, _) in found.items():
-        missing = [name for key, name in everything.items() if key not in images]
-        if images and missing:
-            problems.append(
-                f"{main}: folder {folder!r} has {len(images)} of {len(everything)} images and lacks {_listed(missing)}: "
-                "each image must be in every folder under the same name."
-            )
-    return problems
-
-
-def _checked_sizes(files: tuple[tuple[Path, ...], ...]) -> tuple[tuple[tuple[int, int], ...], list[str]]:
-    """Size of each name, and what is wrong with its files."""
-    problems, sizes = [], []
-    for row in tqdm(files, "checking images", unit="name", disable=sum(map(len, files)) < PROGRESS_FROM):
-        row_sizes = {}
-        for path in row:
-            try:
-                row_sizes.setdefault(read_image(path).size, path)
-            except InputError as error:
-                problems.append(str(error))
-        if len(row_sizes) > 1:
-            shown = " but ".join(f"{path} is {w}×{h}" for (w, h), path in row_sizes.items())
-            problems.append(f"{shown}: images of one name must have one size.")
-        sizes.append(next(iter(row_sizes), (0, 0)))
-    return tuple(sizes), problems
+def _few(names: Iterable[str]) -> str:
+    names = list(names)
+    return ", ".join(names[:SHOWN]) + (" …" if len(names) > SHOWN else "")

@@ -69,6 +69,9 @@ class Draws:
     between the lower and the higher of two different scales, which decides the prompt they are read with. Each has its
     own image, noise and timestep, because rows that share them were measured to teach less; with `scales_per_step` above
     1, groups of so many rows share them and differ in the scale alone.
+
+    No row is at the scale `untrained`, which is 0: every algorithm multiplies what it adds by the scale, and every loss of
+    images looks at each row alone, so such a row has no gradient. Where it is drawn, the other of the two takes its place.
     """
 
     seed: int
@@ -80,6 +83,7 @@ class Draws:
     caption_dropout: float = 0.0
     scales_per_step: int = 1
     processes: int = 1  # each trains on `batch_size` pairs
+    untrained: int | None = None  # index of a scale
 
     def __call__(self, step: int) -> StepDraw:
         rng, prompt, resolution = _begin(self.seed, step, self.prompts)
@@ -89,18 +93,25 @@ class Draws:
         alike = [n for n in range(self.num_names) if self.shape_of(n, resolution) == shape]
         names = [first] + [rng.choice(alike) for _ in range(ROWS_PER_PAIR * chosen.batch_size * self.processes - 1)]
         rows = tuple(self._row(rng, name, positive=bool(i % 2)) for i, name in enumerate(names))
-        if self.scales_per_step > 1:
-            groups = [rows[i : i + self.scales_per_step] for i in range(0, len(rows), self.scales_per_step)]
+        together = min(self.scales_per_step, len(self._trained))
+        if together > 1:
+            groups = [rows[i : i + together] for i in range(0, len(rows), together)]
             rows = tuple(row for group in groups for row in self._alike(rng, group))
         return StepDraw(prompt, resolution, rows)
 
+    @property
+    def _trained(self) -> list[int]:
+        return [scale for scale in range(self.num_scales) if scale != self.untrained]
+
     def _alike(self, rng: random.Random, group: tuple[RowDraw, ...]) -> list[RowDraw]:
         """The first row of the group at as many different scales as the group has rows, ascending."""
-        scales = sorted(rng.sample(range(self.num_scales), len(group)))
+        scales = sorted(rng.sample(self._trained, len(group)))
         return [replace(group[0], scale=s, positive=2 * i >= len(group)) for i, s in enumerate(scales)]
 
     def _row(self, rng: random.Random, name: int, positive: bool) -> RowDraw:
         low, high = sorted(rng.sample(range(self.num_scales), 2))
+        if (high if positive else low) == self.untrained:
+            positive = not positive
         return RowDraw(
             name=name,
             scale=high if positive else low,

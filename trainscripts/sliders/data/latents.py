@@ -10,7 +10,7 @@ from tqdm import tqdm
 from sliders.config.prompts import PromptSet
 from sliders.data.dataset import ScaleFolders
 from sliders.data.draws import resolutions
-from sliders.data.images import read_image, resize_to_cover
+from sliders.data.images import covering, read_image, resize_to_cover
 from sliders.fast.path import vae_on
 from sliders.models.base import Geometry, Model
 from sliders.system.errors import InputError
@@ -73,7 +73,7 @@ class LatentCache:
             size = tuple(math.ceil(side * CROP_ROOM / factor) * factor for side in size)
         means, stds = [], []
         for path in data.files[name]:
-            picture, covered, corner = resize_to_cover(read_image(path), size)
+            picture, *_ = resize_to_cover(read_image(path), size)
             mean, std = model.encode_image(picture)
             if not (mean.isfinite().all() and std.isfinite().all()):
                 raise InputError(
@@ -82,6 +82,7 @@ class LatentCache:
             means.append(mean)
             stds.append(std)
             bar.update()
+        covered, corner = covering(data.sizes[name], size)  # the same at all scales, or it would tell them apart
         geometry = Geometry(covered[::-1], corner[::-1], (height, width))
         return EncodedImage(torch.stack(means), torch.stack(stds), geometry, factor)
 

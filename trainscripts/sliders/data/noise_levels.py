@@ -1,6 +1,7 @@
 """At which noise levels the folders' images differ in what the frozen model cannot see: measured before training."""
 
 import torch
+from tqdm import tqdm
 
 from sliders.data.latents import LatentCache, View
 from sliders.data.timesteps import NoiseLevels
@@ -21,7 +22,7 @@ def measure_noise_levels(
     scales is.
     """
     differing, errors = [], []
-    for timestep in LEVELS:
+    for timestep in tqdm(LEVELS, "measuring timesteps", unit="level"):
         variances, squares = [], []
         for draw in range(NOISES):
             name = draw % len(embeds)

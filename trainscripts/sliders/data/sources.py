@@ -54,6 +54,11 @@ class ImageSource(Source):
     @staticmethod
     def find(settings: Settings, size_multiple: int) -> ScaleFolders:
         data = ScaleFolders.find(settings.data, size_multiple)
+        if len(data.unchanging) == len(data.names):
+            raise InputError(
+                f"--folders: each image is the same in all folders of {data.folder_main}, so there is nothing to learn: put the "
+                "images of each scale into its folder."
+            )
         grouped = settings.train.scales_per_step
         most = min(len(data.scales), *(ROWS_PER_PAIR * p.batch_size for p in settings.prompts))
         if grouped > most:
@@ -80,7 +85,7 @@ class ImageSource(Source):
         draw = Draws(
             seed=settings.train.seed, prompts=settings.prompts, num_names=len(data.names), num_scales=len(data.scales),
             timesteps=timesteps, shape_of=data.fitted_size, caption_dropout=settings.train.caption_dropout,
-            scales_per_step=settings.train.scales_per_step, processes=self.processes.count,
+            scales_per_step=settings.train.scales_per_step, processes=self.processes.count, untrained=data.untrained,
         )  # fmt: skip
         return draw, make_batch, timesteps
 

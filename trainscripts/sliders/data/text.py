@@ -44,7 +44,8 @@ class MultiplierRange:
     def metadata(self, prompts: tuple[PromptSet, ...]) -> dict[str, str | dict | list]:
         return {"sliders.scales": list(self.scales)}
 
-    def describe(self, prompts: tuple[TextPromptSet, ...]) -> list[str]:
+    def describe(self, prompts: tuple[TextPromptSet, ...], whole: bool = False) -> list[str]:
+        """Lines of the plan. whole: has no effect, for there is nothing to leave out."""
         lines = [f"range   multipliers {self.scales[0]:g} to {self.scales[-1]:g}, without images", ""]
         for chosen in prompts:
             lines.append(

@@ -3,13 +3,20 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors import safe_open
-from safetensors.torch import load
-
 from sliders.adaptors import ALGORITHMS
 from sliders.formats.sidecar import add_to_notes
-from sliders.formats.slider_file import add_metadata, by_module, check_slider, save_slider, slider_layers
+from sliders.formats.slider_file import (
+    add_metadata,
+    by_module,
+    changes_nothing,
+    check_slider,
+    open_slider_file,
+    read_slider,
+    save_slider,
+    slider_layers,
+)
 from sliders.models import Family
+from sliders.models.layers import reachable_layers
 from sliders.report.card import Card
 from sliders.report.summary import MEASURED, sentence
 from sliders.system.errors import InputError
@@ -22,7 +29,7 @@ def keep_card(slider: Path, card: Card) -> None:
 
     A file that cannot be written is a warning: the pictures and the page are worth more.
     """
-    print(sentence(card), flush=True)
+    print(f"{slider.stem}: {sentence(card)}", flush=True)
     try:
         add_metadata(slider, {KEY: card.as_json()})
         add_to_notes(slider, MEASURED, sentence(card))
@@ -32,8 +39,7 @@ def keep_card(slider: Path, card: Card) -> None:
 
 def read_card(slider: Path) -> Card | None:
     """The slider's card, None if it has none or one of another version."""
-    with safe_open(slider, framework="pt") as file:
-        text = (file.metadata() or {}).get(KEY)
+    text = open_slider_file(slider).metadata.get(KEY)
     try:
         return None if text is None else Card.from_json(text)
     except (ValueError, KeyError, TypeError):
@@ -55,7 +61,12 @@ def calibrate(source: Path, target: Path, model: str, family: Family) -> Calibra
     model: the one that it is for, of which no weights are loaded. Raises InputError if the slider has no card, or one that
     no factor can improve.
     """
-    metadata = check_slider(source, family.weightless_denoiser(model), family)
+    unet = family.weightless_denoiser(model)
+    metadata = check_slider(source, unet, family)
+    if changes_nothing(source, family):
+        raise InputError(
+            f"{source}: changes nothing, because all its weights are zero, so no factor can calibrate it: train it for longer."
+        )
     card = read_card(source)
     if card is None:
         raise InputError(
@@ -69,8 +80,10 @@ def calibrate(source: Path, target: Path, model: str, family: Family) -> Calibra
         )
     factor = card.factor()
     algorithm = ALGORITHMS[slider_layers(source, family).algo]
+    layers = {family.file_key(path): layer for path, layer in reachable_layers(unet).items()}
     modules = {
-        module: algorithm.scaled(parts, factor) for module, parts in by_module(load(source.read_bytes())).items()
+        module: algorithm.for_files(algorithm.scaled(parts, factor), layers[module])
+        for module, parts in by_module(read_slider(source)).items()
     }
     tensors = {f"{module}.{part}": weight for module, parts in modules.items() for part, weight in parts.items()}
     calibrated = card.with_factor(factor)

@@ -8,14 +8,17 @@ import hashlib
 import io
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from sliders import __version__
 from sliders.config.schema import Settings
 from sliders.data.sources import Checked
+from sliders.formats.slider_file import not_finite
 from sliders.system.errors import InputError
 from sliders.system.files import SAME_NAME, remove, written_whole
 
@@ -47,6 +50,22 @@ class Checkpoint:
         start = len(MAGIC) + DIGEST
         start += LENGTH + int.from_bytes(raw[start : start + LENGTH], "little")
         return torch.load(io.BytesIO(raw[start:]), map_location="cpu", weights_only=True)
+
+    def check_values(self) -> None:
+        """Raises InputError if a weight, or what the optimizer knows of it, is NaN or infinite."""
+        if key := not_finite(_tensors_in(self.tensors())):
+            raise InputError(
+                f"--resume: {self.path} contains NaN or infinite values in {key}, from which no step can follow: remove it to "
+                "continue from the checkpoint before it, with a lower train.lr, or start again with --overwrite instead of --resume."
+            )
+
+
+def _tensors_in(nested: dict, place: str = "") -> Iterator[tuple[str, Tensor]]:
+    for key, value in nested.items():
+        if isinstance(value, dict):
+            yield from _tensors_in(value, f"{place}{key}.")
+        elif isinstance(value, Tensor):
+            yield f"{place}{key}", value
 
 
 def checkpoint_path(settings: Settings, step: int) -> Path:

@@ -1,102 +1,102 @@
-"""Converts sliders of other trainers to slider files of this one, with the keys and metadata that web UIs expect."""
+"""Converts sliders of other programs to slider files of this one, with the keys and metadata that web UIs expect."""
 
 import json
-import re
 import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load
 from torch import Tensor, nn
 
 from sliders import __version__
 from sliders.adaptors import ALGORITHMS
 from sliders.adaptors.base import ALPHA
 from sliders.config.schema import Network
+from sliders.formats.foreign_keys import Layers, Module, find_layers
+from sliders.formats.layer_settings import settings_for
 from sliders.formats.metadata import network_metadata
-from sliders.formats.slider_file import check_fit, save_slider
-from sliders.models import Family
-from sliders.models.layers import BLOCKS, METHODS, select_layers
+from sliders.formats.slider_file import by_module, check_fit, check_values, save_slider
+from sliders.models import VERSIONS, Family
+from sliders.models.diffusers_unet.sources import TINY
 from sliders.system.errors import InputError, either
+from sliders.system.weight_files import read_weights
 
-PARTS = {  # suffix of a key → our name of the part
-    **{f".{part}": part for algorithm in ALGORITHMS.values() for part in (*algorithm.PARTS, ALPHA)},
-    **{f".{end}.weight": "lora_down.weight" for end in ("lora_A", "lora_A.default", "lora.down")},
-    **{f".{end}.weight": "lora_up.weight" for end in ("lora_B", "lora_B.default", "lora.up")},
-}
-PREFIXES = ("lora_unet_", "lycoris_", "unet_", "diffusion_model_", "model_diffusion_model_", "base_model_model_")
-Module = dict[str, Tensor]  # {part: tensor} of one layer
+KEPT = (torch.float32, torch.float16, torch.bfloat16)
+CARD = "sliders.card"
+TRAINED_ON = "ss_base_model_version"  # in the metadata, as kohya's scripts and this project write it
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """layers: those of the new file, in words. notes: what the user should know about it."""
+
+    layers: str
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A file's layers as those of a family's model: settings, and {key in a slider file: tensor}."""
+
+    network: Network
+    tensors: dict[str, Tensor]
+    layers: Layers
 
 
 def convert(
     source: Path, target: Path, model: str, family: Family, alpha: float | None = None, reverse: bool = False
-) -> Network:
-    """Converts `source`, a slider of the original trainers, or another file of a known algorithm and the same layers, to `target`.
+) -> Conversion:
+    """Converts `source`, a slider of another program or of this one, of a known algorithm, to `target`.
 
     model: the one that it is for, of which no weights are loaded. alpha: used where the file contains none. reverse:
-    negates the slider. Returns the network's settings. Raises InputError if `source` cannot be converted.
+    negates the slider. Raises InputError if `source` cannot be converted.
     """
+    tensors, metadata = read_weights(source)
+    check_values(source, tensors.items())
+    fitted = _fit(source, tensors, metadata, family, model, alpha)
+    notes = list(_notes(fitted, alpha))
+    similar = list(_similar(source, tensors, metadata, family, model))
+    notes += _version_notes(source, metadata, family, similar)
+    algorithm, found = ALGORITHMS[fitted.network.algo], fitted.tensors
+    if reverse:
+        parts = {name: algorithm.scaled(parts, -1.0) for name, parts in by_module(found).items()}
+        found = {f"{name}.{part}": weight for name, own in parts.items() for part, weight in own.items()}
+    save_slider(target, found, _metadata(source, target, metadata, fitted.network, family, reverse), family)
+    return Conversion(_described(fitted), notes)
+
+
+def _fit(
+    path: Path, tensors: dict[str, Tensor], metadata: dict[str, str], family: Family, model: str, alpha: float | None
+) -> Fitted:
+    """Raises InputError, naming `path`, if the file's layers are not those of the family's model, or lack their alpha."""
     unet = family.weightless_denoiser(model)
-    modules = _by_module(source, _read(source), _module_names(unet, family))
-    network = _settings(source, unet, modules, alpha)
-    algorithm = ALGORITHMS[network.algo]
-    tensors: dict[str, Tensor] = {}
-    for name, parts in modules.items():
-        layer = unet.get_submodule(name)
-        weights = {part: _shaped(layer, weight) for part, weight in parts.items() if part != ALPHA}
-        if algorithm.HAS_ALPHA:
-            weights[ALPHA] = parts.get(ALPHA, torch.tensor(network.alpha)).float().reshape(())
-        weights = algorithm.scaled(weights, -1.0) if reverse else weights
-        tensors |= {f"{family.file_key(name)}.{part}": weight for part, weight in weights.items()}
-    check_fit(source, {key: tensor.shape for key, tensor in tensors.items()}, unet, network, family)
-    save_slider(target, tensors, _metadata(source, target, network, family, reverse), family)
-    return network
+    layers = find_layers(path, tensors, metadata, unet, family)
+    algo = _algorithm(path, layers.modules)
+    modules = {name: _prepared(path, name, unet, parts) for name, parts in layers.modules.items()}
+    _add_alphas(path, modules, algo, layers, alpha)
+    found = {
+        f"{family.file_key(name)}.{part}": weight.float() if part == ALPHA else weight
+        for name, parts in modules.items()
+        for part, weight in ALGORITHMS[algo].for_files(parts, unet.get_submodule(name)).items()
+    }
+    shapes = {key: tensor.shape for key, tensor in found.items()}
+    own = _own_settings(metadata)
+    if own is not None and own.algo == algo:
+        with suppress(InputError):
+            check_fit(path, shapes, unet, own, family)
+            return Fitted(own, found, layers)
+    network = settings_for(path, unet, modules, algo)
+    check_fit(path, shapes, unet, network, family)
+    return Fitted(network, found, layers)
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    """Reads a .safetensors file, or a pickle through torch's weights-only unpickler, which runs no code."""
-    try:
-        if path.suffix.lower() == ".safetensors":
-            return load(path.read_bytes())  # not mapped: Windows could not replace it (not verified on Windows)
-        found = torch.load(path, map_location="cpu", weights_only=True)
-        found = found.get("state_dict", found)
-        tensors = {key: value if isinstance(value, Tensor) else torch.tensor(value) for key, value in found.items()}
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error}): check the path.") from error
-    except SafetensorError as error:
-        raise InputError(f"{path}: is not a complete .safetensors file: download it again.") from error
-    except Exception as error:  # unpickling untrusted bytes can raise nearly anything
-        raise InputError(
-            f"{path}: is damaged, or contains code, which is never run: get a file that contains weights alone."
-        ) from error
-    return {key: value.detach().contiguous() for key, value in tensors.items()}
-
-
-def _module_names(unet: nn.Module, family: Family) -> dict[str, str]:
-    """{name of a layer, in either spelling, with underscores for dots: its path in diffusers' UNet}."""
-    layers = select_layers(unet, "c3lier", "full")
-    return {spelling.replace(".", "_"): path for path in layers for spelling in family.spellings(path)}
-
-
-def _by_module(path: Path, tensors: dict[str, Tensor], names: dict[str, str]) -> dict[str, Module]:
-    """{path in diffusers' UNet: parts}. Raises InputError if a key is unknown or a part is missing."""
-    modules: dict[str, Module] = {}
-    unknown = []
-    for key, tensor in tensors.items():
-        end = next((end for end in PARTS if key.endswith(end)), None)
-        name = names.get(_bare(key.removesuffix(end))) if end else None
-        if end is None or name is None:
-            unknown.append(key)
-            continue
-        modules.setdefault(name, {})[PARTS[end]] = tensor
-    if unknown or not modules:
-        what = f"{len(unknown)} of {len(tensors)} keys, such as {min(unknown)}, are" if unknown else "its content is"
-        raise InputError(
-            f"{path}: {what} not part of a {either(ALGORITHMS)} of the model's attention or ResNet layers: only such sliders can "
-            "be converted, with their kind of model as --family."
-        )
-    return modules
+def _own_settings(metadata: dict[str, str]) -> Network | None:
+    """The settings of `network` in the metadata of a slider of this project."""
+    with suppress(KeyError, TypeError, ValueError):
+        return Network.model_validate(json.loads(metadata["sliders.config"])["network"])
+    return None
 
 
 def _algorithm(path: Path, modules: dict[str, Module]) -> str:
@@ -114,52 +114,117 @@ def _algorithm(path: Path, modules: dict[str, Module]) -> str:
     return next(iter(found))
 
 
-def _bare(key: str) -> str:
-    """Removes what compilers and libraries add to a layer's name."""
-    name = re.sub("_+", "_", key.replace(".", "_").replace("_orig_mod_", "_")).removeprefix("_")
-    for prefix in PREFIXES:
-        name = name.removeprefix(prefix)
-    return name
+def _prepared(path: Path, name: str, unet: nn.Module, parts: Module) -> Module:
+    """Parts as this project writes them: some programs write a linear layer's weights as 1×1 convolutions, or in 8 bits."""
+    found = {}
+    for part, weight in parts.items():
+        shape = tuple(weight.shape)
+        if part == ALPHA and weight.numel() == 1 and not weight.is_complex():
+            found[part] = weight.reshape(()).double()
+        elif part != ALPHA and weight.ndim >= 2 and weight.numel() and weight.is_floating_point():
+            flat = weight.flatten(1) if isinstance(unet.get_submodule(name), nn.Linear) else weight
+            found[part] = (flat if flat.dtype in KEPT else flat.float()).contiguous()
+        else:
+            raise InputError(
+                f"{path}: {part} of {name} has shape {shape} and type {str(weight.dtype).removeprefix('torch.')}, as no slider has: "
+                "get an undamaged file."
+            )
+    return found
 
 
-def _settings(path: Path, unet: nn.Module, modules: dict[str, Module], alpha: float | None) -> Network:
-    """The settings of a network with these layers, rank and alpha. Raises InputError if there are none."""
-    algo = _algorithm(path, modules)
+def _add_alphas(path: Path, modules: dict[str, Module], algo: str, layers: Layers, alpha: float | None) -> None:
+    """Gives each of `modules` the alpha that it lacks, and removes them all if the algorithm has none. Raises InputError."""
     algorithm = ALGORITHMS[algo]
-    without = [name for name, parts in modules.items() if algorithm.HAS_ALPHA and ALPHA not in parts]
-    if without and alpha is None:
+    if not algorithm.HAS_ALPHA:
+        for parts in modules.values():
+            parts.pop(ALPHA, None)
+        return
+    without = [parts for parts in modules.values() if ALPHA not in parts]
+    if without and alpha is None and not layers.of_processors:
         raise InputError(
             f"{path}: {len(without)} layers lack their alpha, so web UIs would guess it: add --alpha, with the alpha it was trained with."
         )
-    alphas = [parts[ALPHA].item() for parts in modules.values() if ALPHA in parts] or [alpha or 1.0]
-    if bad := [found for found in alphas if not 0 < found < float("inf")]:
+    for parts in without:
+        own = alpha or algorithm.settings_of([parts])["rank"]
+        parts[ALPHA] = torch.tensor(own, dtype=torch.float64)
+    bad = [parts[ALPHA].item() for parts in modules.values() if not 0 < parts[ALPHA].item() < float("inf")]
+    if bad:
         raise InputError(f"{path}: has an alpha of {bad[0]:g}, which is not a positive number: get an undamaged file.")
-    chosen = {"algo": algo, "alpha": max(alphas), **algorithm.settings_of(list(modules.values()))}
-    for network_type in BLOCKS:
-        for method in METHODS:
-            if set(select_layers(unet, network_type, method)) == set(modules):
-                return Network(type=network_type, training_method=method, **chosen)
-    raise InputError(
-        f"{path}: its {len(modules)} layers are not those of any training_method: give the model it was trained on as --model, "
-        "or use the file as it is."
-    )
 
 
-def _shaped(layer: nn.Module, weight: Tensor) -> Tensor:
-    """Some trainers write a linear layer's weights as 1×1 convolutions."""
-    return (weight.flatten(1) if isinstance(layer, nn.Linear) else weight).contiguous()
+def _described(fitted: Fitted) -> str:
+    """`c3lier noxattn, *.proj_in and 2 other patterns: lora rank 4 alpha 2, 366 layers`"""
+    network, count = fitted.network, len(fitted.layers.modules)
+    choice = f"{network.type} {network.training_method}"
+    if network.include:
+        first, *others = (item.pattern for item in network.include)
+        choice += f", {first}" + (f" and {len(others)} other patterns" if others else "")
+    rank = f"rank {network.rank}" if len(network.ranks) == 1 else "several ranks, most of them " + str(network.rank)
+    return f"{choice}: {network.algo} {rank} alpha {network.alpha:g}, {count} layers"
 
 
-def _metadata(source: Path, target: Path, network: Network, family: Family, reverse: bool) -> dict[str, str]:
-    """Only what web UIs and `open_slider` read, because nothing is known about the training."""
+def _notes(fitted: Fitted, alpha: float | None) -> Iterator[str]:
+    layers, algorithm = fitted.layers, ALGORITHMS[fitted.network.algo]
+    if layers.text_encoders:
+        yield (
+            f"{layers.text_encoders} keys are for text encoders and were left out, because a slider changes only the UNet: it does "
+            "less than the original, if that was trained with them."
+        )
+    if layers.of_processors and alpha is None:
+        yield "it is of diffusers' attention processors, which apply no alpha, so alpha is the rank: otherwise give --alpha."
+    if all(algorithm.is_zero(parts) for parts in by_module(fitted.tensors).values()):
+        yield "all its weights are zero where that matters, so it changes nothing at any multiplier: was it trained at all?"
+
+
+def _similar(
+    path: Path, tensors: dict[str, Tensor], metadata: dict[str, str], family: Family, model: str
+) -> Iterator[Family]:
+    """The other versions of models whose layers have the names and sizes that the file's have."""
+    for other in VERSIONS:
+        if other is not family:
+            with suppress(InputError):
+                _fit(path, tensors, metadata, other, TINY if model == TINY else other.facts.example, 1.0)
+                yield other
+
+
+def _version_notes(path: Path, metadata: dict[str, str], family: Family, similar: list[Family]) -> list[str]:
+    """Where the layers are no evidence, the metadata decide. Raises InputError if they state another version."""
+    stated = metadata.get(TRAINED_ON, "")
+    others = [other for other in similar if stated.startswith(_version(other))]
+    if others:
+        raise InputError(
+            f"{path}: its metadata say that it is for {others[0].facts.title}, not {family.facts.title}: give --family "
+            f"{others[0].facts.webui_version.lower()}."
+        )
+    if not similar or stated.startswith(_version(family)):
+        return []
+    titles = either(other.facts.title for other in similar)
+    return [
+        f"its layers fit {titles} as well as {family.facts.title}, so --family could not be checked: make sure that it is right."
+    ]
+
+
+def _version(family: Family) -> str:
+    """`sdxl`, `sd_v1` or `sd_v2`"""
+    return family.metadata(None)[TRAINED_ON].partition("_base")[0]
+
+
+def _metadata(
+    source: Path, target: Path, known: dict[str, str], network: Network, family: Family, reverse: bool
+) -> dict[str, str]:
+    """What web UIs and `open_slider` read. Of a slider of this project also what is known about its training."""
+    own = _own_settings(known) is not None
+    config = json.loads(known["sliders.config"]) if own else {}
+    kept = {key: value for key, value in known.items() if own and not (reverse and key == CARD)}
     return {
         **family.metadata(None),
+        **kept,
         "ss_output_name": target.stem,
         **network_metadata(network),
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.title": target.stem,
         "modelspec.date": time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime()),
         "sliders.version": __version__,
-        "sliders.config": json.dumps({"network": network.model_dump()}),
+        "sliders.config": json.dumps({**config, "network": network.model_dump()}),
         "sliders.converted_from": source.name + (", reversed" if reverse else ""),
     }

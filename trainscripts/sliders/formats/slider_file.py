@@ -3,8 +3,7 @@
 import errno
 import hashlib
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,11 +12,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from sliders.adaptors import ALGORITHMS
+from sliders.adaptors.base import ALPHA
 from sliders.adaptors.network import AdaptorNetwork
 from sliders.config.schema import Network
 from sliders.models import Family
-from sliders.system.errors import InputError, cannot_be_read
+from sliders.system.errors import InputError
 from sliders.system.files import written_whole
+from sliders.system.weight_files import WeightFile, open_weights, read_weights
 
 T = TypeVar("T")
 
@@ -25,10 +27,11 @@ T = TypeVar("T")
 def slider_tensors(network: AdaptorNetwork, family: Family, dtype: torch.dtype) -> dict[str, Tensor]:
     """{key as web UIs read it: tensor on the CPU}, in `dtype`, except alpha: float32, because loaders divide it by rank."""
     found = {}
-    for path, parts in network.tensors().items():
-        for part, tensor in parts.items():
-            kept = torch.float32 if part == "alpha" else dtype
-            found[f"{family.file_key(path)}.{part}"] = tensor.to("cpu", kept).contiguous()
+    for path, adaptor in zip(network.module_paths, network.adaptors, strict=True):
+        parts = {part: tensor.cpu() for part, tensor in adaptor.tensors().items()}
+        for part, tensor in adaptor.for_files(parts, adaptor.base).items():
+            kept = torch.float32 if part == ALPHA else dtype
+            found[f"{family.file_key(path)}.{part}"] = tensor.to(kept).contiguous()
     return found
 
 
@@ -79,7 +82,7 @@ def _check_written(path: Path, tensors: dict[str, Tensor], family: Family) -> No
     try:
         with safe_open(path, framework="pt") as file:
             same = set(file.keys()) == set(tensors) and all(
-                torch.equal(file.get_tensor(k), t) for k, t in tensors.items()
+                torch.equal(_bits(file.get_tensor(k)), _bits(t)) for k, t in tensors.items()
             )
     except SafetensorError:
         same = False
@@ -87,14 +90,26 @@ def _check_written(path: Path, tensors: dict[str, Tensor], family: Family) -> No
         raise OSError(errno.EIO, "the file reads back differently than written, so the disk may be failing", str(path))
 
 
+def _bits(tensor: Tensor) -> Tensor:
+    """Its bytes: values that are not finite do not equal themselves."""
+    return tensor.reshape(-1).view(torch.uint8)
+
+
 def load_slider(path: Path, network: AdaptorNetwork, family: Family) -> None:
     """Loads a slider's weights into a network of the same layers. Raises InputError if layers or sizes differ."""
-    with _opened(path) as file:
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+    tensors = read_slider(path)
     _check_shapes(path, {key: tensor.shape for key, tensor in tensors.items()}, network, family)
     parts = by_module(tensors)
     for module, adaptor in zip(network.module_paths, network.adaptors, strict=True):
         adaptor.load_tensors(parts[family.file_key(module)])
+    network.set_multipliers(network.multipliers)  # an adaptor's gain may be another
+
+
+def read_slider(path: Path) -> dict[str, Tensor]:
+    """The tensors of a slider file. Raises InputError, also if a value is not finite."""
+    tensors, _ = read_weights(path)
+    check_values(path, tensors.items())
+    return tensors
 
 
 def by_module(found: dict[str, T]) -> dict[str, dict[str, T]]:
@@ -106,29 +121,28 @@ def by_module(found: dict[str, T]) -> dict[str, dict[str, T]]:
     return modules
 
 
-def _check_shapes(path: Path, shapes: dict[str, torch.Size], network: AdaptorNetwork, family: Family) -> None:
+def _check_shapes(path: Path, shapes: dict[str, tuple[int, ...]], network: AdaptorNetwork, family: Family) -> None:
     found = by_module(shapes)
     wanted = {
-        family.file_key(module): {part: tensor.shape for part, tensor in parts.items()}
-        for module, parts in network.tensors().items()
+        family.file_key(module): adaptor for module, adaptor in zip(network.module_paths, network.adaptors, strict=True)
     }
     differing = sorted(wanted.keys() ^ found.keys())
     if differing:
         raise InputError(
-            f"{path}: {len(differing)} layers differ from the network's, such as {differing[0]}: use the settings that the "
-            "slider was trained with."
+            f"{path}: {len(differing)} layers differ from the network's, such as {differing[0]}: give the model it was trained on "
+            "as --model, or get the complete file."
         )
-    for key, parts in wanted.items():
-        if found[key] != parts:
+    for key, adaptor in wanted.items():
+        if not adaptor.accepts(found[key]):
             raise InputError(
-                f"{path}: {key} has another size than the model's layer: sample it with the model it was trained on."
+                f"{path}: {key} has another size than the model's layer: give the model it was trained on as --model."
             )
 
 
 def slider_layers(path: Path, family: Family) -> Network:
     """Reads a slider's network settings from its metadata. Raises InputError for a file that is not from this trainer."""
-    with _opened(path) as file:
-        modules, metadata = {key.partition(".")[0] for key in file.keys()}, file.metadata() or {}  # noqa: SIM118 - not a dict
+    file = open_slider_file(path)
+    modules, metadata = {key.partition(".")[0] for key in file.stored}, file.metadata
     unknown = modules - family.file_keys()
     if unknown or not modules:
         raise InputError(
@@ -152,17 +166,39 @@ def slider_layers(path: Path, family: Family) -> Network:
 def check_slider(path: Path, unet: nn.Module, family: Family) -> dict[str, str]:
     """Checks that a slider fits the model, and returns its metadata. `unet` may be on the meta device, without weights.
 
-    Raises InputError for a file that is not a slider, is for another model family, or for a model of other sizes.
+    Raises InputError for a file that is not a slider, is for another model family or a model of other sizes, or has values
+    that are not finite.
     """
-    settings = slider_layers(path, family)
-    with _opened(path) as file:
-        shapes = {key: torch.Size(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 - not a dict
-        metadata = file.metadata()
-    check_fit(path, shapes, unet, settings, family)
-    return metadata
+    file = open_slider_file(path)
+    shapes = {key: stored.shape for key, stored in file.stored.items()}
+    check_fit(path, shapes, unet, slider_layers(path, family), family)
+    read_slider(path)
+    return file.metadata
 
 
-def check_fit(path: Path, shapes: dict[str, torch.Size], unet: nn.Module, settings: Network, family: Family) -> None:
+def not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
+    """The key of the first tensor with a NaN or an infinity, None if there is none."""
+    return next((key for key, tensor in tensors if not tensor.float().isfinite().all()), None)
+
+
+def check_values(path: Path, tensors: Iterable[tuple[str, Tensor]]) -> None:
+    """Raises InputError, naming `path` and the key, if a weight is NaN or infinite."""
+    if key := not_finite(tensors):
+        raise InputError(
+            f"{path}: {key} contains NaN or infinite values, with which every picture is black: get an undamaged file, or train it "
+            "again with a lower train.lr."
+        )
+
+
+def changes_nothing(path: Path, family: Family) -> bool:
+    """Whether a slider that `check_slider` accepts adds nothing to any layer, like one that was never trained."""
+    algorithm = ALGORITHMS[slider_layers(path, family).algo]
+    return all(algorithm.is_zero(parts) for parts in by_module(read_slider(path)).values())
+
+
+def check_fit(
+    path: Path, shapes: dict[str, tuple[int, ...]], unet: nn.Module, settings: Network, family: Family
+) -> None:
     """Raises InputError, naming `path`, unless {key: shape} are those of a network of `settings` on `unet`."""
     with torch.device("meta"):
         network = AdaptorNetwork(unet, settings)
@@ -177,12 +213,6 @@ def open_slider(path: Path, unet: nn.Module, family: Family) -> AdaptorNetwork:
     return network
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[safe_open]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            yield file
-    except OSError as error:
-        raise InputError(f"{path}: {cannot_be_read(error)}.") from error
-    except SafetensorError as error:
-        raise InputError(f"{path}: is not a readable .safetensors file: choose another.") from error
+def open_slider_file(path: Path) -> WeightFile:
+    """The file's keys, shapes and metadata. Raises InputError."""
+    return open_weights(path, f"{path}:")

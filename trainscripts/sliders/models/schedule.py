@@ -26,7 +26,7 @@ class NoiseSchedule:
 
         The rescaling is algorithm 1 of Lin et al. 2024, arXiv:2305.08891.
         """
-        keys = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule")
+        keys = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
         betas = {key: config[key] for key in keys if key in config}
         return cls(DDPMScheduler(**betas, rescale_betas_zero_snr=zero_snr).alphas_cumprod.float(), prediction_type)
 

@@ -11,6 +11,7 @@ import numpy as np
 from sliders.report.sweeps import longest_run
 
 RECOGNISED = 0.75  # share of the pictures that must still be recognised for a multiplier to count as usable
+STILL = 0.01  # of the distance between the lowest and the highest scale: readings that differ by less show the same
 STRANGE = 0.8  # foreign change from which a picture counts as another one
 FACTORS = np.geomspace(0.1, 10, 2001)  # in which a factor is sought, 0.23 % apart
 NUMBERS = 4  # significant digits in a file
@@ -73,9 +74,15 @@ class Card:
         return tuple(scale for scale, change in zip(self.scales, foreign, strict=True) if change >= STRANGE)
 
     @property
-    def rank(self) -> tuple[int, float]:
-        """Sorts cards from good to bad: first by the number of scales that are lost, then by calibration."""
-        return len(self.lost), self.calibration
+    def still(self) -> bool:
+        """Whether each sweep shows the same at all multipliers, so that the slider changes nothing."""
+        small = STILL * (self.scales[-1] - self.scales[0])
+        return all(max(sweep) - min(sweep) < small for sweep in self.readings)
+
+    @property
+    def rank(self) -> tuple[bool, int, float]:
+        """Sorts cards from good to bad: first by whether anything changes and how many scales are lost, then by calibration."""
+        return self.still, len(self.lost), self.calibration
 
     def factor(self) -> float:
         """The factor on the weights with the smallest squared error of the curve at the folders' scales.

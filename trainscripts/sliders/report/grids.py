@@ -26,8 +26,7 @@ def labelled_grid(pictures: Tensor, row_labels: Sequence[str], column_labels: Se
     """Pictures [rows, columns, 3, H, W] in [0, 1] → one RGB picture, with column labels above and row labels on the left."""
     rows, columns, _, height, width = pictures.shape
     font = ImageFont.load_default(FONT_SIZE)
-    wrap = textwrap.TextWrapper(LABEL_WIDTH, break_long_words=False, break_on_hyphens=False)
-    row_labels = [wrap.fill(label) for label in row_labels]
+    row_labels = [textwrap.fill(label, LABEL_WIDTH, break_on_hyphens=False) for label in row_labels]
     left = max(math.ceil(font.getlength(line)) for label in row_labels for line in label.split("\n")) + 2 * GAP
     top = FONT_SIZE + 2 * GAP
     canvas = Image.new("RGB", (left + columns * (width + GAP), top + rows * (height + GAP)), "white")

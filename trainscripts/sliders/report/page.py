@@ -15,6 +15,7 @@ from sliders.system.files import written_whole
 WEB = Path(__file__).parent / "web"
 LOSSLESS_UP_TO = 256 * 256  # px; larger pictures would make the page hundreds of megabytes large
 WEBP_QUALITY = 90
+CHARACTER = 6.0  # SVG units, at the charts' font size of 10
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,8 @@ class Chart:
     multipliers: Sequence[float]
     per_seed: Sequence[Sequence[float]]  # [sweeps][multipliers]
     wanted: Sequence[tuple[float, float]] = ()  # (multiplier, value): where the mean should go through
-    width, height = 280, 150
-    left, right, top, bottom = 40, 270, 10, 126  # the area inside the axes
+    width, height = 300, 150
+    left, right, top, bottom = 56, 284, 10, 126  # the area inside the axes; a label of nine characters fits beside it
 
     @property
     def values(self) -> list[float]:
@@ -84,11 +85,16 @@ class Chart:
 
     @property
     def x_ticks(self) -> list[dict]:
-        """The multipliers, without those whose labels would overlap."""
+        """The multipliers, without those whose labels would overlap. At the ends they are moved to be seen whole."""
         ticks: list[dict] = []
+        taken = 0.0
         for x, m in zip(self.xs, self.multipliers, strict=True):
-            if not ticks or x - ticks[-1]["at"] > 22:
-                ticks.append({"at": x, "label": multiplier_label(m)})
+            label = multiplier_label(m)
+            half = len(label) * CHARACTER / 2
+            at = round(min(max(x, half), self.width - half), 2)
+            if at - half >= taken:
+                ticks.append({"at": at, "label": label})
+                taken = at + half + CHARACTER
         return ticks
 
     @property
@@ -141,7 +147,8 @@ class Page:
 
 
 def multiplier_label(multiplier: float) -> str:
-    return f"{multiplier:.6g}"
+    """Six digits. Multipliers with the same label count as one: their pictures would have one file name."""
+    return f"{multiplier + 0.0:.6g}"  # without the sign of −0
 
 
 def data_uri(picture: Image.Image) -> str:
@@ -160,5 +167,6 @@ def write_page(path: Path, page: Page) -> None:
 def render(page: Page) -> str:
     """The page as HTML. User text such as prompts is escaped."""
     environment = Environment(loader=FileSystemLoader(WEB, encoding="utf-8"), autoescape=True, trim_blocks=True)
+    environment.filters["label"] = multiplier_label
     style, script = (Markup((WEB / name).read_text(encoding="utf-8")) for name in ("page.css", "page.js"))
-    return environment.get_template("page.html").render(page=page, css=style, js=script, label=multiplier_label)
+    return environment.get_template("page.html").render(page=page, css=style, js=script)

@@ -1,5 +1,7 @@
 """A card in words: for the page, the console, and the description that web UIs show."""
 
+import textwrap
+
 import numpy as np
 
 from sliders.report.card import RECOGNISED, Card
@@ -7,6 +9,7 @@ from sliders.report.page import Chart, Measured
 from sliders.report.web_ui import multiplier_list, multiplier_template
 
 MEASURED = "Measured on "  # how the sentence starts
+NAME_WIDTH = 48  # characters
 
 
 def measured(title: str, card: Card) -> Measured:
@@ -23,7 +26,8 @@ def _rows(card: Card) -> list[tuple[str, str, str]]:
     return [
         (
             "calibration",
-            f"off by {card.calibration:.2f} ± {card.doubt:.2f}" + (", unsure" if card.lost else ""),
+            f"off by {card.calibration:.2f} ± {card.doubt:.2f}"
+            + (", changes nothing" if card.still else ", unsure" if card.lost else ""),
             f"between what the pictures show at the folders' scales and those scales, on average (±: standard error of the rows' "
             f"mean); the ruler errs by {card.ruler_error:.2f} on single images of the folders" + _lost(card),
         ),
@@ -64,19 +68,25 @@ def sentence(card: Card) -> str:
     scales = " / ".join(f"{scale:g}" for scale in card.scales)
     shown = " / ".join(f"{value:.2f}" for value in card.shown_at(card.scales))
     low, high = card.usable
+    use = "the slider changes nothing" if card.still else f"usable from {low:g} to {high:g}"
     return (
         f"{MEASURED}{len(card.readings)} rows of pictures: at {scales} they show {shown} (off by {card.calibration:.2f} ± "
-        f"{card.doubt:.2f} on average); usable from {low:g} to {high:g}."
+        f"{card.doubt:.2f} on average); {use}."
     )
 
 
+def best_first(cards: dict[str, Card]) -> dict[str, Card]:
+    """{slider: card} in the order of `Card.rank`."""
+    return dict(sorted(cards.items(), key=lambda item: item[1].rank))
+
+
 def table(cards: dict[str, Card]) -> str:
-    """{slider: card} → a table as text, best first (`Card.rank`)."""
+    """{slider: card} → a table as text, best first. Long names take several lines."""
     rows = [("slider", *(name for name, _, _ in _rows(next(iter(cards.values())))))]
-    rows += [
-        (slider, *(value for _, value, _ in _rows(card)))
-        for slider, card in sorted(cards.items(), key=lambda item: item[1].rank)
-    ]
+    for slider, card in best_first(cards).items():
+        first, *rest = textwrap.wrap(slider, NAME_WIDTH) or [slider]
+        rows.append((first, *(value for _, value, _ in _rows(card))))
+        rows += [(line, *[""] * (len(rows[0]) - 1)) for line in rest]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows

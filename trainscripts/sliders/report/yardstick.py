@@ -1,6 +1,7 @@
 """Measures the pictures of sliders against the images in the folders that they were trained on."""
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 
 import torch
 from PIL import Image
@@ -13,6 +14,7 @@ from sliders.report.features import features
 from sliders.report.ruler import Ruler
 from sliders.report.sweeps import Foreign, rank_correlation, recognised, roughness
 from sliders.system.errors import InputError
+from sliders.system.progress import progress
 
 MOST_SCENES = 24  # image names that are measured; more would hardly make the ruler better
 FEWEST_SCENES = 2  # of which one is read by a ruler of the other
@@ -37,14 +39,16 @@ class Yardstick:
         """
         self._model, self._prompt, self._scales = model, prompt, data.scales
         rows = _chosen(data)
-        found = features(model, _images(rows, size), prompt).unflatten(0, (len(rows), len(data.scales)))
         self.images = len(rows) * len(data.scales)
+        images = progress(_images(rows, size), "measuring folders", self.images)
+        found = features(model, images, prompt).unflatten(0, (len(rows), len(data.scales)))
         self._ruler = Ruler.fit(found, data.scales)
         self._foreign = Foreign(self._ruler.standardised(found))
 
     def measure(self, sweeps: Sequence[Sequence[Image.Image]], multipliers: Sequence[float]) -> Card:
         """sweeps: RGB pictures [sweeps][multipliers] of the size given before, at ascending multipliers with 0."""
-        flat = features(self._model, (picture for sweep in sweeps for picture in sweep), self._prompt)
+        pictures = progress(chain.from_iterable(sweeps), "measuring pictures", len(sweeps) * len(multipliers))
+        flat = features(self._model, pictures, self._prompt)
         found = self._ruler.standardised(flat).unflatten(0, (len(sweeps), len(multipliers)))
         readings = self._ruler.read(flat).unflatten(0, (len(sweeps), len(multipliers)))
         base, rest = multipliers.index(0.0), self._foreign(found)

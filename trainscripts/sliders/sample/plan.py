@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import TypeAdapter
@@ -12,16 +12,17 @@ from pydantic import TypeAdapter
 from sliders.compute.device import is_gpu_missing, torch_device, why_no_gpu
 from sliders.config.schema import Data
 from sliders.data.dataset import ScaleFolders
-from sliders.formats.slider_file import check_slider
+from sliders.formats.slider_file import changes_nothing, check_slider
 from sliders.models import Family, find_family
 from sliders.report.learned_measures import check_lpips
+from sliders.report.page import multiplier_label
 from sliders.report.yardstick import card_multipliers, check_folders
-from sliders.sample.preview import preview_multipliers
+from sliders.sample.preview import completed, preview_multipliers
 from sliders.sample.sampling import Sampling, pixels_per_batch, rows_within
 from sliders.sample.settings import MAX_PICTURES, Pixels, SampleSettings
-from sliders.sample.templates import Group, Variant, check_wildcards, expand, group, web_ui_syntax
+from sliders.sample.templates import Group, Variant, expand, group, web_ui_syntax
 from sliders.system.errors import InputError, either
-from sliders.system.files import check_folder
+from sliders.system.files import check_folder, check_listable
 
 SIZE = TypeAdapter(tuple[Pixels, Pixels])
 
@@ -49,16 +50,15 @@ def make_plan(settings: SampleSettings) -> Plan:
         raise InputError(f"--out: {settings.out} already contains files: choose another folder, or add --overwrite.")
     if settings.lpips:
         check_lpips()
-    if settings.wildcard_dir is not None:
-        check_wildcards(settings.wildcard_dir)
     known = known_sliders(settings)
     first = settings.slider[0]
     unet = family.weightless_denoiser(settings.model.name_or_path)
     metadata = {p.stem: check_slider(p, unet, family) for p in settings.slider}
     folders = _folders_of_card(settings, metadata[first.stem], family) if settings.card is not None else None
     groups = [g for prompt in settings.prompt for g in _groups(prompt, settings, metadata[first.stem])]
+    added: tuple[float, ...] = ()
     if folders is not None:
-        _check_card(groups, first.stem, folders.scales)
+        groups, added = _for_card(groups, first.stem, folders.scales)
     named = dict.fromkeys(name for g in groups for name in (g.axis, *(other for other, _ in g.others)))
     for name in named:
         if name not in known:
@@ -74,7 +74,7 @@ def make_plan(settings: SampleSettings) -> Plan:
     hashes = {name: metadata[name].get("sshs_model_hash") or _tensor_hash(known[name]) for name in named}
     sampling = _sampling(settings, metadata[first.stem], device, family)
     sliders = {name: known[name] for name in named}
-    notes = tuple(_notes(settings, family, groups))
+    notes = (*_notes(settings, family, groups), *_notes_on_sliders(sliders, family, first, added))
     return Plan(family, tuple(dict.fromkeys(groups)), sliders, hashes, sampling, device, notes, folders)
 
 
@@ -93,20 +93,22 @@ def _folders_of_card(settings: SampleSettings, metadata: dict[str, str], family:
     return found
 
 
-def _check_card(groups: list[Group], slider: str, scales: tuple[float, ...]) -> None:
-    """Raises InputError unless all groups show the slider alone, at the same multipliers, its scales among them."""
-    multipliers = groups[0].multipliers
-    for other in groups:
-        if other.axis != slider or other.others or other.multipliers != multipliers:
+def _for_card(groups: list[Group], slider: str, scales: tuple[float, ...]) -> tuple[list[Group], tuple[float, ...]]:
+    """The groups with the slider's scales among their multipliers, and those scales that had to be added.
+
+    Raises InputError unless all groups show the slider alone, at the same multipliers.
+    """
+    found, added = [], {}
+    for one in groups:
+        multipliers, missing = completed(one.multipliers, scales)
+        found.append(replace(one, multipliers=tuple(sorted(multipliers))))
+        added |= dict.fromkeys(missing)
+        if one.axis != slider or one.others or found[-1].multipliers != found[0].multipliers:
             raise InputError(
-                f"--card: the prompt {other.title!r} names sliders itself, but the card needs the first slider alone at the same "
+                f"--card: the prompt {one.title!r} names sliders itself, but the card needs the first slider alone at the same "
                 "multipliers for all prompts: leave sliders out of --prompt, and use --multipliers."
             )
-    if missing := sorted(set(scales) - set(multipliers)):
-        raise InputError(
-            f"--multipliers: {missing[0]:g} is missing, at which the slider was trained: add it, because the card needs all of "
-            f"{', '.join(f'{s:g}' for s in scales)}."
-        )
+    return found, tuple(added)
 
 
 def _notes(settings: SampleSettings, family: Family, groups: list[Group]) -> Iterator[str]:
@@ -116,6 +118,15 @@ def _notes(settings: SampleSettings, family: Family, groups: list[Group]) -> Ite
     if plain := web_ui_syntax([*(g.text for g in groups), settings.negative]):
         shown = ", ".join(plain[:4]) + (" …" if len(plain) > 4 else "")
         yield f"prompt weights, schedules, BREAK and AND are read as plain text here, unlike in a web UI: {shown}."
+
+
+def _notes_on_sliders(sliders: dict[str, Path], family: Family, first: Path, added: tuple[float, ...]) -> Iterator[str]:
+    if added:
+        shown = ", ".join(map(multiplier_label, added))
+        yield f"{shown} is added to the multipliers, because the report card needs all at which {first.stem} was trained."
+    for name, path in sliders.items():
+        if changes_nothing(path, family):
+            yield f"{path} changes nothing, because all its weights are zero: its pictures are those of {name} at 0."
 
 
 def known_sliders(settings: SampleSettings) -> dict[str, Path]:
@@ -128,8 +139,7 @@ def known_sliders(settings: SampleSettings) -> dict[str, Path]:
             )
         known[path.stem] = path
     if settings.lora_dir is not None:
-        if not settings.lora_dir.is_dir():
-            raise InputError(f"--lora_dir: {settings.lora_dir} is not a folder: check the path.")
+        check_listable(settings.lora_dir, "--lora_dir")
         for path in sorted(settings.lora_dir.rglob("*.safetensors")):
             known.setdefault(path.stem, path)
     return known
@@ -140,7 +150,8 @@ def _groups(prompt: str, settings: SampleSettings, metadata: dict[str, str]) -> 
     name = settings.slider[0].stem
     variants = expand(prompt, name, MAX_PICTURES, settings.wildcard_dir)
     if not any(name in dict(v.multipliers) for v in variants):
-        multipliers = settings.multipliers or _trained_multipliers(metadata, settings.card is not None)
+        given, _ = completed(settings.multipliers or (), ())
+        multipliers = given or _trained_multipliers(metadata, settings.card is not None)
         variants = [Variant(v.text, ((name, m), *v.multipliers)) for v in variants for m in multipliers]
     return group(variants, name)
 

@@ -1,6 +1,6 @@
 """Runs the sample command: pictures for all prompts, seeds and multipliers, a grid per prompt, and one HTML page."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -18,9 +18,9 @@ from sliders.report.sections import section
 from sliders.report.summary import measured
 from sliders.sample.output import PAGE, Output
 from sliders.sample.plan import Plan, make_plan
-from sliders.sample.settings import SampleSettings
+from sliders.sample.settings import PLACES, SampleSettings
 from sliders.sample.studio import Studio
-from sliders.system.errors import InputError
+from sliders.system.errors import InputError, places_renamed
 
 Measure = Callable[..., float]  # (picture, the same picture at multiplier 0, prompt=text) → change
 
@@ -30,16 +30,18 @@ def run(settings: SampleSettings) -> Path:
 
     Raises InputError for wrong settings, and if the GPU has no memory for even one picture.
     """
-    plan = make_plan(settings)
-    with ready(plan):
-        return _run(settings, plan)
+    with places_renamed(PLACES):
+        plan = make_plan(settings)
+        with ready([plan]):
+            return _run(settings, plan)
 
 
 @contextmanager
-def ready(plan: Plan) -> Iterator[None]:
+def ready(plans: Sequence[Plan]) -> Iterator[None]:
     """Says what is worth saying before a model is loaded, and makes advice of a GPU's lack of memory."""
-    for note in plan.notes:
+    for note in dict.fromkeys(note for plan in plans for note in plan.notes):
         print(f"note: {note}", flush=True)
+    plan = plans[0]
     use_device(plan.device)
     try:
         yield

@@ -5,13 +5,17 @@ from dataclasses import dataclass
 
 import diffusers
 import torch
+from diffusers import SchedulerMixin
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from sliders.adaptors.network import AdaptorNetwork
 from sliders.compute.patches import unpatch
 from sliders.config.schema import SAMPLERS
 from sliders.models.base import AfterStep, Model, PromptEmbeds
+from sliders.models.schedule import EPSILON, V_PREDICTION
 from sliders.sample.captured import CapturedDenoiser
+from sliders.system.errors import InputError
 
 MAX_ROWS = 16
 PIXELS_PER_BATCH = 4 * 1024**2  # what a 24 GB card can sample at once, with guidance
@@ -68,6 +72,27 @@ class Row:
     multipliers: tuple[float, ...]  # one per network
 
 
+def check_scheduler(scheduler: SchedulerMixin, place: str, remedy: str | None) -> None:
+    """Raises InputError, naming `place`, for the scheduler of a model that pictures cannot be sampled from.
+
+    remedy: what to do about one that is not for noise of this kind, given by betas, or not for making pictures. None: another
+    one takes its place, so that only what the model predicts must be known.
+    """
+    config, name = scheduler.config, type(scheduler).__name__
+    predicted = config.get("prediction_type", EPSILON)
+    if predicted not in (EPSILON, V_PREDICTION):
+        raise InputError(
+            f"{place}: the model's own scheduler, {name}, says that the model predicts {predicted}, neither noise nor v: choose another "
+            "model."
+        )
+    others = any(word in name for word in ("Flow", "Inverse", "RePaint"))
+    foreign = others or "beta_start" not in config or config.get("use_flow_sigmas")
+    if foreign and remedy is not None:
+        raise InputError(
+            f"{place}: the model's own scheduler, {name}, cannot sample from this kind of model: {remedy}."
+        )
+
+
 def use_sampler(model: Model, name: str | None) -> None:
     """Replaces the model's scheduler by the sampler `name`, or keeps it for None.
 
@@ -92,6 +117,7 @@ def sample(
     """
     use_sampler(model, sampling.sampler)
     at_once, start = sampling.batch_size, 0
+    black: list[Row] = []
     with CapturedDenoiser(model.unet, networks, sampling.cuda_graph and can_capture(model.unet)) as graphs:
         while start < len(rows):
             batch = rows[start : start + at_once]
@@ -102,8 +128,15 @@ def sample(
                 torch.cuda.empty_cache()  # cached blocks have the sizes of the larger batch
                 continue
             start += len(batch)
+            black += [row for row, latents in zip(batch, found, strict=True) if not latents.isfinite().all()]
             for latents in found:
                 yield _decode(model, latents, graphs, sampling.decode_on_cpu)
+    if black:
+        at = ", ".join(dict.fromkeys(f"{m:g}" for row in black for m in row.multipliers))
+        tqdm.write(
+            f"warning: {len(black)} of {len(rows)} pictures, at {at}, are black, because the model's output is not finite: use smaller "
+            "multipliers, or precision bfloat16 or float32."
+        )
 
 
 def _sample_if_it_fits(

@@ -7,7 +7,18 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from sliders.config.fields import Number, SavePrecision, Section, Whole
-from sliders.config.flags import Parser, join_list_flags, parse_device, parse_names, parse_scales
+from sliders.config.flags import (
+    Parser,
+    join_list_flags,
+    number,
+    parse_device,
+    parse_names,
+    parse_scales,
+    path,
+    place,
+    whole,
+)
+from sliders.config.prompts import Prompt
 from sliders.config.schema import DEFAULT_FAMILY, FAMILY_ENDINGS, SAMPLERS, PretrainedModel
 from sliders.config.settings import validated
 from sliders.system.errors import InputError
@@ -16,6 +27,15 @@ LIST_FLAGS = ("--seeds", "--multipliers")
 DEFAULT_SEEDS = "1, 2, 3"
 COMPARE = "compare_sliders.py"
 MAX_PICTURES = 4096
+PLACES = {  # {a place in the checks that training shares: the flag here}
+    "pretrained_model.name_or_path": "--model",
+    "pretrained_model.config": "--model_config",
+    "pretrained_model.v_pred": "--v_pred",
+    "pretrained_model.v2": "--v2",
+    "pretrained_model.clip_skip": "--clip_skip",
+    "--folder_main": "--card",
+    "--folders": "--card",
+}
 Pixels = Annotated[Whole, Field(ge=64, le=4096)]
 
 
@@ -26,8 +46,8 @@ class SampleSettings(Section):
     model: PretrainedModel
     slider: tuple[Path, ...]
     lora_dir: Path | None
-    prompt: tuple[str, ...]
-    negative: str
+    prompt: tuple[Prompt, ...]
+    negative: Prompt
     wildcard_dir: Path | None
     multipliers: tuple[Number, ...] | None  # for prompts that do not name the slider; None: those it was trained at
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**63)], ...]
@@ -65,14 +85,18 @@ def build_parser(family: str) -> Parser:
         epilog="A prompt that does not name the slider is shown at the multipliers the slider was trained at.",
         allow_abbrev=False,
     )
-    parser.add_argument("--slider", required=True, nargs="+", type=Path, metavar="FILE",
+    parser.add_argument("--slider", required=True, nargs="+", type=path, metavar="FILE",
         help="sliders: <slider:X> is the first at multiplier X, <lora:NAME:X> is any of them")  # fmt: skip
     _add_flags(parser, family, "NAME_samples beside the slider")
     add = parser.add_argument_group("learned measures of change").add_argument
-    add("--clip", metavar="MODEL",
-        help="plot the increase in CLIP score, with a model such as openai/clip-vit-large-patch14")  # fmt: skip
+    add("--clip", type=place, metavar="MODEL",
+        help="plot the increase in CLIP score, with a model such as openai/clip-vit-large-patch14 (default: none)")  # fmt: skip
     add("--clip_text", metavar="TEXT", help="the text that --clip compares with (default: each picture's prompt)")
-    add("--lpips", action="store_true", help="plot the LPIPS distance to multiplier 0; needs the package lpips")
+    add(
+        "--lpips",
+        action="store_true",
+        help="plot the LPIPS distance to multiplier 0; needs the package lpips (default: do not)",
+    )
     return parser
 
 
@@ -83,7 +107,7 @@ def build_comparison_parser(family: str) -> Parser:
         epilog="In prompts, <slider:X> is each of the sliders in turn.",
         allow_abbrev=False,
     )
-    parser.add_argument("slider", nargs="+", type=Path, metavar="SLIDER", help="files of at least two sliders")
+    parser.add_argument("slider", nargs="+", type=path, metavar="SLIDER", help="files of at least two sliders")
     parser.add_argument("--family", choices=FAMILY_ENDINGS, default=DEFAULT_FAMILY,
         help="the kind of model that they are for (default: sdxl)")  # fmt: skip
     _add_flags(parser, family, "comparison beside the first slider")
@@ -96,36 +120,41 @@ def _add_flags(parser: Parser, family: str, out: str) -> None:
     _add_what(parser)
     _add_how(parser)
     add = parser.add_argument_group("the run").add_argument
-    add("--out", type=Path, metavar="DIR", help=f"folder for the pictures and the page (default: {out})")
-    add("--overwrite", action="store_true", help="write into a folder that already contains files")
+    add("--out", type=path, metavar="DIR", help=f"folder for the pictures and the page (default: {out})")
+    add("--overwrite", action="store_true", help="write into a folder that already contains files (default: refuse)")
     add("--device", default="0", metavar="N", help="CUDA index (default: 0), or cpu, or mps")
     add("--precision", help="float16 (default on a GPU), bfloat16 or float32 (default elsewhere)")
-    add("--batch_size", type=int, metavar="N",
+    add("--batch_size", type=whole, metavar="N",
         help="pictures per batch (default: 4 at 1024 px on 24 GB); halved until they fit")  # fmt: skip
-    parser.add_argument_group("report card").add_argument("--card", type=Path, metavar="DIR",
-        help="measure the slider against the images that it was trained on: DIR is the --folder_main of its training")  # fmt: skip
+    parser.add_argument_group("report card").add_argument("--card", type=path, metavar="DIR",
+        help="measure it against the images it was trained on: DIR is the --folder_main of its training (default: do not)")  # fmt: skip
 
 
 def _add_model(parser: Parser, family: str) -> None:
     add = parser.add_argument
-    add("--model", required=True, metavar="NAME_OR_PATH", help="hub id, folder, .safetensors or .ckpt")
-    add("--model_config", metavar="DIR",
-        help="diffusers folder with the JSON files of a single-file model, for use without a network")  # fmt: skip
+    add("--model", required=True, type=place, metavar="NAME_OR_PATH", help="hub id, folder, .safetensors or .ckpt")
+    add("--model_config", type=place, metavar="DIR",
+        help="diffusers folder with the JSON files of a single-file model, for use without a network (default: the hub's)")  # fmt: skip
     add("--v_pred", action=BooleanOptionalAction, default=None,
-        help="for a model whose files do not say that it predicts v, or, with --no-v_pred, noise")  # fmt: skip
+        help="for a model whose files do not say that it predicts v, or, with --no-v_pred, noise (default: what they say)")  # fmt: skip
     if family == "sd":
-        add("--v2", action="store_true", help="the model is a Stable Diffusion 2, not 1")
+        add("--v2", action="store_true", help="the model is a Stable Diffusion 2 (default: 1)")
     usual = 2 if family == "sdxl" else 1
-    add("--clip_skip", type=int, metavar="N", help=f"web UIs' Clip skip minus {usual} (default: Clip skip {usual})")
+    add("--clip_skip", type=whole, metavar="N", help=f"web UIs' Clip skip minus {usual} (default: Clip skip {usual})")
 
 
 def _add_what(parser: Parser) -> None:
     add = parser.add_argument
-    add("--lora_dir", type=Path, metavar="DIR", help="folder of more sliders for <lora:NAME:X>")
+    add("--lora_dir", type=path, metavar="DIR", help="folder of more sliders for <lora:NAME:X> (default: none)")
     add("--prompt", required=True, nargs="+", metavar="TEMPLATE",
         help="prompts in Dynamic Prompts syntax, such as 'a robe {<slider:0>|<slider:0.8>|<slider:2.7>}'")  # fmt: skip
-    add("--negative", default="", metavar="TEXT", help="negative prompt")
-    add("--wildcard_dir", type=Path, metavar="DIR", help="folder of files for Dynamic Prompts' __wildcards__")
+    add("--negative", default="", metavar="TEXT", help="negative prompt (default: empty)")
+    add(
+        "--wildcard_dir",
+        type=path,
+        metavar="DIR",
+        help="folder of files for Dynamic Prompts' __wildcards__ (default: none)",
+    )
     add("--multipliers", metavar="X, Y, …", help="for prompts that do not name the slider (default: the trained ones)")
     add("--seeds", default=DEFAULT_SEEDS, metavar="N, M, …",
         help=f"one row of pictures per seed (default: {DEFAULT_SEEDS})")  # fmt: skip
@@ -133,12 +162,12 @@ def _add_what(parser: Parser) -> None:
 
 def _add_how(parser: Parser) -> None:
     add = parser.add_argument_group("sampling").add_argument
-    add("--width", type=int, metavar="PX", help="default: the size the slider was trained at")
-    add("--height", type=int, metavar="PX")
-    add("--steps", type=int, default=30, metavar="N", help="default: 30")
-    add("--guidance", type=float, default=5.0, metavar="X", help="classifier-free guidance (default: 5; 1: off)")
+    add("--width", type=whole, metavar="PX", help="default: the size the slider was trained at")
+    add("--height", type=whole, metavar="PX", help="default: the same")
+    add("--steps", type=whole, default=30, metavar="N", help="default: 30")
+    add("--guidance", type=number, default=5.0, metavar="X", help="classifier-free guidance (default: 5; 1: off)")
     add("--sampler", metavar="NAME", help=f"{', '.join(SAMPLERS)} (default: the model's own)")
-    add("--from_step", type=int, default=0, metavar="N",
+    add("--from_step", type=whole, default=0, metavar="N",
         help="run N steps before the slider joins, which keeps the picture's layout (default: 0)")  # fmt: skip
 
 
@@ -172,7 +201,7 @@ def _settings(flags: dict, family: str, script: str, out: Path) -> SampleSetting
     flags["device"] = parse_device(flags["device"])
     flags["out"] = flags["out"] or out
     places = {name: f"--{name}" for name in SampleSettings.model_fields}
-    places |= {"model.name_or_path": "--model", "model.clip_skip": "--clip_skip", "": script}
+    places |= {place.replace("pretrained_model", "model"): flag for place, flag in PLACES.items()} | {"": script}
     return validated(SampleSettings, flags, script, places)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sliders.report.web_ui import multiplier_template
 from sliders.system.errors import InputError
 
 TAG = re.compile(r"<(slider|lora):([^<>{}]*)>")
@@ -13,7 +14,6 @@ TAG = re.compile(r"<(slider|lora):([^<>{}]*)>")
 FIRST_PLACEHOLDER = 0xF0000
 PLACEHOLDER = re.compile("[\U000f0000-\U000ffffd]")
 PROTECTED = re.compile(rf"{TAG.pattern}|{PLACEHOLDER.pattern}")
-WILDCARD = re.compile(r"__[\w/*-]+__")
 # Web UIs read these as weights, schedules and separators, unless a backslash precedes the bracket.
 WEB_UI_SYNTAX = re.compile(r"(?<!\\)\([^()]*\)|(?<!\\)\[[^\[\]]*\]|\b(?:BREAK|AND)\b")
 EXAMPLE = "'a robe {<slider:0>|<slider:0.8>|<slider:2>}'"
@@ -64,41 +64,49 @@ def expand(template: str, slider: str, limit: int, wildcard_dir: Path | None = N
     return list(dict.fromkeys(_variant(prompt, template, slider) for prompt in prompts))
 
 
-def check_wildcards(folder: Path) -> None:
-    """Raises InputError for files that are not plain UTF-8: the library drops undecodable bytes, and keeps a BOM as text."""
-    for path in sorted(folder.rglob("*.txt")):
-        raw = path.read_bytes()
-        try:
-            plain = not raw.decode("utf-8").startswith("\ufeff")
-        except UnicodeDecodeError:
-            plain = False
-        if not plain:
-            raise InputError(
-                f"--wildcard_dir: {path} is not plain UTF-8, perhaps saved by a Windows program: save it as UTF-8 without BOM."
-            )
+def is_read_as_written(stem: str, multipliers: Sequence[float]) -> bool:
+    """Whether the prompt that a run prints for the slider `stem` expands to the tags in it, in a web UI as well.
+
+    There, unlike in `expand`, nothing protects a slider's name from Dynamic Prompts' syntax.
+    """
+    from dynamicprompts.generators import CombinatorialPromptGenerator  # takes 0.2 s, not needed for --help
+    from dynamicprompts.wildcards import WildcardManager
+    from pyparsing.exceptions import ParseBaseException
+
+    template = multiplier_template(stem, multipliers)
+    if template.count("__") > 1:  # a wildcard, for whose value the library would look without end
+        return False
+    try:
+        return [*CombinatorialPromptGenerator(WildcardManager()).generate(template)] == template[1:-1].split("|")
+    except (ParseBaseException, ValueError, KeyError, RecursionError, AssertionError):
+        return False
 
 
 def _combinations(template: str, limit: int, wildcard_dir: Path | None) -> Iterator[str]:
     from dynamicprompts.generators import CombinatorialPromptGenerator  # takes 0.7 s, not needed for --help
-    from dynamicprompts.wildcards import WildcardManager
     from pyparsing.exceptions import ParseBaseException
+
+    from sliders.sample.wildcards import Wildcards
 
     _check_braces(template)
     tags = list(dict.fromkeys(match[0] for match in PROTECTED.finditer(template)))
     protected = PROTECTED.sub(lambda match: chr(FIRST_PLACEHOLDER + tags.index(match[0])), template)
-    generator = CombinatorialPromptGenerator(WildcardManager(wildcard_dir), ignore_whitespace=True)
+    generator = CombinatorialPromptGenerator(Wildcards(wildcard_dir), ignore_whitespace=True)
     try:
         found = generator.generate(protected, limit + 1) or [""]
-    except (ParseBaseException, ValueError, KeyError, RecursionError, AssertionError) as error:
-        at = f" at character {error.loc + 1}" if isinstance(error, ParseBaseException) else ""
+    except InputError:
+        raise
+    except RecursionError as error:
         raise InputError(
-            f"--prompt: {template!r} is not valid Dynamic Prompts syntax{at}: write for example {EXAMPLE}."
+            f"--prompt: {template!r} refers to itself without end, or is nested too deeply: simplify it."
+        ) from error
+    except (ParseBaseException, ValueError, KeyError, AssertionError) as error:
+        at = f" at character {error.loc + 1}" if isinstance(error, ParseBaseException) else ""
+        lines = ", or a line in one of its wildcards' files," if "__" in template else ""
+        raise InputError(
+            f"--prompt: {template!r}{lines} is not valid Dynamic Prompts syntax{at}: write for example {EXAMPLE}."
         ) from error
     for prompt in found:
-        if unknown := WILDCARD.search(prompt):
-            raise InputError(
-                f"--prompt: the wildcard {unknown[0]} has no file in --wildcard_dir ({wildcard_dir or 'not given'}): add one."
-            )
         yield PLACEHOLDER.sub(lambda c: tags[ord(c[0]) - FIRST_PLACEHOLDER], prompt)
 
 

@@ -43,6 +43,23 @@ class LastingStream:
                     os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
 
 
+def open_closed_streams() -> None:
+    """Opens those of standard input, output and error that are closed, as after `>&-`, on nothing.
+
+    Otherwise the next file to be opened would get the number of one of them, and whatever is printed would go into it.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDWR)
+            if opened != number:
+                os.dup2(opened, number)
+                os.close(opened)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115 - it stays open
+
+
 def command(main: Callable[[list[str]], int | None]) -> Callable[[list[str]], int]:
     """Decorates `main(argv)` to return an exit status: its own, or 0; 2 for wrong input; the signal's, or 130 for Ctrl-C.
 
@@ -52,6 +69,7 @@ def command(main: Callable[[list[str]], int | None]) -> Callable[[list[str]], in
 
     @functools.wraps(main)
     def wrapped(argv: list[str]) -> int:
+        open_closed_streams()
         share_processors()  # main imports torch only later
         with redirect_stdout(LastingStream(sys.stdout)), redirect_stderr(LastingStream(sys.stderr)):
             try:

@@ -1,7 +1,7 @@
 """The exception for errors that a user can correct, and helpers to word its messages."""
 
-import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 
 class InputError(ValueError):
@@ -11,16 +11,29 @@ class InputError(ValueError):
     """
 
 
+@contextmanager
+def places_renamed(names: Mapping[str, str]) -> Iterator[None]:
+    """In its block, a check that several commands share names the flag of this one: {place as the check names it: flag}.
+
+    Applies to the places with which the lines of an InputError begin.
+    """
+    try:
+        yield
+    except InputError as error:
+        lines = [_renamed(line, names) for line in str(error).splitlines()]
+        if lines == str(error).splitlines():
+            raise
+        raise InputError("\n".join(lines)) from error
+
+
+def _renamed(line: str, names: Mapping[str, str]) -> str:
+    place, colon, rest = line.partition(":")
+    return f"{names[place]}{colon}{rest}" if place in names else line
+
+
 def first_line(error: Exception) -> str:
     """The first line of a library's error message, or the error's type if the message is empty."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def cannot_be_read(error: OSError) -> str:
-    """`cannot be read (reason): check …`, for a file of weights. Leaves out the path, which library messages repeat."""
-    reason = "no such file" if isinstance(error, FileNotFoundError) else error.strerror or first_line(error)
-    memory = ", and the size of the paging file" if sys.platform == "win32" else ""  # not verified on Windows
-    return f"cannot be read ({reason}): check the path and its permissions{memory}"
 
 
 def either(names: Iterable[object]) -> str:

@@ -61,6 +61,21 @@ def existing(path: Path) -> Path:
     return path
 
 
+def why_not_read(path: Path, error: OSError) -> str:
+    """The system's reason, and where `path` leads to if it is a link."""
+    reason = error.strerror or type(error).__name__
+    try:
+        return f"{reason}; it is a link to {path.readlink()}"
+    except OSError:  # it is none, or lies where one cannot look
+        return reason
+
+
+def cannot_be_read(path: Path, error: OSError) -> str:
+    """`cannot be read (reason): check …`, for a file of weights."""
+    memory = ", and the size of the paging file" if WINDOWS else ""  # not verified on Windows
+    return f"cannot be read ({why_not_read(path, error)}): check the path and its permissions{memory}"
+
+
 def check_folder(path: Path, place: str, remedy: str, longest: str = "") -> None:
     """Raises InputError unless `path` is a folder that can be written to, or one that can be created. Leaves no trace.
 
@@ -82,6 +97,16 @@ def check_folder(path: Path, place: str, remedy: str, longest: str = "") -> None
         raise InputError(
             f"{place}: paths there would have {length} characters, Windows allows {LONGEST_PATH}: {remedy}, a shorter one."
         )
+
+
+def check_listable(path: Path, place: str) -> None:
+    """Raises InputError, with the system's reason, unless `path` is a folder whose content can be listed."""
+    try:
+        os.scandir(path).close()
+    except OSError as error:
+        raise InputError(
+            f"{place}: {path} cannot be read as a folder ({why_not_read(path, error)}): check the path and its permissions."
+        ) from error
 
 
 def _sync(path: Path, mode: int) -> None:

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from sliders.system.progress import now
+
 # packages that diffusers and transformers import if they are installed, for what is not done here
 UNUSED = ("peft", "sklearn")  # LoRAs of diffusers; generation of text
 QUANTISED = "bitsandbytes"  # loading what is quantised already; for anything else, this project imports it itself
@@ -16,8 +18,12 @@ def quick_imports(model: str | None) -> Iterator[None]:
     """Imports in its block are not interrupted by garbage collection, and leave out packages that are not used.
 
     Python would look through all that is imported so far again and again, although none of it is garbage. Nor does it
-    afterwards: that makes later collections short. model: the name or path of the one to be loaded, if any.
+    afterwards: that makes later collections short.
+
+    model: the name or path of the one to be loaded, if any.
     """
+    if "torch" not in sys.modules:
+        now("importing PyTorch and the model libraries")
     hidden = {*UNUSED} if may_be_quantised(model) else {*UNUSED, QUANTISED}
     hidden -= set(sys.modules)
     if "diffusers" in sys.modules:  # it has found them already, and relies on them

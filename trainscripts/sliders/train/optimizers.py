@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import re
 import warnings
 from collections.abc import Iterable
 
@@ -14,23 +15,29 @@ from sliders.config.schema import Train
 from sliders.system.errors import InputError
 from sliders.system.installation import how_to_install
 
+ARGUMENT = re.compile(r"(?:\([^()]*\)|\[[^\[\]]*\]|[^\s,()\[\]]|[()\[\]])+")  # up to a space or comma outside brackets
 LR_FLOOR = 0.01  # decaying schedules end at this fraction of lr
 
 
 def parse_optimizer_args(text: str) -> dict[str, object]:
-    """`"weight_decay=0.1 betas=(0.9,0.99)"` → dict. Values are Python literals: no code is run. Raises InputError."""
+    """`"weight_decay=0.1 betas=(0.9, 0.99)"` → dict. Values are Python literals: no code is run. Raises InputError.
+
+    Arguments are separated by spaces or commas.
+    """
     found = {}
-    for word in text.split():
+    for word in ARGUMENT.findall(re.sub(r"\s*=\s*", "=", text)):
         key, equals, value = word.partition("=")
+        if not key.isidentifier() or not equals:
+            raise InputError(f"train.optimizer_args: {word!r} is not key=value: write for example weight_decay=0.01.")
+        if key in found:
+            raise InputError(f"train.optimizer_args: {key} is given twice: remove one of them.")
         try:
             found[key] = ast.literal_eval(value)
         except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
             raise InputError(
-                f"train.optimizer_args: {word!r} is not key=value with a number, True, False or a tuple without spaces: "
-                "write for example weight_decay=0.01 betas=(0.9,0.99)."
+                f"train.optimizer_args: {word!r} is not key=value with a number, True, False or a tuple: write for example "
+                "weight_decay=0.01 betas=(0.9,0.99)."
             ) from error
-        if not key.isidentifier() or not equals:
-            raise InputError(f"train.optimizer_args: {word!r} is not key=value: write for example weight_decay=0.01.")
     return found
 
 

@@ -15,10 +15,11 @@ from sliders.formats.cards import keep_card
 from sliders.formats.checkpoint import changeable, checkpoint_path, prune_checkpoints, write_checkpoint
 from sliders.formats.metadata import slider_metadata
 from sliders.formats.sidecar import write_sidecar
-from sliders.formats.slider_file import save_slider, slider_tensors
+from sliders.formats.slider_file import not_finite, save_slider, slider_tensors
 from sliders.models.base import Model
 from sliders.report.card import Card
 from sliders.report.page import Page, write_page
+from sliders.system.errors import InputError
 from sliders.system.files import SAME_NAME, remove, remove_leftovers, written_whole
 from sliders.system.processes import Processes
 from sliders.train.plan import Plan
@@ -31,6 +32,7 @@ class Outputs:
         self._plan, self._settings, self._processes = plan, plan.settings, processes
         self.identity = dict(plan.identity)  # reads the images now: they may be gone when the run saves
         self.started = training_time()
+        self.shown: list[Path] = []  # the last picture and the page
         self._prediction = ""
         self._replaced: list[Path] = []
 
@@ -83,7 +85,7 @@ class Outputs:
         prune_checkpoints(self._settings, done)
 
     def save_slider(self, suffix: str, done: int, network: AdaptorNetwork) -> None:
-        """Writes the slider, then removes those of a run that this one replaces. Raises OSError."""
+        """Writes the slider, then removes those of a run that this one replaces. Raises OSError, and InputError for NaN."""
         path = self.path(suffix)
         metadata = slider_metadata(
             self._settings,
@@ -95,6 +97,11 @@ class Outputs:
             prediction=self._prediction,
         )
         tensors = slider_tensors(network, self._plan.family, DTYPES[self._settings.save.precision])
+        if key := not_finite(tensors.items()):
+            raise InputError(
+                f"{path}: {key} contains NaN or infinite values in save.precision {self._settings.save.precision}, so it is not saved: "
+                "continue with --resume, with save.precision float32 or a lower train.lr."
+            )
         save_slider(path, tensors, metadata, self._plan.family)
         for earlier in self._replaced:
             if earlier != path:
@@ -103,13 +110,16 @@ class Outputs:
 
     def save_picture(self, suffix: str, picture: Image.Image) -> None:
         """Saves the picture beside the slider of that suffix, where web UIs look for it. Raises OSError."""
-        with written_whole(self.path(suffix).with_suffix(".preview.png")) as temporary:
+        path = self.path(suffix).with_suffix(".preview.png")
+        with written_whole(path) as temporary:
             picture.save(temporary, format="PNG")
+        self.shown = [path]
 
     def save_page(self, suffix: str, page: Page, card: Card | None) -> None:
         """Saves the page beside the slider of that suffix, and the card in the slider's file. Raises OSError."""
         path = self.path(suffix)
         write_page(path.with_suffix(".html"), page)
+        self.shown.append(path.with_suffix(".html"))
         if card is not None:
             keep_card(path, card)
 

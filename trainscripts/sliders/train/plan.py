@@ -22,6 +22,8 @@ from sliders.fast.compilation import check_compilation
 from sliders.formats.checkpoint import Checkpoint, check_same_run, checkpoints_of, identity, newest_checkpoint
 from sliders.models import Family, find_family
 from sliders.models.layers import describe_choice
+from sliders.sample.preview import preview_remarks
+from sliders.sample.templates import is_read_as_written
 from sliders.system.errors import InputError, either
 from sliders.system.files import check_folder
 from sliders.system.installation import how_to_install
@@ -75,6 +77,7 @@ def make_plan(settings: Settings) -> Plan:
     data = SOURCES[settings.data.kind].find(settings, family.facts.size_multiple)
     timesteps = allowed_timesteps(settings.train)
     _check_output(settings)
+    _check_prompt(settings)
     checkpoint, damaged = _checkpoint_to_resume(settings)
     layers, parameters, choice = _weightless_adaptors(family, settings.pretrained_model.name_or_path, settings.network)
     plan = Plan(settings, family, device, data, layers, parameters, checkpoint, tuple(damaged), timesteps, choice)
@@ -128,6 +131,8 @@ def _checkpoint_to_resume(settings: Settings) -> tuple[Checkpoint | None, list[P
     if not settings.resume:
         return None, []
     checkpoint, damaged = newest_checkpoint(settings)
+    if checkpoint is not None:
+        checkpoint.check_values()
     if checkpoint is not None and checkpoint.step > settings.train.iterations:
         raise InputError(
             f"--resume: {checkpoint.path.name} was saved after {checkpoint.step} steps, but train.iterations is "
@@ -155,8 +160,18 @@ def _check_output(settings: Settings) -> None:
         )
 
 
-def describe(plan: Plan, processes: int = 1) -> str:
-    """The plan as text, as `--dry_run` prints it."""
+def _check_prompt(settings: Settings) -> None:
+    """A new slider must be one that a web UI's prompt can name. A run that has begun keeps its name."""
+    has_begun = settings.run_dir.is_dir() and any(settings.run_dir.iterdir())
+    if not has_begun and not is_read_as_written(f"{settings.stem}_last", settings.data.scales):
+        raise InputError(
+            f"save.name: {settings.save.name!r} would not be read as it is written in the prompts of a web UI with Dynamic Prompts, "
+            "where { } $ # % and two _ in a row have a meaning: leave them out, and _ at the end (--name)."
+        )
+
+
+def describe(plan: Plan, processes: int = 1, whole: bool = True) -> str:
+    """The plan as text. whole: with a row for each image name, as `--dry_run` prints it."""
     settings, data = plan.settings, plan.data
     network, train = settings.network, settings.train
     each = f" in each of {processes} processes" if processes > 1 else ""
@@ -172,7 +187,7 @@ def describe(plan: Plan, processes: int = 1) -> str:
         + ("measured on the images" if train.timestep_bias == "auto" else f"bias {train.timestep_bias:g}"),
         *([f"resume  {_resumption(plan)}"] if settings.resume else []),
         f"files   {saves + 1}: {f'every {settings.save.per_steps} steps, and ' if saves else ''}{settings.stem}_last.safetensors",
-        *data.describe(settings.prompts),
+        *data.describe(settings.prompts, whole or settings.logging.verbose),
         *_remarks(plan),
     ]
     if settings.logging.verbose:
@@ -210,7 +225,11 @@ def _sizes(data: Checked, prompts: PromptSet) -> str:
 def _remarks(plan: Plan) -> list[str]:
     """What is allowed, but perhaps not meant."""
     settings = plan.settings
-    remarks = plan.data.remarks(settings.prompts)
+    remarks = [
+        *settings.notes,
+        *plan.data.remarks(settings.prompts),
+        *preview_remarks(settings.preview, plan.data),
+    ]
     train = settings.train
     if OPTIMIZERS[train.optimizer].finds_lr and train.lr < 0.1:
         remarks.append(

@@ -32,7 +32,7 @@ def _run_all(runs: list[Settings], dry_run: bool, processes: Processes) -> list[
     reports = []
     with Interrupts() as interrupts:
         for plan in plans:
-            print(describe(plan, processes.count), flush=True)
+            print(describe(plan, processes.count, whole=dry_run), flush=True)
             if dry_run:
                 continue
             began = time.perf_counter()
@@ -90,11 +90,13 @@ def forget_replaced(runs: list[Settings]) -> None:
 
 
 def summary(settings: Settings, report: Report, seconds: float) -> str:
-    """Speed, memory, and the prompt to paste into a web UI with Dynamic Prompts in combinatorial mode."""
+    """Speed, memory, the prompt to paste into a web UI with Dynamic Prompts in combinatorial mode, and what to look at."""
     memory = "" if report.peak_memory is None else f", peak GPU memory {report.peak_memory / 2**30:.1f} GiB"
     speed = f"{1 / report.seconds_per_step:.2f} steps/s, " if report.losses else "no steps were left to do, "
-    return (
-        f"saved   {report.path}\n"
-        f"speed   {speed}{seconds:.0f} s in all{memory}\n"
-        f"prompt  {multiplier_template(report.path.stem, settings.data.scales)}"
-    )
+    lines = [
+        f"saved   {report.path}",
+        f"speed   {speed}{seconds:.0f} s in all{memory}",
+        f"prompt  {multiplier_template(report.path.stem, settings.data.scales)}",
+        *(f"{'page' if path.suffix == '.html' else 'picture':7} {path}" for path in report.shown),
+    ]
+    return "\n".join(lines)

@@ -24,6 +24,7 @@ from sliders.models.base import Model, PromptEmbeds
 from sliders.sample.preview import Previews
 from sliders.system.errors import InputError
 from sliders.system.processes import Processes
+from sliders.system.progress import now
 from sliders.system.signals import Interrupts
 from sliders.train.denoiser import AdaptedDenoiser
 from sliders.train.journal import Journal, trackers
@@ -44,6 +45,7 @@ class Report:
     losses: tuple[float, ...]
     seconds_per_step: float  # median, which leaves out compiling and warm-up
     peak_memory: int | None  # bytes on the GPU, encoding included
+    shown: tuple[Path, ...] = ()  # picture and page at the end
 
 
 class Trainer:
@@ -64,6 +66,8 @@ class Trainer:
                 0, device=self.device
             )  # CUDA starts with its first tensor; before that it has no statistics to reset
             torch.cuda.reset_peak_memory_stats(self.device)
+        if model is None:
+            now("loading the model")
         self.model = model or plan.family.load(settings.pretrained_model, DTYPES[settings.train.precision])
         self.outputs.know_model(self.model)
         source = SOURCES[settings.data.kind](settings, data, plan.timesteps, self.device, self.processes)
@@ -82,6 +86,7 @@ class Trainer:
     def _encode(self, source: Source) -> dict[str, PromptEmbeds]:
         """Encode images and prompts once; VAE and text encoders then leave the device."""
         texts = source.encode(self.model)
+        now("encoding the prompts")
         embeds = self.model.encode_prompts([*texts, *self.settings.preview.prompts], self.device)
         self.model.free_text_encoders()
         self.model.schedule = self.model.schedule.to(self.device)
@@ -89,6 +94,7 @@ class Trainer:
 
     def _adapt(self) -> AdaptorNetwork:
         other, unet = self.settings.other, self.model.unet
+        now(f"preparing the UNet on {self.device}")
         quantize(unet, self.settings.pretrained_model.quantize, self.device, self.model.dtype)
         place(unet, self.device, self.model.dtype)
         unet.to(memory_format=torch.channels_last)
@@ -154,7 +160,8 @@ class Trainer:
                 self._save_last()
         if self.previews:
             self._picture("last", interrupts)
-        return Report(self.outputs.path("last"), tuple(journal.losses), journal.seconds_per_step(), peak)
+        losses, shown = tuple(journal.losses), tuple(self.outputs.shown)
+        return Report(self.outputs.path("last"), losses, journal.seconds_per_step(), peak, shown)
 
     def _train(self, journal: Journal, interrupts: Interrupts) -> None:
         """Train until the last step or a signal, with every save except the last step's."""
@@ -255,11 +262,12 @@ class Trainer:
         """Draw and save the preview. A failure is a warning: it never ends the training."""
         try:
             with interrupts.at_once():
-                pictures = self._drawn()
+                pictures = self._drawn(suffix == "last")
                 picture = self.previews.grid(pictures)
                 self.outputs.save_picture(suffix, picture)
                 if suffix == "last":
-                    self._save_page(pictures)
+                    self.step.free_memory()  # no step follows
+                    self.outputs.save_page(suffix, *self.previews.page(self.outputs.path(suffix).stem, pictures))
                 return picture
         except OSError as error:
             self._warn(f"the picture or its page could not be saved ({error.strerror or error}).")
@@ -269,16 +277,10 @@ class Trainer:
             )
         return None
 
-    def _save_page(self, pictures: Tensor) -> None:
-        self.step.free_memory()  # no step follows
-        shown = self.previews.page(self.outputs.path("last").stem, pictures)
-        if shown is not None:
-            self.outputs.save_page("last", *shown)
-
-    def _drawn(self) -> Tensor:
+    def _drawn(self, last: bool) -> Tensor:
         try:
-            return self.previews.pictures(decode_on_cpu=False)
+            return self.previews.pictures(last, decode_on_cpu=False)
         except torch.OutOfMemoryError:
             pass  # retry below, when the error no longer holds the tensors of this attempt
         self.step.free_memory()
-        return self.previews.pictures()
+        return self.previews.pictures(last)

@@ -1,143 +1,129 @@
-"""Loads a diffusers pipeline from a hub id, a diffusers folder or a single file, and finds out what noise it was trained with."""
+"""Loads a diffusers pipeline from a hub id, a diffusers folder or a single file, with the noise that it was trained with."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, SchedulerMixin, UNet2DConditionModel
-from safetensors import SafetensorError
+from diffusers import DiffusionPipeline, UNet2DConditionModel
+from torch import nn
 
+from sliders.compute.device import place as place_weights
+from sliders.compute.device import refuse_nonfinite
 from sliders.config.schema import PretrainedModel
+from sliders.models.diffusers_unet import folders, inventory
+from sliders.models.diffusers_unet.folders import TINY
+from sliders.models.diffusers_unet.kinds import Kind, check_unet
+from sliders.models.diffusers_unet.noise import Statement, find_noise
 from sliders.models.diffusers_unet.sources import (
-    SINGLE_FILES,
-    TINY,
-    Kind,
-    check_unet,
-    not_a_base_model,
-    stored_dtype,
+    Part,
+    Source,
+    check_source,
+    inspect_file,
+    inspect_folder,
+    loading,
+    place_of,
 )
-from sliders.models.schedule import EPSILON, V_PREDICTION, NoiseSchedule
+from sliders.models.diffusers_unet.weightless import build_empty
+from sliders.models.schedule import NoiseSchedule
 from sliders.system.errors import InputError, first_line
+
+KEPT = (torch.float32, torch.float16, torch.bfloat16)  # dtypes that weights may have until they are placed
 
 
 def load_pipeline(
     pipeline: type[DiffusionPipeline], kind: Kind, settings: PretrainedModel, dtype: torch.dtype,
-    build_tiny: Callable[[], DiffusionPipeline], **options,
-) -> DiffusionPipeline:  # fmt: skip
-    """Returns the pipeline on the CPU, its VAE in float32, the rest in `dtype`, or for `place` to convert.
+    base: Mapping[str, Mapping], build_tiny: Callable[[], DiffusionPipeline], **options,
+) -> tuple[DiffusionPipeline, NoiseSchedule]:  # fmt: skip
+    """Returns the pipeline on the CPU, its VAE in float32, the rest in `dtype`, or for `place` to convert; and its noise.
 
-    options: for the pipeline's loaders. Raises InputError if the source is missing, damaged or of another kind.
+    base: the configs of the usual model's parts. options: for the pipeline's loader. Raises InputError if the source is
+    missing, damaged, not whole, of another kind or of another noise.
     """
+    place = place_of(settings)
+    if settings.name_or_path == TINY:
+        pipe = build_tiny()
+        for name in kind.parts:
+            place_weights(getattr(pipe, name), "cpu", torch.float32 if name == "vae" else dtype)
+        schedule, pipe.scheduler, note = find_noise(settings, pipe.scheduler, True, Statement(), place)
+    else:
+        source = check_source(settings, kind, base)
+        if source is None:
+            source = inspect_folder(_hub_folder(pipeline, kind, settings, place), place, kind)
+        elif source.folder is None:
+            folder = folders.json_folder(kind.example, place)
+            source = inspect_file(Path(settings.name_or_path), place, kind, folder, base)
+        schedule, scheduler, note = find_noise(settings, source.scheduler, source.own, source.statement, place)
+        pipe = _load(pipeline, replace(source, scheduler=scheduler), dtype, place, options)
+    if note:
+        print(f"note: {note}")
+    return pipe, schedule
+
+
+def _hub_folder(pipeline: type[DiffusionPipeline], kind: Kind, settings: PretrainedModel, place: str) -> Path:
+    """Prefers cached files to a download. A model of another kind is refused before its weights are downloaded."""
     name = settings.name_or_path
+    if folder := folders.cached_folder(pipeline, name, kind.parts):
+        return folder
+    _check_kind_on_hub(name, kind, place, cached=True)
+    folders.check_reachable(name, place, "check the name, or connect to the network once")
+    _check_kind_on_hub(name, kind, place, cached=False)
     try:
-        if name == TINY:
-            pipe = build_tiny().to(dtype)
-            pipe.vae.float()
-        elif Path(name).suffix.lower() in SINGLE_FILES and Path(name).is_file():
-            pipe = _load_single_file(pipeline, settings, dtype, options)
-        else:
-            pipe = _load_folder_or_hub(pipeline, kind, name, dtype, options)
-    except InputError:
-        raise
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise InputError(_cannot_load(name, kind, error)) from error
-    check_unet(name, pipe.unet.config, kind)
-    if pipe.text_encoder is None:
-        raise InputError(not_a_base_model(name, kind))
-    _check_whole(pipe, name, kind)
-    return pipe
-
-
-def _load_single_file(
-    pipeline: type[DiffusionPipeline], settings: PretrainedModel, dtype: torch.dtype, options: dict
-) -> DiffusionPipeline:
-    """Weights of a .safetensors file stay in its dtype if they all have the same: they need not be read yet, nor copied.
-
-    Code in a .ckpt is not run: diffusers reads it with torch's weights-only unpickler.
-    """
-    path, config = settings.name_or_path, settings.config
-
-    def part(cls: type, name: str, dtype: torch.dtype) -> torch.nn.Module:
-        place = {} if config is None else {"config": config, "subfolder": name}
-        return cls.from_single_file(path, dtype=dtype, **place)
-
-    dtype = stored_dtype(Path(path)) or dtype
-    vae = part(AutoencoderKL, "vae", torch.float32)
-    unet = part(UNet2DConditionModel, "unet", dtype)  # its own mapping: the encoders' pages can go before its own come
-    return pipeline.from_single_file(path, vae=vae, unet=unet, dtype=dtype, config=config, **options)
-
-
-def _load_folder_or_hub(
-    pipeline: type[DiffusionPipeline], kind: Kind, name: str, dtype: torch.dtype, options: dict
-) -> DiffusionPipeline:
-    """For a hub id, prefers cached files to a download, and then half-precision files to full ones."""
-    dtypes = {"default": dtype, "vae": torch.float32}
-    load = partial(pipeline.from_pretrained, name, dtype=dtypes, **options)
-    if not Path(name).is_dir():
-        cached, half = {"local_files_only": True}, {"variant": "fp16"}
-        for choice in (cached, cached | half):
-            with suppress(OSError, ValueError):
-                return load(**choice)
-        config = None
-        with suppress(OSError, ValueError):
-            config = UNet2DConditionModel.load_config(name, subfolder="unet")
-        if config is not None:
-            check_unet(name, config, kind)  # before gigabytes of another kind are downloaded
-        with suppress(OSError, ValueError):
-            return load(**half)
-    return load()
-
-
-def _check_whole(pipe: DiffusionPipeline, name: str, kind: Kind) -> None:
-    """Raises InputError if weights are missing: diffusers silently leaves them on the meta device."""
-    parts = {n: part for n, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
-    missing = [f"{part}.{n}" for part, model in parts.items() for n, p in model.named_parameters() if p.is_meta]
-    if missing:
+        return folders.downloaded_folder(pipeline, name)
+    except Exception as error:  # of the hub, the network and the disk
         raise InputError(
-            f"pretrained_model.name_or_path: {name} lacks {len(missing)} weights, such as {missing[0]}: "
-            f"choose a complete {kind.title} checkpoint."
+            f"{place} cannot be downloaded ({first_line(error).rstrip('.')}): check the hub id, the network and the free disk space, and "
+            "your access if the model is gated."
+        ) from error
+
+
+def _check_kind_on_hub(name: str, kind: Kind, place: str, cached: bool) -> None:
+    config = None
+    with suppress(OSError, ValueError):
+        config = UNet2DConditionModel.load_config(name, subfolder="unet", local_files_only=cached)
+    if config is not None:
+        check_unet(config, kind, place)
+
+
+def _load(
+    pipeline: type[DiffusionPipeline], source: Source, dtype: torch.dtype, place: str, options: Mapping
+) -> DiffusionPipeline:
+    parts = {}
+    kept = _kept_dtype(source) or dtype
+    for name, part in source.parts.items():
+        with loading(name, place):
+            parts[name] = _load_part(name, part, torch.float32 if name == "vae" else kept)
+        parts[name].name_or_path = place  # for `refuse_nonfinite`
+        if name == "vae":  # the others are checked where they are placed
+            refuse_nonfinite(parts[name], {n: p.isfinite().all() for n, p in parts[name].named_parameters()})
+    if not parts:
+        options = {**options, "dtype": {"default": dtype, "vae": torch.float32}}
+    with loading("pipeline", place):
+        return pipeline.from_pretrained(
+            str(source.folder), scheduler=source.scheduler, local_files_only=True, **parts, **options
         )
 
 
-def _cannot_load(name: str, kind: Kind, error: Exception) -> str:
-    reason = first_line(error).rstrip(".")
-    remedy = (
-        f"choose a complete {kind.title} checkpoint or diffusers folder, and check that enough memory is free"
-        if Path(name).exists()
-        else "check the hub id, the network, and your access if the model is gated"
-    )
-    return f"pretrained_model.name_or_path: {name} cannot be loaded as {kind.title} ({reason}): {remedy}."
+def _kept_dtype(source: Source) -> torch.dtype | None:
+    """The dtype of all weights of a single file but the VAE's: they stay in it, and need not be read yet, nor copied.
 
-
-def set_noise(pipe: DiffusionPipeline, settings: PretrainedModel, announced: tuple[bool, bool] | None) -> NoiseSchedule:
-    """Returns the noise of training, and makes the pipeline's scheduler sample accordingly.
-
-    announced: (v-prediction, zero terminal SNR) if the source says so otherwise than by the scheduler's config.
+    None if they have several, if it is one to store weights in alone, or if they are not pages of the file.
     """
-    config = dict(pipe.scheduler.config)
-    announced_v, zero_snr = announced or (
-        config.get("prediction_type") == V_PREDICTION,
-        config.get("rescale_betas_zero_snr", False),
-    )
-    prediction = V_PREDICTION if _v_pred(settings, announced_v) else EPSILON
-    pipe.scheduler = _sampling_scheduler(pipe.scheduler, prediction, bool(zero_snr))
-    return NoiseSchedule.from_scheduler_config(config, prediction, bool(zero_snr))
+    parts = [part for name, part in source.parts.items() if name != "vae"]
+    if source.own or not all(part.weights.mapped for part in parts):
+        return None
+    dtypes = {part.weights.stored[found.origin.key].dtype for part in parts for found in part.found.values()}
+    scaled = any(found.scale for part in parts for found in part.found.values())
+    return dtypes.pop() if len(dtypes) == 1 and dtypes <= {*KEPT} and not scaled else None
 
 
-def _sampling_scheduler(scheduler: SchedulerMixin, prediction: str, zero_snr: bool) -> SchedulerMixin:
-    """The model's scheduler with what a single file's keys, or `v_pred`, state about the model."""
-    stated = {"prediction_type": prediction}
-    if zero_snr:  # sampling must start at the last timestep, where nothing is left of the image
-        stated |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
-    return type(scheduler).from_config(scheduler.config, **stated)
-
-
-def _v_pred(settings: PretrainedModel, announced: bool) -> bool:
-    """Raises InputError for `v_pred: false` on a v-prediction model, whose slider would learn noise."""
-    if settings.v_pred is False and announced:
-        raise InputError(
-            f"pretrained_model.v_pred: false, but {settings.name_or_path} is a v-prediction model: remove the key or set it to true."
-        )
-    return announced if settings.v_pred is None else settings.v_pred
+def _load_part(name: str, part: Part, dtype: torch.dtype) -> nn.Module:
+    """A part with its weights, read from a mapping of its own: the pages of one can go before those of the next come."""
+    module = build_empty(name, part.config)
+    tensors = part.weights.read({key for f in part.found.values() for key in (f.origin.key, f.scale) if key})
+    state = {}
+    for parameter, empty in module.state_dict().items():
+        state[parameter] = inventory.value(part.found[parameter], tensors, tuple(empty.shape)).to(dtype)
+    module.load_state_dict(state, assign=True)
+    return module

@@ -1,187 +1,214 @@
-"""Checks where a model comes from, and of which kind it is, before its weights are loaded."""
+"""Checks where a model comes from, of which kind it is, and that it is whole, before its weights are loaded."""
 
-import json
+import os
 import re
-import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from safetensors import SafetensorError, safe_open
+from diffusers import SchedulerMixin
 
 from sliders.config.schema import PretrainedModel
-from sliders.system.errors import InputError, cannot_be_read
+from sliders.models.diffusers_unet import folders, inventory, noise
+from sliders.models.diffusers_unet.folders import PARTS, TINY, Weights
+from sliders.models.diffusers_unet.inventory import Found
+from sliders.models.diffusers_unet.keys import UNET_PREFIX
+from sliders.models.diffusers_unet.kinds import (
+    SDXL,
+    Kind,
+    check_channels,
+    check_parts,
+    check_unet,
+    kind_of_file,
+    not_a_base_model,
+)
+from sliders.models.diffusers_unet.narrow import build_scheduler
+from sliders.models.diffusers_unet.noise import Statement
+from sliders.models.diffusers_unet.weightless import shapes_of
+from sliders.system.errors import InputError, first_line
+from sliders.system.files import cannot_be_read
+from sliders.system.weight_files import open_weights
 
-TINY = "tiny"
-SINGLE_FILES = (".safetensors", ".ckpt")
-VAE_PREFIX = "first_stage_model."  # of names in single files
-STORED = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}  # names in .safetensors files
+SUFFIXES = (".safetensors", ".ckpt")
 HUB_ID = r"[A-Za-z0-9][\w.-]*/[\w.-]+"
-FIRST_CONVOLUTION = "model.diffusion_model.input_blocks.0.0.weight"  # [out, in, 3, 3]
-LATENT_CHANNELS = 4  # inpainting, depth and upscaling models have further input channels
-Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Kind:
-    """A kind of model, with what tells it from the others, so that a user who has another one is told what to do."""
+class Part:
+    """A part of a pipeline: what its config.json says, and where its weights are."""
 
-    title: str
-    article: str
-    example: str  # a hub id
-    encoders: tuple[str, ...]  # how names in a single file begin, all of them
-    use: str  # the remedy for those who have such a model
-
-    @property
-    def a(self) -> str:
-        return f"{self.article} {self.title}"
+    config: Mapping
+    weights: Weights
+    found: Mapping[str, Found]  # by parameter
 
 
-SDXL = Kind(
-    "SDXL", "an", "stabilityai/stable-diffusion-xl-base-1.0",
-    ("conditioner.embedders.0.transformer.", "conditioner.embedders.1."),
-    "train_lora-scale-xl.py and sample_slider-xl.py",
-)  # fmt: skip
-SD1 = Kind(
-    "Stable Diffusion 1", "a", "stable-diffusion-v1-5/stable-diffusion-v1-5", ("cond_stage_model.transformer.",),
-    "train_lora-scale.py and sample_slider.py, without pretrained_model.v2 and --v2",
-)  # fmt: skip
-SD2 = Kind(
-    "Stable Diffusion 2", "a", "stabilityai/stable-diffusion-2-1", ("cond_stage_model.model.",),
-    "train_lora-scale.py with pretrained_model.v2: true, and sample_slider.py with --v2",
-)  # fmt: skip
-KINDS = (SDXL, SD1, SD2)
+@dataclass(frozen=True)
+class Source:
+    """A model that has passed every check that needs no weights."""
+
+    folder: Path | None  # with JSON and tokenizer files; None: the hub's, for a single file
+    parts: Mapping[str, Part]  # none if diffusers stored them quantised, and has to load them itself
+    scheduler: SchedulerMixin
+    own: bool  # whether the scheduler is the model's own, not that of a single file's JSON files
+    statement: Statement
 
 
-def kind_of_unet(config: Mapping) -> Kind:
-    """config: of a UNet2DConditionModel. SD 2's transformers project with linear layers, SD 1's with convolutions."""
-    if config.get("addition_embed_type") == "text_time":
-        return SDXL
-    return SD2 if config.get("use_linear_projection") else SD1
+def place_of(settings: PretrainedModel) -> str:
+    """How sentences about the model begin."""
+    return f"pretrained_model.name_or_path: {settings.name_or_path}"
 
 
-def check_unet(name: str, config: Mapping, wanted: Kind) -> None:
-    """Raises InputError if a UNet with this config is not that of a base model of the wanted kind."""
-    check_channels(name, config.get("in_channels", LATENT_CHANNELS), wanted)
-    found = kind_of_unet(config)
-    if found is not wanted:
-        raise InputError(
-            f"pretrained_model.name_or_path: {name} is {found.a} model, not {wanted.a} one: choose {wanted.a} model, or use {found.use}."
-        )
+def check_source(settings: PretrainedModel, wanted: Kind, base: Mapping[str, Mapping]) -> Source | None:
+    """Returns what a folder or file contains, None for hub ids, which are not looked up, and for `tiny`.
 
-
-def check_channels(name: str, channels: int, wanted: Kind) -> None:
-    """Raises InputError unless the UNet's input is latents alone."""
-    if channels != LATENT_CHANNELS:
-        raise InputError(not_a_base_model(name, wanted))
-
-
-def not_a_base_model(name: str, wanted: Kind) -> str:
-    return (
-        f"pretrained_model.name_or_path: {name} is not {wanted.a} base model (an inpainting model or a "
-        "refiner?): choose a base model."
-    )
-
-
-def check_source(settings: PretrainedModel, wanted: Kind) -> tuple[bool, bool] | None:
-    """Returns (v-prediction, zero terminal SNR) as a single file's keys announce them, None for other sources.
-
-    Raises InputError if the path does not exist, cannot be read or is not a model of the wanted kind. Hub ids are not
-    looked up.
+    base: the configs of the usual model's parts, for a single file whose JSON files are not at hand. Raises InputError if
+    the model does not exist, cannot be read, is not of the wanted kind, not whole, or of another noise.
     """
-    name, path = settings.name_or_path, Path(settings.name_or_path)
+    name, path, place = settings.name_or_path, Path(settings.name_or_path), place_of(settings)
     if name == TINY:
         return None
     if path.is_dir():
-        _check_folder(path, wanted)
-        return None
-    if path.suffix.lower() in SINGLE_FILES:
-        if not path.is_file():
-            raise InputError(f"pretrained_model.name_or_path: {path} does not exist: check the path.")
-        if settings.config is not None and not (Path(settings.config) / "model_index.json").is_file():
-            raise InputError(
-                f"pretrained_model.config: {settings.config} contains no model_index.json: use a diffusers folder."
-            )
-        return _check_single_file(path, wanted)
-    if not re.fullmatch(HUB_ID, name):
+        source = inspect_folder(path, place, wanted)
+    elif path.exists():
+        source = inspect_file(path, place, wanted, _json_files(settings, wanted), base)
+    elif os.path.lexists(path) or path.suffix.lower() in SUFFIXES:
+        try:
+            path.stat()
+        except OSError as error:
+            raise InputError(f"{place} {cannot_be_read(path, error)}.") from error
+    elif not re.fullmatch(HUB_ID, name):
         raise InputError(
-            f"pretrained_model.name_or_path: {name} is neither an existing folder, .safetensors or .ckpt file, nor a hub id like "
-            f"{wanted.example}: check it."
+            f"{place} is neither an existing folder, .safetensors or .ckpt file, nor a hub id like {wanted.example}: check it."
         )
-    return None
+    else:
+        return None
+    noise.find_noise(settings, source.scheduler, source.own, source.statement, place)
+    return source
 
 
-def _check_folder(path: Path, wanted: Kind) -> None:
-    try:
-        name = str(json.loads((path / "model_index.json").read_text(encoding="utf-8"))["_class_name"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"pretrained_model.name_or_path: {path} contains no readable model_index.json: use a diffusers folder."
-        ) from error
-    config = unet_config(path)
+def _json_files(settings: PretrainedModel, wanted: Kind) -> Path | None:
+    """The folder `pretrained_model.config`, checked."""
+    if settings.config is None:
+        return None
+    folder, place = Path(settings.config), f"pretrained_model.config: {settings.config}"
+    if not (folder / "model_index.json").is_file():
+        raise InputError(f"{place} contains no model_index.json: use a diffusers folder.")
+    folders.check_components(folder, place, wanted.parts)
+    check_unet(folders.part_config(folder, "unet", place), wanted, place)
+    return folder
+
+
+def inspect_folder(folder: Path, place: str, wanted: Kind) -> Source:
+    """Raises InputError unless a diffusers folder holds a whole model of the wanted kind."""
+    name = str(folders.read_json(folder / "model_index.json", place).get("_class_name"))
+    config = folders.unet_config(folder)
     if config is not None and name.startswith("StableDiffusion"):
-        check_unet(str(path), config, wanted)
+        check_unet(config, wanted, place)
     ours = "StableDiffusionXL" if wanted is SDXL else "StableDiffusion"
     others = "StableDiffusion3" if wanted is SDXL else ("StableDiffusion3", "StableDiffusionXL")
     if not name.startswith(ours) or name.startswith(others):
+        raise InputError(f"{place} is a {name}, but only {wanted.title} is supported: choose {wanted.a} model.")
+    folders.check_components(folder, place, wanted.parts)
+    configs = {part: folders.part_config(folder, part, place) for part in wanted.parts}
+    check_parts(configs, place)
+    scheduler = _scheduler(folder, place)
+    if folders.is_quantised(folder):
+        return Source(folder, {}, scheduler, True, Statement())
+    parts = {}
+    for part, config in configs.items():
+        weights = folders.part_weights(folder, part, place)
+        inside = f"{place}: {part}"
+        inventory.check_foreign(weights, inside)
+        shapes = _shapes(part, config, place)
+        keys = inventory.usual_spellings(weights, inventory.FOLDER_SPELLINGS)
+        origins = inventory.folder_origins(shapes, keys)
+        found = inventory.find_parameters(part, shapes, origins, keys, weights, inside)
+        inventory.check_rest(_used(found), keys, weights, inside)
+        parts[part] = Part(config, weights, found)
+    return Source(folder, parts, scheduler, True, Statement())
+
+
+def inspect_file(
+    path: Path, place: str, wanted: Kind, folder: Path | None, base: Mapping[str, Mapping]
+) -> Source:  # fmt: skip
+    """Raises InputError unless a single file holds a whole model of the wanted kind. folder: with its JSON files, if known."""
+    weights = Weights([open_weights(path, place)])
+    keys = inventory.usual_spellings(weights, inventory.SPELLINGS)
+    _check_kind(path, place, keys, weights, wanted)
+    inventory.check_foreign(weights, place)
+    statement = noise.read_statement(weights, place)
+    json_place = f"pretrained_model.config: {folder}"
+    configs = base if folder is None else {p: folders.part_config(folder, p, json_place) for p in wanted.parts}
+    check_parts(configs, json_place)
+    shapes = {part: _shapes(part, configs[part], json_place) for part in wanted.parts}
+    origins = {part: inventory.single_file_origins(part, shapes[part], configs[part], keys) for part in wanted.parts}
+    absent = [PARTS[p] for p in wanted.parts if not any(origin.key in keys for origin in origins[p].values())]
+    if absent:
         raise InputError(
-            f"pretrained_model.name_or_path: {path} is a {name}, but only {wanted.title} is supported: choose {wanted.a} model."
+            f"{place} contains no {' and no '.join(absent)}: choose a complete {wanted.title} checkpoint, with UNet, VAE and text "
+            "encoders in one file."
         )
+    parts = {}
+    for part, config in configs.items():
+        found = inventory.find_parameters(part, shapes[part], origins[part], keys, weights, place)
+        parts[part] = Part(config, weights, found)
+    inventory.check_rest({key for part in parts.values() for key in _used(part.found)}, keys, weights, place)
+    _check_scale_factor(weights, configs["vae"], place)
+    scheduler = build_scheduler(wanted.prediction) if folder is None else _scheduler(folder, json_place)
+    return Source(folder, parts, scheduler, False, statement)
 
 
-def unet_config(folder: Path) -> dict | None:
-    """The UNet's config in a diffusers folder, None if it cannot be read."""
+def _used(found: Mapping[str, Found]) -> set[str]:
+    return {key for place in found.values() for key in (place.origin.key, place.scale) if key is not None}
+
+
+def _scheduler(folder: Path, place: str) -> SchedulerMixin:
+    config = folders.read_json(folder / "scheduler" / "scheduler_config.json", place)
+    return noise.read_scheduler(config, f"{place}: scheduler/scheduler_config.json")
+
+
+def _shapes(part: str, config: Mapping, place: str) -> dict[str, tuple[int, ...]]:
+    with loading(part, place):
+        return shapes_of(part, config)
+
+
+@contextmanager
+def loading(part: str, place: str) -> Iterator[None]:
+    """Whatever a library raises in the block becomes one sentence that names the part, a key of PARTS or another name."""
     try:
-        return dict(json.loads((folder / "unet" / "config.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        return None
-
-
-def _check_single_file(path: Path, wanted: Kind) -> tuple[bool, bool]:
-    shapes = _shapes_of_safetensors(path) if path.suffix.lower() == ".safetensors" else _shapes_of_ckpt(path)
-    found = next((kind for kind in KINDS if all(any(k.startswith(e) for k in shapes) for e in kind.encoders)), None)
-    if found is None:
+        yield
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:  # libraries raise nearly anything for files that they did not write
+        reason = first_line(error).rstrip(".")
         raise InputError(
-            f"pretrained_model.name_or_path: {path} is not {wanted.a} checkpoint (a LoRA, a UNet alone?): choose {wanted.a} one."
-        )
+            f"{place}: its {PARTS.get(part, part)} cannot be loaded ({type(error).__name__}: {reason}): choose a complete model, and "
+            "check that enough memory is free."
+        ) from error
+
+
+def _check_kind(path: Path, place: str, keys: Mapping[str, str], weights: Weights, wanted: Kind) -> None:
+    found = kind_of_file(keys, weights)
+    if found is None:
+        raise InputError(f"{place} is not {wanted.a} checkpoint (a LoRA, a UNet alone?): choose {wanted.a} one.")
     if found is not wanted:
         raise InputError(
-            f"pretrained_model.name_or_path: {path} is not {wanted.a} checkpoint but {found.a} one: choose {wanted.a} one, "
-            f"or use {found.use}."
+            f"{place} is not {wanted.a} checkpoint but {found.a} one: choose {wanted.a} one, or use {found.use}."
         )
-    check_channels(str(path), (*shapes.get(FIRST_CONVOLUTION, ()), LATENT_CHANNELS, LATENT_CHANNELS)[1], wanted)
-    return "v_pred" in shapes, "ztsnr" in shapes
+    first = weights.stored.get(f"{UNET_PREFIX}input_blocks.0.0.weight")
+    if first is not None and len(first.shape) == 4:
+        check_channels(place, first.shape[1], wanted)
+    if any(k.startswith("conditioner.embedders.0.model.") for k in keys):
+        raise InputError(not_a_base_model(place, wanted, "a refiner"))
 
 
-def stored_dtype(path: Path) -> torch.dtype | None:
-    """The dtype of all weights but the VAE's in a .safetensors file. None if they have several, and for a .ckpt."""
-    if path.suffix.lower() != ".safetensors":
-        return None
-    with safe_open(path, framework="pt") as file:
-        kinds = {file.get_slice(key).get_dtype() for key in file.keys() if not key.startswith(VAE_PREFIX)}  # noqa: SIM118
-    kinds -= {"I64"}  # position ids
-    return STORED.get(kinds.pop()) if len(kinds) == 1 else None
-
-
-def _shapes_of_safetensors(path: Path) -> dict[str, Shape]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 - not a dict
-    except OSError as error:
-        raise InputError(f"pretrained_model.name_or_path: {path} {cannot_be_read(error)}.") from error
-    except SafetensorError as error:
-        raise InputError(
-            f"pretrained_model.name_or_path: {path} is not a complete .safetensors file: download it again."
-        ) from error
-
-
-def _shapes_of_ckpt(path: Path) -> dict[str, Shape]:
-    """Reads it with torch's weights-only unpickler, which runs no code. Mapping avoids reading the weights."""
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-        return {key: tuple(getattr(value, "shape", ())) for key, value in state.get("state_dict", state).items()}
-    except Exception as error:  # unpickling untrusted bytes can raise nearly anything
-        raise InputError(
-            f"pretrained_model.name_or_path: {path} is damaged, or contains code, which is never run: use a .safetensors file."
-        ) from error
+def _check_scale_factor(weights: Weights, vae: Mapping, place: str) -> None:
+    """A file may hold the factor from the VAE's output to latents. Raises InputError if it is not the config's."""
+    if "scale_factor" in weights.stored:
+        found, wanted = float(weights.read(["scale_factor"])["scale_factor"]), vae["scaling_factor"]
+        if abs(found - wanted) > 0.01 * wanted:
+            raise InputError(
+                f"{place}: its scale_factor is {found:.5g}, but the VAE's is {wanted:.5g}: choose the folder with its JSON files as "
+                "pretrained_model.config."
+            )

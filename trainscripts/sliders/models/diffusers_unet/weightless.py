@@ -1,12 +1,19 @@
-"""UNets without weights, so that layers can be counted before a model is downloaded."""
+"""Parts of a pipeline without weights, so that layers can be counted, and weights checked, before a model is loaded."""
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
+from functools import lru_cache
 from pathlib import Path
 
 import torch
-from diffusers import UNet2DConditionModel
+from accelerate import init_empty_weights
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from sliders.models.diffusers_unet.sources import TINY, unet_config
+from sliders.models.diffusers_unet.folders import TINY, unet_config
+
+ENCODERS = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}
 
 
 def build_weightless(
@@ -18,3 +25,24 @@ def build_weightless(
         if name_or_path == TINY:
             return build_tiny()
         return UNet2DConditionModel.from_config(base if config is None else config)
+
+
+def build_empty(part: str, config: Mapping) -> nn.Module:
+    """A part of a pipeline, by its name there, with its parameters on the meta device, in evaluation mode.
+
+    config: as in its config.json. Raises what the libraries raise for a wrong config.
+    """
+    with init_empty_weights():
+        if part in ENCODERS:
+            return ENCODERS[part](CLIPTextConfig.from_dict(dict(config))).eval()
+        return (AutoencoderKL if part == "vae" else UNet2DConditionModel).from_config(dict(config)).eval()
+
+
+def shapes_of(part: str, config: Mapping) -> dict[str, tuple[int, ...]]:
+    """{parameter: its shape} of a part. Raises what the libraries raise for a wrong config."""
+    return _shapes_of(part, json.dumps(config, sort_keys=True))
+
+
+@lru_cache(maxsize=16)  # a run's plan asks, and then its loader
+def _shapes_of(part: str, config: str) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in build_empty(part, json.loads(config)).state_dict().items()}

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from sliders.models.base import Conditioning, Facts, Geometry, PromptEmbeds
-from sliders.models.diffusers_unet import sources
+from sliders.models.diffusers_unet import kinds
 from sliders.models.diffusers_unet.model import PipelineModel
 
 SD1_FACTS = Facts(
-    title=sources.SD1.title,
-    example=sources.SD1.example,
+    title=kinds.SD1.title,
+    example=kinds.SD1.example,
     webui_version="SD1",
     webui_clip_skip=1,
     size_multiple=64,  # 8 for the VAE times 8 for the UNet's three downsamplings
@@ -20,8 +20,8 @@ SD1_FACTS = Facts(
     default_size=512,
 )
 SD2_FACTS = Facts(
-    title=sources.SD2.title,
-    example=sources.SD2.example,
+    title=kinds.SD2.title,
+    example=kinds.SD2.example,
     webui_version="SD2",
     webui_clip_skip=1,
     size_multiple=64,

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from sliders.models.base import Conditioning, Facts, Geometry, PromptEmbeds
-from sliders.models.diffusers_unet import sources
+from sliders.models.diffusers_unet import kinds
 from sliders.models.diffusers_unet.model import PipelineModel
 
 SDXL_FACTS = Facts(
-    title=sources.SDXL.title,
-    example=sources.SDXL.example,
+    title=kinds.SDXL.title,
+    example=kinds.SDXL.example,
     webui_version="SDXL",
     webui_clip_skip=2,
     size_multiple=32,  # 8 for the VAE times 4 for the UNet's two downsamplings

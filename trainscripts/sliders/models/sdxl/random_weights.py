@@ -6,18 +6,9 @@ from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionM
 from sliders.models.base import PromptEmbeds
 from sliders.models.diffusers_unet.narrow import build_scheduler
 from sliders.models.schedule import EPSILON, NoiseSchedule
+from sliders.models.sdxl.base import SDXL_VAE
 from sliders.models.sdxl.model import SDXL
 from sliders.models.sdxl.unet import SDXL_BASE_UNET
-
-SDXL_VAE = {
-    "down_block_types": ("DownEncoderBlock2D",) * 4,
-    "up_block_types": ("UpDecoderBlock2D",) * 4,
-    "block_out_channels": (128, 256, 512, 512),
-    "layers_per_block": 2,
-    "latent_channels": 4,
-    "sample_size": 1024,
-    "scaling_factor": 0.13025,
-}
 
 
 class RandomSDXL(SDXL):

@@ -1,7 +1,7 @@
 "use strict";
 // Without this script the page shows all pictures, one below the other; with it, one picture per seed.
 const numbers = (text) => text.split(" ").map(Number);
-const label = (value) => String(Number(value.toFixed(4)));
+const label = (value) => String(Number(value.toPrecision(6)));
 
 class Control {
   // A range input over a list of multipliers, with its output and tick labels.

@@ -1,0 +1,141 @@
+"""Files of other programs: which layer each key belongs to, which part of it, and which alpha it was trained with."""
+
+import json
+import math
+import re
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from sliders.adaptors import ALGORITHMS
+from sliders.adaptors.base import ALPHA
+from sliders.models import Family
+from sliders.models.layers import reachable_layers
+from sliders.system.errors import InputError, either
+
+Module = dict[str, Tensor]  # {part: tensor} of one layer
+
+PROCESSOR = (
+    "_lora.{}.weight"  # of the attention processors in diffusers up to 0.21: attn1.processor.to_q_lora.down.weight
+)
+PARTS = {  # end of a key → our name of the part
+    **{f".{part}": part for algorithm in ALGORITHMS.values() for part in (*algorithm.PARTS, ALPHA)},
+    **{f".{end}.weight": "lora_down.weight" for end in ("lora_A", "lora_A.default", "lora.down")},
+    **{f".{end}.weight": "lora_up.weight" for end in ("lora_B", "lora_B.default", "lora.up")},
+    **{PROCESSOR.format(end): f"lora_{end}.weight" for end in ("down", "up")},
+}
+PREFIXES = ("lora_unet_", "lycoris_", "unet_", "diffusion_model_", "model_diffusion_model_", "base_model_model_")
+TEXT_ENCODER = re.compile(
+    r"(base_model\.model\.)?((lora|lycoris)_te\d?_|te\d?[._]|text_encoders?(_\d)?[._]|cond_stage_model[._]|conditioner[._]|clip_[lgh][._])"
+    r"|.*[._]text_model[._]"
+)
+PEFT_METADATA = "lora_adapter_metadata"  # diffusers' key of PEFT's configuration
+PEFT_STEM, PEFT_CONFIG = "adapter_model", "adapter_config.json"  # PEFT's own files
+
+
+@dataclass(frozen=True)
+class Layers:
+    """What a file contains for the layers of a UNet."""
+
+    modules: dict[str, Module]  # {path in diffusers' UNet: parts}, alpha included where the file states it
+    text_encoders: int  # number of keys for text encoders
+    of_processors: bool  # whether they are of diffusers' attention processors, which apply no alpha: the gain is 1
+
+
+def find_layers(
+    path: Path, tensors: dict[str, Tensor], metadata: dict[str, str], unet: nn.Module, family: Family
+) -> Layers:
+    """Raises InputError, naming `path`, if a key is unknown, or if two are for the same part of a layer."""
+    names = _module_names(unet, family)
+    modules: dict[str, Module] = {}
+    seen: dict[tuple[str, str], str] = {}
+    unknown, text = [], 0
+    for key, tensor in tensors.items():
+        end = next((end for end in PARTS if key.endswith(end)), None)
+        name = names.get(_bare(key.removesuffix(end))) if end else None
+        if name is not None:
+            other = seen.setdefault((name, PARTS[end]), key)
+            if other != key:
+                raise InputError(f"{path}: {other} and {key} are for the same layer: keep one of them.")
+            modules.setdefault(name, {})[PARTS[end]] = tensor
+        elif TEXT_ENCODER.match(key):
+            text += 1
+        else:
+            unknown.append(key)
+    if unknown or not modules:
+        raise InputError(f"{path}: {_strange(unknown, len(tensors), text)}")
+    _add_alphas(path, modules, metadata)
+    return Layers(modules, text, any(PROCESSOR.format("up") in key for key in seen.values()))
+
+
+def _strange(unknown: list[str], keys: int, text: int) -> str:
+    what = f"{len(unknown)} of {keys} keys, such as {min(unknown)}, are" if unknown else "its content is"
+    if not unknown and text:
+        what = f"all its {text} keys are for text encoders,"
+    return (
+        f"{what} not part of a {either(ALGORITHMS)} of the layers in the UNet's blocks: only such sliders can be converted, with "
+        "their kind of model as --family."
+    )
+
+
+def _module_names(unet: nn.Module, family: Family) -> dict[str, str]:
+    """{name of a layer, in any spelling, with underscores for dots: its path in diffusers' UNet}."""
+    found = {}
+    for path in reachable_layers(unet):
+        for spelling in family.spellings(path):
+            found[spelling.replace(".", "_")] = path
+        if path.endswith(".to_out.0"):
+            found[path.removesuffix(".0").replace(".", "_")] = path  # in attention processors
+    return found
+
+
+def _bare(key: str) -> str:
+    """Removes what compilers and libraries add to a layer's name."""
+    name = key.replace(".", "_").replace("_orig_mod_", "_").replace("_processor_", "_")
+    name, before = re.sub("_+", "_", name).removeprefix("_"), None
+    while name != before:
+        before = name
+        for prefix in PREFIXES:
+            name = name.removeprefix(prefix)
+    return name
+
+
+def _add_alphas(path: Path, modules: dict[str, Module], metadata: dict[str, str]) -> None:
+    """Adds the alphas that PEFT's configuration states to the layers that have none."""
+    config = _peft_config(path, metadata)
+    for name, parts in modules.items():
+        ranks = [
+            parts[part].shape[0] for part in ("lora_down.weight", "hada_w1_b") if part in parts and parts[part].ndim
+        ]
+        alpha = _peft_alpha(config, name)
+        if ALPHA not in parts and ranks and alpha is not None:
+            root = config.get("use_rslora", False)  # then the gain is alpha / √rank
+            parts[ALPHA] = torch.tensor(alpha * math.sqrt(ranks[0]) if root else alpha, dtype=torch.float64)
+
+
+def _peft_config(path: Path, metadata: dict[str, str]) -> dict:
+    """As diffusers writes it into the file, or PEFT beside its `adapter_model`. Empty if there is none."""
+    text = metadata.get(PEFT_METADATA)
+    with suppress(OSError, ValueError):
+        if text is None and path.stem == PEFT_STEM:
+            text = path.with_name(PEFT_CONFIG).read_text(encoding="utf-8")
+        config = json.loads(text or "{}")
+        if isinstance(config, dict):
+            own = {key.removeprefix("unet."): value for key, value in config.items() if key.startswith("unet.")}
+            return own or config
+    return {}
+
+
+def _peft_alpha(config: dict, name: str) -> float | None:
+    """A pattern is the end of a layer's name, as a regular expression."""
+    found = config.get("lora_alpha", config.get("alpha"))
+    patterns = config.get("alpha_pattern")
+    for pattern, value in patterns.items() if isinstance(patterns, dict) else ():
+        with suppress(re.error):
+            if re.match(rf"(.*\.)?({pattern})$", name):
+                found = value
+                break
+    return float(found) if isinstance(found, int | float) else None

@@ -1,0 +1,220 @@
+"""Diffusers folders: their JSON files, the weight files of each part, and the hub's copies of them in the local cache."""
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from functools import cached_property
+from pathlib import Path
+
+from diffusers import DiffusionPipeline
+from huggingface_hub import constants, model_info, snapshot_download
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
+from torch import Tensor
+
+from sliders.system.errors import InputError, first_line
+from sliders.system.files import cannot_be_read
+from sliders.system.weight_files import Stored, WeightFile, open_weights
+
+TINY = "tiny"  # instead of a name: a small model with random weights
+PARTS = {"unet": "UNet", "vae": "VAE", "text_encoder": "text encoder", "text_encoder_2": "second text encoder"}
+CLASSES = {
+    "unet": ("UNet2DConditionModel",),
+    "vae": ("AutoencoderKL",),
+    "text_encoder": ("CLIPTextModel",),
+    "text_encoder_2": ("CLIPTextModelWithProjection",),
+    "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
+    "tokenizer_2": ("CLIPTokenizer", "CLIPTokenizerFast"),
+}
+STEMS = r"(diffusion_pytorch_model|pytorch_model|model)"
+WEIGHTS = re.compile(  # a file, or an index of several
+    rf"{STEMS}(\.(?P<variant>[\w-]+))?\.(?P<format>safetensors|bin)(\.index(\.(?P<indexed>[\w-]+))?\.json)?",
+    re.IGNORECASE,
+)
+PREFERRED = ("", "fp16")  # variants; another one is taken only if it is alone
+TEXT_FILES = ["*.json", "*/*.json", "*.txt", "*/*.txt", "*.model", "*/*.model"]
+REACHED_WITHIN = 5.0  # seconds
+
+
+class Weights:
+    """The weights of one or several files, by key."""
+
+    def __init__(self, files: Iterable[WeightFile]):
+        self.files = tuple(files)
+        self._file_of = {key: file for file in self.files for key in file.stored}
+
+    @cached_property
+    def stored(self) -> dict[str, Stored]:
+        return {key: file.stored[key] for key, file in self._file_of.items()}
+
+    @property
+    def mapped(self) -> bool:
+        return all(file.mapped for file in self.files)
+
+    def read(self, keys: Iterable[str]) -> dict[str, Tensor]:
+        """Raises what the libraries raise."""
+        wanted: dict[WeightFile, list[str]] = {}
+        for key in dict.fromkeys(keys):
+            wanted.setdefault(self._file_of[key], []).append(key)
+        return {key: tensor for file, names in wanted.items() for key, tensor in file.read(names).items()}
+
+
+def read_json(path: Path, place: str) -> dict:
+    """Raises InputError unless `path` holds a JSON object. place: how the sentence about its folder begins."""
+    name = f"{path.parent.name}/{path.name}" if path.parent.name in {*PARTS, "scheduler"} else path.name
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) and not path.is_symlink():
+            raise InputError(f"{place} contains no readable {name}: use a complete diffusers folder.") from error
+        raise InputError(f"{place}: {name} {cannot_be_read(path, error)}.") from error
+    except ValueError as error:
+        raise InputError(
+            f"{place} contains no readable {name} ({first_line(error)}): use a complete diffusers folder."
+        ) from error
+    if not isinstance(found, dict):
+        raise InputError(f"{place} contains no readable {name} (it holds no object): use a complete diffusers folder.")
+    return found
+
+
+def check_components(folder: Path, place: str, parts: Iterable[str]) -> None:
+    """Raises InputError unless model_index.json names classes that this project can use, and tokenizers are there."""
+    index = read_json(folder / "model_index.json", place)
+    for part in parts:
+        for name in (part, part.replace("text_encoder", "tokenizer")):
+            if name not in CLASSES:
+                continue
+            entry = index.get(name)
+            found = entry[-1] if isinstance(entry, list) and entry else entry
+            if found is None:
+                raise InputError(
+                    f"{place} has no {PARTS.get(name, name)} in its model_index.json: use a complete folder of a base model."
+                )
+            if found not in CLASSES[name]:
+                raise InputError(
+                    f"{place}: model_index.json: {name} is a {found}, but only {CLASSES[name][0]} is supported: choose another model."
+                )
+            if name.startswith("tokenizer"):
+                _check_tokenizer(folder, name, place)
+
+
+def _check_tokenizer(folder: Path, name: str, place: str) -> None:
+    if (folder / name / "tokenizer.json").exists():
+        return
+    for file in ("vocab.json", "merges.txt"):
+        if not (folder / name / file).exists():
+            raise InputError(f"{place} lacks {name}/{file}: use a complete diffusers folder.")
+
+
+def part_config(folder: Path, part: str, place: str) -> dict:
+    return read_json(folder / part / "config.json", place)
+
+
+def unet_config(folder: Path) -> dict | None:
+    """The UNet's config in a diffusers folder, None if it cannot be read."""
+    try:
+        return dict(json.loads((folder / "unet" / "config.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def is_quantised(folder: Path) -> bool:
+    """Whether diffusers or transformers stored a part quantised, so that only they can load it."""
+    configs = (folder / part / "config.json" for part in PARTS)
+    return any(
+        "quantization_config" in path.read_text(encoding="utf-8", errors="replace")
+        for path in configs
+        if path.is_file()
+    )
+
+
+def part_weights(folder: Path, part: str, place: str) -> Weights:
+    """The weight files of a part: .safetensors before pickles, full precision before fp16 or the only other variant."""
+    found = _choices(folder / part)
+    if not found:
+        raise InputError(
+            f"{place} contains no weights of its {PARTS[part]} (a .safetensors file in {part}/): use a complete diffusers folder."
+        )
+    path = found[0]
+    inside = f"{place}: {part}/"
+    if not path.name.lower().endswith(".json"):
+        return Weights([open_weights(path, f"{inside}{path.name}")])
+    names = read_json(path, place).get("weight_map")
+    if not isinstance(names, Mapping) or not names:
+        raise InputError(f"{inside}{path.name} has no weight_map: use a complete diffusers folder.")
+    files = sorted({str(name) for name in names.values()})
+    return Weights([open_weights(path.parent / name, f"{inside}{name}") for name in files])
+
+
+def has_weights(folder: Path, parts: Iterable[str]) -> bool:
+    return all(_choices(folder / part) for part in parts)
+
+
+def _choices(folder: Path) -> list[Path]:
+    """Weight files, or indexes of several, the best first."""
+    ranked = []
+    for path in folder.iterdir() if folder.is_dir() else ():
+        name = path.name
+        if match := WEIGHTS.fullmatch(name):
+            variant = match["indexed"] or match["variant"] or ""
+            if not re.match(r"\d+-of-\d+", variant):
+                ranked.append((match["format"].lower(), variant, name))
+    others = {variant for _, variant, _ in ranked} - {*PREFERRED}
+    usable = [r for r in ranked if r[1] in PREFERRED or (len(others) == 1 and {v for _, v, _ in ranked} == others)]
+    order = sorted(usable, key=lambda r: (r[0] != "safetensors", r[1] != "", r[2].endswith(".json"), r[2]))
+    return [folder / name for *_, name in order]
+
+
+def cached_folder(pipeline: type[DiffusionPipeline], name: str, parts: Iterable[str]) -> Path | None:
+    """The folder of a hub model in the local cache, None unless it is complete there. Asks no server."""
+    for choice in ({}, {"variant": "fp16"}):
+        with suppress(OSError, ValueError):
+            folder = Path(pipeline.download(name, local_files_only=True, **choice))
+            if has_weights(folder, parts):
+                return folder
+    return None
+
+
+def downloaded_folder(pipeline: type[DiffusionPipeline], name: str) -> Path:
+    """Downloads half-precision files, or else full ones. Raises what the libraries raise."""
+    with suppress(OSError, ValueError):
+        return Path(pipeline.download(name, variant="fp16"))
+    return Path(pipeline.download(name))
+
+
+def json_folder(name: str, place: str) -> Path:
+    """A hub model's JSON and tokenizer files, from the cache or downloaded. Raises InputError if neither is possible."""
+    with suppress(OSError, ValueError):
+        folder = Path(snapshot_download(name, allow_patterns=TEXT_FILES, local_files_only=True))
+        if (folder / "model_index.json").exists() and (folder / "tokenizer").exists():
+            return folder
+    remedy = "set pretrained_model.config (--model_config) to a diffusers folder with these files, or connect to the network once"
+    check_reachable(name, f"{place} needs the JSON and tokenizer files of {name}", remedy)
+    try:
+        return Path(snapshot_download(name, allow_patterns=TEXT_FILES))
+    except Exception as error:
+        raise InputError(
+            f"{place} needs the JSON and tokenizer files of {name}, which cannot be downloaded ({first_line(error)}): {remedy}."
+        ) from error
+
+
+def check_reachable(name: str, place: str, remedy: str) -> None:
+    """Raises InputError within seconds if the hub cannot be reached or has no such model: its library tries for 25 s."""
+    try:
+        model_info(name, timeout=REACHED_WITHIN)
+        return
+    except GatedRepoError:
+        reason = "the model is gated: accept its terms on its page, and log in with `hf auth login`"
+    except RepositoryNotFoundError:
+        reason = (
+            f"{constants.ENDPOINT} has no such model, or it is private: check the name, or log in with `hf auth login`"
+        )
+    except OfflineModeIsEnabled:
+        reason = f"it is not in the local cache, and HF_HUB_OFFLINE is set: {remedy}"
+    except HfHubHTTPError as error:
+        reason = f"{constants.ENDPOINT} answers: {first_line(error).rstrip('.')}: try again later"
+    except Exception as error:  # of the network's libraries
+        reason = (
+            f"it is not in the local cache, and {constants.ENDPOINT} cannot be reached ({first_line(error)}): {remedy}"
+        )
+    raise InputError(f"{place}: {reason}.")
