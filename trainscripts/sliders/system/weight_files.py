@@ -60,10 +60,11 @@ def open_weights(path: Path, place: str) -> WeightFile:
             start = file.read(512)
     except OSError as error:
         raise InputError(f"{place} {cannot_be_read(path, error)}.") from error
-    if start.startswith(ZIP) or start[:1] == PICKLE:
-        return _torch_file(path, place)
+    # first, because the length that it begins with may look like the others' first bytes
     if len(start) > 8 and start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= LARGEST_HEADER:
         return _safetensors_file(path, place, size)
+    if start.startswith(ZIP) or start[:1] == PICKLE:
+        return _torch_file(path, place)
     raise InputError(f"{place} {_other_content(path, start)}.")
 
 
