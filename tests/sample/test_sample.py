@@ -377,7 +377,7 @@ CASES = {
     "no folder of sliders": (["--lora_dir", "nowhere"], ["--lora_dir", "nowhere", "No such file or directory"]),
     "a slider that is a link to itself": (["--slider", "loop.safetensors"], ["loop.safetensors", "symbolic links"]),
     "a slider that is a link to nothing": (["--slider", "dangling.safetensors"], ["it is a link to gone"]),
-    "a slider that is a folder": (["--slider", "used"], ["used", "Is a directory"]),
+    "a slider that is a folder": (["--slider", "used"], ["used", "is a folder, not a file"]),
     "NaN in a slider": (["--slider", "nan.safetensors"], ["nan.safetensors: lora_unet_", "contains NaN or infinite values"]),
     "infinity in a slider": (["--slider", "inf.safetensors"], ["inf.safetensors: lora_unet_", "contains NaN or infinite"]),
     "NaN in another slider": (

@@ -4,6 +4,7 @@ Each function takes a place, the beginning of the sentence if a file is refused:
 """
 
 import json
+import os
 import stat
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
@@ -89,6 +90,11 @@ def check_readable(path: Path, place: str) -> None:
             pass
     except OSError as error:
         raise InputError(f"{place} {cannot_be_read(path, error)}.") from error
+
+
+def is_link(path: Path) -> bool:
+    """False also where the system does not say."""
+    return os.path.islink(path)  # noqa: PTH114 - that of pathlib raises if a folder above cannot be read
 
 
 def _other_content(path: Path, start: bytes) -> str:
