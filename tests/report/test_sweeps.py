@@ -78,7 +78,7 @@ def test_the_longest_run(holds):
 def test_other_seeds_of_a_prompt_are_not_what_a_picture_is_mistaken_for():
     """Four sweeps on a line, two of each prompt; in the second, the last picture lies at the first."""
     places = torch.tensor(
-        [[0.0, 0.1, 0.2], [1.0, 1.1, 0.1], [10.0, 10.1, 10.2], [11.0, 11.1, 9.0]], dtype=torch.float64
+        [[0.0, 0.1, 0.2], [1.0, 1.1, 0.1], [10.0, 10.1, 10.2], [12.0, 12.1, 10.0]], dtype=torch.float64
     )
     sweeps, inside = places[:, :, None], torch.ones(3, dtype=torch.bool)
     own = torch.ones(4, 3, dtype=torch.bool)
