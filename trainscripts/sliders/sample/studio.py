@@ -71,4 +71,5 @@ class Studio:
         if key not in self._yardsticks:
             size = (plan.sampling.width, plan.sampling.height)
             self._yardsticks[key] = Yardstick(self.model, folders, size, self._embeds[""])
-        return self._yardsticks[key].measure(sweeps, plan.groups[0].multipliers)
+        texts = [group.text for group in plan.groups for _ in self._settings.seeds]
+        return self._yardsticks[key].measure(sweeps, plan.groups[0].multipliers, [texts.index(text) for text in texts])
