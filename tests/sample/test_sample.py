@@ -267,7 +267,7 @@ def test_one_note_lists_syntax_that_only_web_uis_understand(sample_main, slider,
     monkeypatch.setattr("sliders.models.sdxl.family.load_sdxl", load)
     argv = ["--model", "tiny", "--slider", str(slider), "--out", str(tmp_path / "o"), *SMALL, "--prompt"]
     assert sample_main([*argv, "a (robe:1.3) BREAK {red|blue}", "--negative", "[grey]"]) == 2
-    (note,) = capsys.readouterr().out.splitlines()
+    (note,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("note"))
     assert note.startswith("note: prompt weights") and note.endswith(": (robe:1.3), BREAK, [grey].")
     assert sample_main([*argv, "a robe"]) == 2
     assert "note" not in capsys.readouterr().out
