@@ -112,3 +112,14 @@ def write_yaml(path: Path, content) -> Path:
     """`content` as YAML; a string is written as it is, mistakes and all."""
     path.write_text(content if isinstance(content, str) else yaml.safe_dump(content), encoding="utf-8")
     return path
+
+
+@pytest.fixture(scope="session")
+def narrow_folders(tmp_path_factory):
+    """{family: folder of a narrow model}, written once."""
+    from narrow_files import FAMILIES, pipeline
+
+    root = tmp_path_factory.mktemp("narrow")
+    for family in FAMILIES:
+        pipeline(family).save_pretrained(root / family)
+    return {family: root / family for family in FAMILIES}

@@ -1,4 +1,4 @@
-"""The shape of the code: imports point one way, functions and files stay short, READMEs name what exists."""
+"""The shape of the code: imports point one way, and READMEs name what exists."""
 
 import ast
 import re
@@ -13,7 +13,6 @@ FILES = sorted(p for p in TRAINSCRIPTS.rglob("*.py"))
 
 # Data passes through the rooms in this order; a room imports only from itself and from those before it.
 ROOMS = ("system", "config", "compute", "models", "adaptors", "fast", "data", "report", "formats", "sample", "train")
-MOST_MODULES = 12
 
 
 def module_name(path: Path) -> str:
@@ -47,20 +46,6 @@ def test_files_of_a_room_do_not_import_each_other_in_a_circle():
     while free := [name for name, others in waiting.items() if not others]:
         waiting = {name: others - set(free) for name, others in waiting.items() if name not in free}
     assert not waiting
-
-
-@pytest.mark.parametrize("folder", sorted({p.parent for p in FILES}), ids=lambda p: p.name)
-def test_a_folder_holds_at_most_twelve_modules(folder):
-    assert len([p for p in folder.glob("*.py") if p.name != "__init__.py"]) <= MOST_MODULES
-
-
-@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
-def test_files_and_functions_are_short(path):
-    text = path.read_text(encoding="utf-8")
-    assert len(text.splitlines()) <= 300
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            assert node.end_lineno - node.lineno + 1 <= 60, f"{node.name} is too long"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)

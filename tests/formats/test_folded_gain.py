@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 
 import pytest
 import torch
@@ -115,23 +116,18 @@ def is_read_by_lycoris(parts, layer):
 
 
 @pytest.mark.parametrize("factor", [None, 2, 3, 4, 7, 8, 16, 24, 31, 32, 64])
-@pytest.mark.parametrize("rank", [1, 4, 16])
+@pytest.mark.parametrize("rank", [1, 16])
 def test_lycoris_reads_a_lokr_of_every_layer_that_models_have(factor, rank):
-    with torch.device("meta"):
-        for shape in layer_shapes():
+    for shape in layer_shapes():
+        with torch.device("meta"):
             layer = of_shape(shape)
-            adaptor = LoKr(layer, rank, 1.0, None, factor)
-            stored = {**adaptor.tensors(), "alpha": torch.tensor(1.0, device="cpu")}
-            if "lokr_w2_b" in stored:
-                (out, into, *kernel), (l, m) = shape, adaptor.w1.shape  # noqa: E741
-                area = kernel[0] * kernel[1] if kernel else 1
-                assert found_again((l, out // l), (m, into // m), area) == is_read_by_lycoris(stored, layer), shape
-            assert is_read_by_lycoris(as_in_files(stored, layer), layer), (shape, factor)
-
-
-def as_in_files(parts, layer):
-    parts = {**parts, "alpha": torch.tensor(float(len(parts["lokr_w2_b"])))} if "lokr_w2_b" in parts else parts
-    return LoKr.for_files(parts, layer)  # the gain is 1, so that no values are looked at, which there are none of
+        adaptor = LoKr(layer, rank, float(rank), None, factor)
+        parts = adaptor.tensors()
+        if "lokr_w2_b" in parts:
+            (out, into, *kernel), (l, m) = shape, adaptor.w1.shape  # noqa: E741
+            found = found_again((l, out // l), (m, into // m), math.prod(kernel))
+            assert found == is_read_by_lycoris(parts, layer), shape
+        assert is_read_by_lycoris(adaptor.for_files(parts, layer), layer), shape
 
 
 def test_sizes_are_split_as_lycoris_does():

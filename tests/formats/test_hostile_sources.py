@@ -42,6 +42,15 @@ def saved(path, tensors):
     save_file(tensors, path)
 
 
+def with_a_length_like_a_pickle(path, tensors):
+    """The length of its header begins with 0x80, as pickles do."""
+    for filler in range(300):
+        save_file(tensors, path, {"a": "b" * filler})
+        if path.read_bytes()[0] == 0x80:
+            return
+    raise AssertionError("no length was found")
+
+
 def pickled(path, tensors):
     torch.save(tensors, path)
 
@@ -81,6 +90,7 @@ READABLE = {
     "padded": ("a.safetensors", padded), "padded, as .pt": ("a.pt", padded), "a padded header": ("a.safetensors", padded_header),
     "alpha as a number": ("a.pt", with_numbers),
     "a state_dict": ("a.pt", lambda path, tensors: torch.save({"state_dict": tensors, "epoch": 3}, path)),
+    "a length like a pickle": ("a.safetensors", with_a_length_like_a_pickle),
     "a link": ("a.safetensors", linked),
 }  # fmt: skip
 

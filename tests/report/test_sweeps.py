@@ -73,3 +73,20 @@ def test_the_longest_run(holds):
     else:
         assert all(holds[found[0] : found[1] + 1])
         assert found[1] - found[0] == max(j - i for i, j in runs)
+
+
+def test_other_seeds_of_a_prompt_are_not_what_a_picture_is_mistaken_for():
+    """Four sweeps on a line, two of each prompt; in the second, the last picture lies at the first."""
+    places = torch.tensor(
+        [[0.0, 0.1, 0.2], [1.0, 1.1, 0.1], [10.0, 10.1, 10.2], [12.0, 12.1, 10.0]], dtype=torch.float64
+    )
+    sweeps, inside = places[:, :, None], torch.ones(3, dtype=torch.bool)
+    own = torch.ones(4, 3, dtype=torch.bool)
+    wrong = own.clone()
+    wrong[1, 2] = wrong[3, 2] = False
+    assert torch.equal(recognised(sweeps, inside), wrong)
+    assert torch.equal(recognised(sweeps, inside, [0, 0, 0, 0]), wrong)
+    assert torch.equal(recognised(sweeps, inside, [0, 0, 1, 1]), own)
+    swapped = sweeps.clone()
+    swapped[1, 2] = 10.5
+    assert not recognised(swapped, inside, [0, 0, 1, 1])[1, 2]

@@ -105,7 +105,7 @@ def test_a_wildcard_that_cannot_be_expanded_is_refused(folder, template, said, c
     [
         ("nowhere", "cannot be read as a folder (No such file or directory)"),
         ("colour.txt", "cannot be read as a folder (Not a directory)"),
-        ("round", "cannot be read as a folder (Too many levels of symbolic links)"),
+        ("round", "cannot be read as a folder (Too many levels of symbolic links; it is a link to round)"),
         ("folder.txt", "contains no .txt, .yaml or .json file"),
     ],
 )

@@ -8,7 +8,7 @@ from sliders.system.errors import InputError
 from sliders.train.plan import make_plan
 
 STRANGE = [
-    "a__b", "__a__", "a__b__c", "a_", "_", "{x}", "a{b|c}", "a{", "a}", "x}{y", "${x}", "$$", "2$$a", "a$b", "#1", "a#b", "50%", "%%",
+    "a__b", "__a__", "a__b__c", "a_", "_", "{x}", "a{b}c", "a{", "a}", "x}{y", "${x}", "$$", "2$$a", "a$b", "#1", "a#b", "50%", "%%",
 ]  # fmt: skip
 PLAIN = [
     "robe",

@@ -219,14 +219,14 @@ def test_the_original_trainers_command_and_files_are_accepted(tmp_path):
 REFUSED = {
     "a caption": ({"positive": "{caption}, red"}, {}, (), "no images whose captions could fill it"),
     "no direction": ({"unconditional": "a red shape"}, {}, (), "nothing between them to learn"),
-    "another action": ({"action": "remove"}, {}, (), "action: 'remove' is not valid"),
+    "another action": ({"action": "remove"}, {}, (), "action: 'remove' is not one of its values"),
     "auto": ({}, {"timestep_bias": "auto"}, (), "train.timestep_bias: auto is measured on images"),
     "dropout": ({}, {"caption_dropout": 0.1}, (), "train.caption_dropout: 0.1 leaves out captions"),
     "grouped scales": ({}, {"scales_per_step": 2}, (), "train.scales_per_step: 2 groups images"),
     "lms": ({}, {"noise_scheduler": "lms"}, (), "train.noise_scheduler: lms .* set it to ddim"),
     "a loss of images": ({}, {"loss": "pairs"}, (), "train.loss: 'pairs' is not known"),
     "one multiplier": ({}, {}, ["--scales", "1, 1"], "--scales: 1 alone is no range"),
-    "folders": ({}, {}, ["--folders", "a, b"], "--folders=a, is not a known flag"),
+    "folders": ({}, {}, ["--folders", "a, b"], "--folders is not a known flag"),
     "an odd size": ({"resolution": 70}, {}, (), "resolution: 70 is not a multiple of 32"),
 }
 

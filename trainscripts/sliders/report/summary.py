@@ -53,7 +53,7 @@ def _rows(card: Card) -> list[tuple[str, str, str]]:
             f"{low:g} to {high:g}",
             "of a single row, which cannot be mistaken for another"
             if card.recognised is None
-            else f"multipliers at which at least {RECOGNISED:.0%} of the pictures look more like their own row than like another",
+            else f"multipliers at which at least {RECOGNISED:.0%} of the pictures look more like their own row than like another prompt's",
         ),
     ]  # fmt: skip
 

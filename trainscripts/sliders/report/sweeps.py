@@ -51,10 +51,11 @@ def _mean_distance(features: Tensor) -> Tensor:
     return distances.mean()
 
 
-def recognised(features: Tensor, inside: Tensor) -> Tensor | None:
-    """For each picture of [sweeps, M, D], whether the nearest sweep is its own: [sweeps, M].
+def recognised(features: Tensor, inside: Tensor, prompts: Sequence[int] | None = None) -> Tensor | None:
+    """For each picture of [sweeps, M, D], whether its own sweep is nearer than all those of other prompts: [sweeps, M].
 
-    A sweep lies at the mean of its pictures at the multipliers `inside` [M] bool, of at least two, without the picture that is
+    prompts: a number for each sweep's. None, and where all are the same: each sweep counts as a prompt of its own. A sweep
+    lies at the mean of its pictures at the multipliers `inside` [M] bool, of at least two, without the picture that is
     compared. None for a single sweep, which could not be mistaken for another.
     """
     if len(features) < 2:
@@ -64,7 +65,9 @@ def recognised(features: Tensor, inside: Tensor) -> Tensor | None:
     others = torch.where(inside[:, None], (total[:, None] - features) / (count - 1), total[:, None] / count)
     own = torch.arange(len(features))
     distances[own, :, own] = (features - others).norm(dim=2)
-    return distances.argmin(2) == own[:, None]
+    shown = own if prompts is None or len(set(prompts)) == 1 else torch.tensor(prompts)
+    seeds = (shown[:, None] == shown) & (own[:, None] != own)  # other sweeps of the same prompt
+    return distances.masked_fill(seeds[:, None], float("inf")).argmin(2) == own[:, None]
 
 
 def longest_run(holds: Sequence[bool]) -> tuple[int, int] | None:

@@ -45,15 +45,23 @@ class Yardstick:
         self._ruler = Ruler.fit(found, data.scales)
         self._foreign = Foreign(self._ruler.standardised(found))
 
-    def measure(self, sweeps: Sequence[Sequence[Image.Image]], multipliers: Sequence[float]) -> Card:
-        """sweeps: RGB pictures [sweeps][multipliers] of the size given before, at ascending multipliers with 0."""
+    def measure(
+        self,
+        sweeps: Sequence[Sequence[Image.Image]],
+        multipliers: Sequence[float],
+        prompts: Sequence[int] | None = None,
+    ) -> Card:
+        """sweeps: RGB pictures [sweeps][multipliers] of the size given before, at ascending multipliers with 0.
+
+        prompts: a number for the prompt of each sweep, if several show the same with other seeds.
+        """
         pictures = progress(chain.from_iterable(sweeps), "measuring pictures", len(sweeps) * len(multipliers))
         flat = features(self._model, pictures, self._prompt)
         found = self._ruler.standardised(flat).unflatten(0, (len(sweeps), len(multipliers)))
         readings = self._ruler.read(flat).unflatten(0, (len(sweeps), len(multipliers)))
         base, rest = multipliers.index(0.0), self._foreign(found)
         low, high = min(0.0, self._scales[0]), max(0.0, self._scales[-1])
-        own = recognised(rest, torch.tensor([low <= m <= high for m in multipliers]))
+        own = recognised(rest, torch.tensor([low <= m <= high for m in multipliers]), prompts)
         return Card(
             scales=tuple(self._scales),
             multipliers=tuple(multipliers),

@@ -167,7 +167,8 @@ class Previews:
             with sampling_from(self._model, self._network, self._device):
                 self._network.set_multipliers(None)
                 yardstick = Yardstick(self._model, data, self._size, self._embeds[""])
-                return yardstick.measure(to_pictures(pictures), multipliers)
+                prompts = [row % len(self._settings.preview.prompts) for row in range(len(pictures))]
+                return yardstick.measure(to_pictures(pictures), multipliers, prompts)
         except torch.OutOfMemoryError:
             tqdm.write(
                 "note: the GPU has no memory left for the report card; sample_slider-xl.py --card makes it afterwards."

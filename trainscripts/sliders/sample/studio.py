@@ -71,8 +71,10 @@ class Studio:
         """Measures the sweeps of all groups by the plan's folders. Not while `pictures` is being read."""
         folders = plan.measured_by
         key = (folders.folders, folders.scales)
+        texts = [group.text for group in plan.groups for _ in self._settings.seeds]
         with FastPath(self.model.unet):
             if key not in self._yardsticks:
                 size = (plan.sampling.width, plan.sampling.height)
                 self._yardsticks[key] = Yardstick(self.model, folders, size, self._embeds[""])
-            return self._yardsticks[key].measure(sweeps, plan.groups[0].multipliers)
+            multipliers = plan.groups[0].multipliers
+            return self._yardsticks[key].measure(sweeps, multipliers, [texts.index(text) for text in texts])

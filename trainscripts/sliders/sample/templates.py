@@ -8,7 +8,7 @@ from pathlib import Path
 from sliders.report.web_ui import multiplier_template
 from sliders.system.errors import InputError
 
-TAG = re.compile(r"<(slider|lora):([^<>{}]*)>")
+TAG = re.compile(r"<(slider|lora):((?:[^<>|]*:)?[^<>{}]*)>")  # files of older runs may have braces in their names
 # Private-use characters replace the tags while the library parses a template: sliders' names may contain `__`, `#`,
 # `//`, `$` and `%`, which have a meaning in its grammar.
 FIRST_PLACEHOLDER = 0xF0000
@@ -88,7 +88,7 @@ def _combinations(template: str, limit: int, wildcard_dir: Path | None) -> Itera
 
     from sliders.sample.wildcards import Wildcards
 
-    _check_braces(template)
+    _check_braces(PROTECTED.sub(lambda match: " " * len(match[0]), template), template)
     tags = list(dict.fromkeys(match[0] for match in PROTECTED.finditer(template)))
     protected = PROTECTED.sub(lambda match: chr(FIRST_PLACEHOLDER + tags.index(match[0])), template)
     generator = CombinatorialPromptGenerator(Wildcards(wildcard_dir), ignore_whitespace=True)
@@ -110,10 +110,13 @@ def _combinations(template: str, limit: int, wildcard_dir: Path | None) -> Itera
         yield PLACEHOLDER.sub(lambda c: tags[ord(c[0]) - FIRST_PLACEHOLDER], prompt)
 
 
-def _check_braces(template: str) -> None:
-    """The library accepts a stray } as text, and for an unclosed { it does not report the position."""
+def _check_braces(text: str, template: str) -> None:
+    """The library accepts a stray } as text, and for an unclosed { it does not report the position.
+
+    text: the template with blanks in place of its tags.
+    """
     open_at: list[int] = []
-    for at, character in enumerate(template, start=1):
+    for at, character in enumerate(text, start=1):
         if character == "{":
             open_at.append(at)
         elif character == "}":

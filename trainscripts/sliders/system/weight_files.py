@@ -4,6 +4,7 @@ Each function takes a place, the beginning of the sentence if a file is refused:
 """
 
 import json
+import os
 import stat
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
@@ -60,10 +61,11 @@ def open_weights(path: Path, place: str) -> WeightFile:
             start = file.read(512)
     except OSError as error:
         raise InputError(f"{place} {cannot_be_read(path, error)}.") from error
-    if start.startswith(ZIP) or start[:1] == PICKLE:
-        return _torch_file(path, place)
+    # first, because the length that it begins with may look like the others' first bytes
     if len(start) > 8 and start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= LARGEST_HEADER:
         return _safetensors_file(path, place, size)
+    if start.startswith(ZIP) or start[:1] == PICKLE:
+        return _torch_file(path, place)
     raise InputError(f"{place} {_other_content(path, start)}.")
 
 
@@ -88,6 +90,11 @@ def check_readable(path: Path, place: str) -> None:
             pass
     except OSError as error:
         raise InputError(f"{place} {cannot_be_read(path, error)}.") from error
+
+
+def is_link(path: Path) -> bool:
+    """False also where the system does not say."""
+    return os.path.islink(path)  # noqa: PTH114 - that of pathlib raises if a folder above cannot be read
 
 
 def _other_content(path: Path, start: bytes) -> str:
