@@ -245,7 +245,7 @@ def test_out_of_memory_ends_a_run_with_advice_for_that_phase(tmp_path, train_mai
     places = {
         "encoding": "data.sources.LatentCache",
         "placing": "train.trainer.quantize",
-        "training": "train.trainer.Gradients.__call__",
+        "training": "train.step.Step.backward",
     }
     monkeypatch.setattr(f"sliders.{places[phase.split()[0]]}", full)
     assert train_main(experiment(tmp_path / "run", prompts=prompts)) == 2
@@ -260,7 +260,7 @@ def test_out_of_memory_after_a_save_says_which_settings_may_change(tmp_path, tra
 
     argv = experiment(tmp_path / "run", iterations=1)
     assert train_main(argv) == 0
-    monkeypatch.setattr("sliders.train.trainer.Gradients.__call__", full)
+    monkeypatch.setattr("sliders.train.step.Step.backward", full)
     assert train_main([*argv, "--resume", "--iterations", "9"]) == 2
     assert "with --resume only settings of `other` may change" in capsys.readouterr().err
 
@@ -276,7 +276,7 @@ def test_a_preview_gets_the_memory_of_the_cuda_graphs(tmp_path, train_main, monk
             raise torch.OutOfMemoryError(SAID)
         return decode(vae, *args, **kwargs)
 
-    monkeypatch.setattr("sliders.train.trainer.Gradients.forget", lambda _: freed.append(True))
+    monkeypatch.setattr("sliders.train.step.Step.free_memory", lambda _: freed.append(True))
     monkeypatch.setattr(AutoencoderKL, "decode", full_at_first)
     argv = experiment(tmp_path / "run", iterations=1, preview={"prompts": ["a disc"], "steps": 1})
     assert train_main(argv) == 0

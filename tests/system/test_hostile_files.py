@@ -144,7 +144,7 @@ def test_names_of_runs_that_are_unsafe_are_refused(name):
         Save(name=name)
 
 
-@pytest.mark.parametrize("name", ["robe 🧥 l'été", "[a] {b}", "n" * 120])
+@pytest.mark.parametrize("name", ["robe 🧥 l'été", "[a] b", "n" * 120])
 def test_names_of_runs_stay_inside_the_save_path(tmp_path, train_main, name):
     argv = write_experiment(
         tmp_path, data=make_scale_folders(tmp_path / "data"), flags=["--name", name, "--iterations", "1"]

@@ -53,9 +53,9 @@ def test_the_weight_of_the_config_multiplies_each_row(tmp_path):
     plain = make_trainer(tmp_path / "plain")
     for trainer in (weighted, plain):
         randomize(trainer.network)
-    batch = plain.make_batch(plain.draw(0))
+    batch = plain.step.make_batch(plain.step.draw(0))
     rows = reference(plain.denoiser, batch) * plain.model.schedule.min_snr_weight(batch.timesteps, 0.2)
-    assert weighted.forward(weighted.make_batch(weighted.draw(0))).item() == pytest.approx(
+    assert weighted.step.loss_of(weighted.step.make_batch(weighted.step.draw(0))).item() == pytest.approx(
         2 * rows.mean().item(), rel=1e-5
     )
 

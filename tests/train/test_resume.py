@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from sliders.formats import checkpoint as checkpoints
 from sliders.formats.checkpoint import checkpoints_of, newest_checkpoint, read_checkpoint
 from sliders.train.plan import make_plan
+from sliders.train.step import Step
 from sliders.train.trainer import Trainer
 
 STOPPED_CLOCK = {"SOURCE_DATE_EPOCH": "1700000000"}
@@ -32,7 +33,7 @@ def test_a_killed_run_ends_in_the_same_file(tmp_path, optimizer):
     whole = Training(straight, tmp_path / "straight.log", STOPPED_CLOCK)
     run = settings_of(killed)
     moment = random.Random(optimizer).randint(21, 40)  # the next save is after step 40
-    hold = partial(hold_at, "sliders.train.trainer:Trainer:step", moment)
+    hold = partial(hold_at, "sliders.train.step:Step:__call__", moment)
     training = Training(killed, tmp_path / "killed.log", STOPPED_CLOCK, prepare=hold)
     training.until((tmp_path / "held").exists)
     assert training.signal(signal.SIGKILL).status() == -signal.SIGKILL
@@ -156,13 +157,13 @@ def test_overwriting_keeps_the_old_sliders_until_its_first_save(finished, train_
     argv, settings = finished
     first = {p.name for p in settings.run_dir.glob("*.safetensors")}
     seen = []
-    step = Trainer.step
+    step = Step.__call__
 
-    def looked(trainer, number):
+    def looked(self, number):
         seen.append({p.name for p in settings.run_dir.glob("*.safetensors")})
-        return step(trainer, number)
+        return step(self, number)
 
-    monkeypatch.setattr(Trainer, "step", looked)
+    monkeypatch.setattr(Step, "__call__", looked)
     assert train_main([*argv, "--overwrite", "--iterations", "3", "--per_steps", "2"]) == 0
     assert seen == [first, first, {f"{RUN}_2steps.safetensors"}]
     assert sorted(p.name for p in settings.run_dir.glob("*steps.*")) == [

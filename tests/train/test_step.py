@@ -126,7 +126,7 @@ def test_bfloat16_trains_float32_adaptors(tmp_path):
 def test_amp_runs_a_float32_model_in_bfloat16(tmp_path):
     trainer = make_trainer(tmp_path, other={"torch_amp": True})
     full = make_trainer(tmp_path / "full")
-    loss, exact = (t.forward(t.make_batch(t.draw(0))).item() for t in (trainer, full))
+    loss, exact = (t.step.loss_of(t.step.make_batch(t.step.draw(0))).item() for t in (trainer, full))
     assert loss != exact
     assert loss == pytest.approx(exact, rel=0.02)
 

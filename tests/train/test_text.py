@@ -130,8 +130,8 @@ def test_every_step_trains_both_signs_over_the_whole_range(tmp_path):
     assert all(sum(row.scale < -0.5 for row in draw.rows) == len(draw.rows) // 2 for draw in draws)
     assert sum(scale < -1.25 for scale in scales) / len(scales) == pytest.approx(0.25, abs=0.03)
     again = Trainer(plan)
-    assert [again.draw(step) for step in (7, 3)] == [draws[7], draws[3]]
-    first, second = (t.make_batch(draws[3]) for t in (trainer, again))
+    assert [again.step.draw(step) for step in (7, 3)] == [draws[7], draws[3]]
+    first, second = (t.step.make_batch(draws[3]) for t in (trainer, again))
     assert all(torch.equal(a, b) for a, b in zip(tree_leaves(first), tree_leaves(second), strict=True))
 
 

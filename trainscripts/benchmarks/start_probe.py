@@ -45,6 +45,7 @@ class Probe:
         from sliders.models import FAMILIES
         from sliders.train import runs
         from sliders.train.outputs import Outputs
+        from sliders.train.step import Step
         from sliders.train.trainer import Trainer
 
         self.after(runs, "plan_all", "plan")
@@ -52,7 +53,7 @@ class Probe:
         self.after(Outputs, "know_model", "fingerprint")
         self.after(Trainer, "_encode", "encoding")
         self.after(Trainer, "_adapt", "placing")
-        self.after(Trainer, "step", "first step")
+        self.after(Step, "__call__", "first step")
         self.ended("imports")
 
     def after(self, owner: object, name: str, phase: str) -> None:
