@@ -63,6 +63,17 @@ def sample_main():
     return load_script("sample_slider-xl").main
 
 
+@pytest.fixture(scope="session")
+def narrow_folders(tmp_path_factory):
+    """{family: diffusers folder} of the narrow models in narrow_files.py. Not to be changed."""
+    from narrow_files import FAMILIES, pipeline
+
+    root = tmp_path_factory.mktemp("narrow")
+    for family in FAMILIES:
+        pipeline(family).save_pretrained(root / family)
+    return {family: root / family for family in FAMILIES}
+
+
 def disc(size: tuple[int, int], brightness: float, radius: float = 0.6) -> Image.Image:
     """A disc of `brightness` (0 to 1) on a colour gradient; `radius` as a share of half the shorter side."""
     width, height = size

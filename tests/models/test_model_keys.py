@@ -120,9 +120,9 @@ REFUSED = {  # name: (family, what is done to the state dict, words of the sente
     "no encoder, SD 2": ("sd2", lambda s: without(s, "cond_"), "contains no text encoder"),
     "UNet alone": ("sd1", lambda s: {k: v for k, v in s.items() if k.startswith(U)}, "contains no VAE and no text encoder"),
     "no UNet": ("sdxl", lambda s: without(s, U), "contains no UNet"),
-    "a part of the VAE": ("sdxl", lambda s: without(s, f"{V}decoder."), r"lacks \d+ weights of its VAE, such as first_stage_model.decoder"),
+    "a part of the VAE": ("sdxl", lambda s: without(s, f"{V}decoder."), r"lacks \d+ weight\(s\) of its VAE, such as first_stage"),
     "UNet without prefix": ("sdxl", lambda s: {k[len(U):]: v for k, v in s.items() if k.startswith(U)}, r"a UNet alone\?"),
-    "LoRA keys": ("sdxl", lambda s: s | {"lora_unet_x.alpha": torch.tensor(1.0)}, "1 keys of a LoRA, which is not merged"),
+    "LoRA keys": ("sdxl", lambda s: s | {"lora_unet_x.alpha": torch.tensor(1.0)}, r"1 key\(s\) of a LoRA, which is not merged"),
     "ControlNet": ("sd1", lambda s: s | {"control_model.zero_convs.0.0.weight": torch.zeros(1)}, "a ControlNet"),
     "motion modules": ("sd1", lambda s: s | {f"{U}input_blocks.1.motion_modules.0.x": torch.zeros(1)}, "motion modules"),
     "IP-Adapter": ("sdxl", lambda s: s | {"ip_adapter.1.to_k_ip.weight": torch.zeros(1)}, "an IP-Adapter"),
@@ -156,7 +156,7 @@ def test_the_rest_is_refused_before_it_is_loaded(narrow_folders, tmp_path, name)
 
 def test_sizes_of_a_single_file_need_the_folder_that_describes_them(tmp_path):
     path = save(tmp_path / "model.safetensors", state_of("sdxl"))
-    with pytest.raises(InputError, match=r"does not fit.*pretrained_model\.config|lacks \d+ weights"):
+    with pytest.raises(InputError, match=r"does not fit.*pretrained_model\.config|lacks \d+ weight"):
         check("sdxl", path)
 
 

@@ -159,3 +159,13 @@ def test_parts_that_the_denoiser_is_not_made_for_are_refused(narrow_folders, tmp
 def test_settings_that_overrule_the_model_are_noted(narrow_folders, capsys):
     assert load("sdxl", narrow_folders["sdxl"], v_pred=True).schedule.prediction_type == V
     assert "note: pretrained_model.v_pred: true counts, although" in capsys.readouterr().out
+
+
+def test_zero_terminal_snr_is_sampled_by_a_scheduler_that_has_it(narrow_folders, tmp_path):
+    """SD 1's own, PNDM, has not."""
+    folder = copied(narrow_folders["sd1"], tmp_path / "json")
+    change_json(folder / "scheduler" / "scheduler_config.json", _class_name="PNDMScheduler", skip_prk_steps=True)
+    path = save(tmp_path / "model.safetensors", state_of("sd1") | {"v_pred": EMPTY, "ztsnr": EMPTY})
+    scheduler = load("sd1", path, folder).scheduler
+    scheduler.set_timesteps(4)
+    assert scheduler.timesteps[0] == 999 and scheduler.alphas_cumprod[-1] < 1e-6

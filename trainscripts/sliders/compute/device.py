@@ -103,7 +103,7 @@ def refuse_nonfinite(module: nn.Module, finite: Mapping[str, Tensor]) -> None:
     bad = [name for name, sound in finite.items() if not sound]
     source = getattr(module, "name_or_path", "") or "the model"
     raise InputError(
-        f"{source}: {len(bad)} weights of its {type(module).__name__} contain NaN or infinity, such as {bad[0]}: the file is "
+        f"{source}: {len(bad)} weight(s) of its {type(module).__name__} contain NaN or infinity, such as {bad[0]}: the file is "
         "damaged, or was saved in a precision too low for it: download it again, or choose another model."
     )
 

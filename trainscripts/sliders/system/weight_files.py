@@ -4,6 +4,7 @@ Each function takes a place, the beginning of the sentence if a file is refused:
 """
 
 import json
+import os
 import stat
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
@@ -81,13 +82,18 @@ def check_readable(path: Path, place: str) -> None:
 
 def why_unreadable(path: Path, error: OSError) -> str:
     """`cannot be read (reason): check …`; for a link also where it points to."""
-    if path.is_symlink():
+    if is_link(path):
         target = path.readlink()
         reason = "does not exist" if isinstance(error, FileNotFoundError) else error.strerror or first_line(error)
         return f"is a link to {target}, which cannot be read ({reason}): mend the link, or name the file itself"
     if isinstance(error, FileNotFoundError):
         return "does not exist: check the path"
     return cannot_be_read(error)
+
+
+def is_link(path: Path) -> bool:
+    """False also where the system does not say."""
+    return os.path.islink(path)  # noqa: PTH114 - that of pathlib raises if a folder above cannot be read
 
 
 def _other_content(path: Path, start: bytes) -> str:

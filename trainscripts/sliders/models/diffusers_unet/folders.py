@@ -13,7 +13,7 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIs
 from torch import Tensor
 
 from sliders.system.errors import InputError, first_line
-from sliders.system.weight_files import Stored, WeightFile, open_weights, why_unreadable
+from sliders.system.weight_files import Stored, WeightFile, is_link, open_weights, why_unreadable
 
 TINY = "tiny"  # instead of a name: a small model with random weights
 PARTS = {"unet": "UNet", "vae": "VAE", "text_encoder": "text encoder", "text_encoder_2": "second text encoder"}
@@ -64,7 +64,7 @@ def read_json(path: Path, place: str) -> dict:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        if isinstance(error, FileNotFoundError) and not path.is_symlink():
+        if isinstance(error, FileNotFoundError) and not is_link(path):
             raise InputError(f"{place} contains no readable {name}: use a complete diffusers folder.") from error
         raise InputError(f"{place}: {name} {why_unreadable(path, error)}.") from error
     except ValueError as error:
@@ -91,7 +91,7 @@ def check_components(folder: Path, place: str, parts: Iterable[str]) -> None:
                 )
             if found not in CLASSES[name]:
                 raise InputError(
-                    f"{place}: model_index.json: {name} is a {found}, but only {CLASSES[name][0]} is supported: choose another model."
+                    f"{place}: model_index.json: {name} is {found}, but only {CLASSES[name][0]} is supported: choose another model."
                 )
             if name.startswith("tokenizer"):
                 _check_tokenizer(folder, name, place)
@@ -206,7 +206,8 @@ def check_reachable(name: str, place: str, remedy: str) -> None:
         reason = "the model is gated: accept its terms on its page, and log in with `hf auth login`"
     except RepositoryNotFoundError:
         reason = (
-            f"{constants.ENDPOINT} has no such model, or it is private: check the name, or log in with `hf auth login`"
+            f"{constants.ENDPOINT} has no such model, or it is private, and there is no such folder or file here: check the name, or log "
+            "in with `hf auth login`"
         )
     except OfflineModeIsEnabled:
         reason = f"it is not in the local cache, and HF_HUB_OFFLINE is set: {remedy}"

@@ -139,7 +139,7 @@ def find_parameters(
         )
     if missing:
         raise InputError(
-            f"{place} lacks {len(missing)} weights of its {title}, such as {missing[0]}: choose a complete model."
+            f"{place} lacks {len(missing)} weight(s) of its {title}, such as {missing[0]}: choose a complete model."
         )
     found = {}
     for parameter, shape in shapes.items():
@@ -208,7 +208,7 @@ def check_foreign(weights: Weights, place: str) -> None:
         found = [key for key in weights.stored if re.search(pattern, key)]
         if found:
             raise InputError(
-                f"{place} contains {len(found)} keys of {what}, such as {found[0]}: choose a complete model of plain weights."
+                f"{place} contains {len(found)} key(s) of {what}, such as {found[0]}: choose a complete model of plain weights."
             )
 
 
@@ -221,7 +221,7 @@ def check_rest(used: set[str], keys: Mapping[str, str], weights: Weights, place:
     ]
     if unknown:
         raise InputError(
-            f"{place} contains {len(unknown)} keys that do not belong to the model, such as {min(unknown)}: what they mean is not "
+            f"{place} contains {len(unknown)} key(s) that do not belong to the model, such as {min(unknown)}: what they mean is not "
             "known, so choose a file without them."
         )
     _check_quantization(used, weights, place)

@@ -1,7 +1,7 @@
 """Checks where a model comes from, of which kind it is, and that it is whole, before its weights are loaded."""
 
-import os
 import re
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ from sliders.models.diffusers_unet.narrow import build_scheduler
 from sliders.models.diffusers_unet.noise import Statement
 from sliders.models.diffusers_unet.weightless import shapes_of
 from sliders.system.errors import InputError, first_line
-from sliders.system.weight_files import open_weights, why_unreadable
+from sliders.system.weight_files import is_link, open_weights, why_unreadable
 
 SUFFIXES = (".safetensors", ".ckpt")
 HUB_ID = r"[A-Za-z0-9][\w.-]*/[\w.-]+"
@@ -67,23 +67,24 @@ def check_source(settings: PretrainedModel, wanted: Kind, base: Mapping[str, Map
     name, path, place = settings.name_or_path, Path(settings.name_or_path), place_of(settings)
     if name == TINY:
         return None
-    if path.is_dir():
-        source = inspect_folder(path, place, wanted)
-    elif path.exists():
-        source = inspect_file(path, place, wanted, _json_files(settings, wanted), base)
-    elif os.path.lexists(path) or path.suffix.lower() in SUFFIXES:
-        try:
-            path.stat()
-        except OSError as error:
+    try:
+        is_folder = stat.S_ISDIR(path.stat().st_mode)
+    except OSError as error:
+        if not _is_missing(path, error) or path.suffix.lower() in SUFFIXES:
             raise InputError(f"{place} {why_unreadable(path, error)}.") from error
-    elif not re.fullmatch(HUB_ID, name):
+        if re.fullmatch(HUB_ID, name):
+            return None
         raise InputError(
             f"{place} is neither an existing folder, .safetensors or .ckpt file, nor a hub id like {wanted.example}: check it."
-        )
-    else:
-        return None
+        ) from error
+    json_files = None if is_folder else _json_files(settings, wanted)
+    source = inspect_folder(path, place, wanted) if is_folder else inspect_file(path, place, wanted, json_files, base)
     noise.find_noise(settings, source.scheduler, source.own, source.statement, place)
     return source
+
+
+def _is_missing(path: Path, error: OSError) -> bool:
+    return isinstance(error, FileNotFoundError) and not is_link(path)
 
 
 def _json_files(settings: PretrainedModel, wanted: Kind) -> Path | None:
