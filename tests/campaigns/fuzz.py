@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import patch
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -267,7 +268,8 @@ def main(count: int, number: int, folder: Path) -> dict[str, dict[int, int]]:
     found = {}
     for kind, (strategy, check) in kinds.items():
         fuzz.answers = {0: 0, 2: 0}
-        run_cases(strategy, check, trained if kind == "runs" else -(-(count - trained) // (len(kinds) - 1)), number)
+        with patch.dict(os.environ, HOME=str(folder), USERPROFILE=str(folder)):  # `~` is a path, too
+            run_cases(strategy, check, trained if kind == "runs" else -(-(count - trained) // (len(kinds) - 1)), number)
         found[kind] = fuzz.answers
         print(kind, fuzz.answers, file=sys.stderr, flush=True)
     return found

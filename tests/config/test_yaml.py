@@ -252,7 +252,7 @@ def test_a_file_that_cannot_be_read_is_refused_with_the_systems_reason(tmp_path,
         (which, f"Too many levels of symbolic links; it is a link to {which}"),
     ):
         path.symlink_to(target)
-        with pytest.raises(InputError, match=rf"{which} cannot be read \(it is {said}.*\): check the path"):
+        with pytest.raises(InputError, match=rf"{which} cannot be read \({said}.*\): check the path"):
             load_settings(argv)
         path.unlink()
     path.mkdir()

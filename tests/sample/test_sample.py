@@ -370,7 +370,7 @@ CASES = {
     "another family": (["--slider", "sd1.safetensors"], ["sd1.safetensors", "not a slider for SDXL", "lora_te_text", "convert_slider.py"]),
     "another size": (["--slider", "wide.safetensors"], ["wide.safetensors", "another size", "trained on"]),
     "no slider at all": (["--slider", "text.safetensors"], ["text.safetensors", "is not a .safetensors file"]),
-    "a slider that is not there": (["--slider", "no.safetensors"], ["no.safetensors", "no such file", "check the path"]),
+    "a slider that is not there": (["--slider", "no.safetensors"], ["no.safetensors", "No such file", "check the path"]),
     "a model that is not there": (["--model", "no body/x:y"], ["error: --model: no body/x:y", "check it"]),
     "a folder that is no model": (["--model", "used"], ["error: --model: used", "model_index.json"]),
     "a model's config that is none": (["--model", "taken.safetensors", "--model_config", "used"], ["error: --model"]),
