@@ -54,7 +54,7 @@ def test_the_weight_of_the_config_multiplies_each_row(tmp_path):
     for trainer in (weighted, plain):
         randomize(trainer.network)
     batch = plain.step.make_batch(plain.step.draw(0))
-    rows = reference(plain.denoiser, batch) * plain.model.schedule.min_snr_weight(batch.timesteps, 0.2)
+    rows = reference(plain.step.denoiser, batch) * plain.model.schedule.min_snr_weight(batch.timesteps, 0.2)
     assert weighted.step.loss_of(weighted.step.make_batch(weighted.step.draw(0))).item() == pytest.approx(
         2 * rows.mean().item(), rel=1e-5
     )
