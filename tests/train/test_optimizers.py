@@ -99,3 +99,14 @@ def test_optimizer_args_that_are_not_literals_are_refused(text, tmp_path, monkey
     with pytest.raises(InputError, match="optimizer_args"):
         parse_optimizer_args(text)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("text", ["weight_decay=0.01, betas=(0.9,0.99)", "weight_decay = 0.01 betas = (0.9, 0.99)",
+                                  "weight_decay=0.01,betas=(0.9, 0.99),", "  weight_decay=0.01\n betas=( 0.9 , 0.99 )"])  # fmt: skip
+def test_optimizer_args_may_be_separated_by_commas_and_hold_spaces(text):
+    assert parse_optimizer_args(text) == {"weight_decay": 0.01, "betas": (0.9, 0.99)}
+
+
+def test_an_optimizer_argument_that_is_given_twice_is_refused():
+    with pytest.raises(InputError, match="eps is given twice"):
+        parse_optimizer_args("eps=1 eps=2")

@@ -124,7 +124,9 @@ def build_text_parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("data").add_argument
     add("--scales", metavar="X, Y, …",
         help=f"multipliers to train: all between the lowest and the highest (default: {DEFAULT_RANGE})")  # fmt: skip
-    _add_common_flags(parser, USUAL_MODELS[DEFAULT_FAMILY], "pairs of pictures", "required here or in the YAML")
+    _add_common_flags(
+        parser, USUAL_MODELS[DEFAULT_FAMILY], "pairs of pictures", "default: that of the YAML, where it is required"
+    )
     return parser
 
 
