@@ -244,3 +244,14 @@ def test_the_model_is_the_one_that_diffusers_loads(narrow_folders):
                 assert type(found) is type(wanted)
                 if name.startswith("text"):
                     assert found.config._attn_implementation == wanted.config._attn_implementation
+
+
+@pytest.mark.parametrize("first", [0x80, 0x50, 0x47, 0x3C])
+def test_the_length_of_a_header_may_begin_like_another_format(file, tmp_path, first):
+    raw = file.read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    spaces = (first - length) % 256
+    path = tmp_path / "m.safetensors"
+    path.write_bytes((length + spaces).to_bytes(8, "little") + raw[8 : 8 + length] + b" " * spaces + raw[8 + length :])
+    assert path.read_bytes()[0] == first
+    assert open_weights(path, "x").stored == open_weights(file, "x").stored

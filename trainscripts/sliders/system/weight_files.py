@@ -59,10 +59,10 @@ def open_weights(path: Path, place: str) -> WeightFile:
             start = file.read(512)
     except OSError as error:
         raise InputError(f"{place} {cannot_be_read(error)}.") from error
+    if len(start) > 8 and start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= LARGEST_HEADER:
+        return _safetensors_file(path, place, size)  # asked first: the length of its header may begin like a pickle
     if start.startswith(ZIP) or start[:1] == PICKLE:
         return _torch_file(path, place)
-    if len(start) > 8 and start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= LARGEST_HEADER:
-        return _safetensors_file(path, place, size)
     raise InputError(f"{place} {_other_content(path, start)}.")
 
 

@@ -1,5 +1,6 @@
 """What noise a model was trained with, by what its files and the settings state. What the noise schedule does not cover is refused."""
 
+import inspect
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -212,7 +213,7 @@ def _sampling_scheduler(scheduler: SchedulerMixin, prediction: str, zero_snr: bo
     stated = {"prediction_type": prediction}
     if zero_snr:  # sampling must start at the last timestep, where nothing is left of the image
         stated |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
-        if "rescale_betas_zero_snr" not in scheduler.config:  # PNDM, for example
+        if "rescale_betas_zero_snr" not in inspect.signature(type(scheduler).__init__).parameters:  # PNDM, for example
             return diffusers.DDIMScheduler.from_config(scheduler.config, **stated, clip_sample=False)
     elif scheduler.config.get("rescale_betas_zero_snr"):
         stated["rescale_betas_zero_snr"] = False
