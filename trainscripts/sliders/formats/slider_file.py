@@ -178,7 +178,9 @@ def check_slider(path: Path, unet: nn.Module, family: Family) -> dict[str, str]:
 
 def not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
     """The key of the first tensor with a NaN or an infinity, None if there is none."""
-    return next((key for key, tensor in tensors if not tensor.float().isfinite().all()), None)
+    # torch has no isfinite for weights in 8 bits, and warns of a complex one that becomes a real one
+    widened = ((key, tensor if tensor.is_complex() else tensor.float()) for key, tensor in tensors)
+    return next((key for key, tensor in widened if not tensor.isfinite().all()), None)
 
 
 def check_values(path: Path, tensors: Iterable[tuple[str, Tensor]]) -> None:
