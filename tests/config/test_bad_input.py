@@ -348,7 +348,7 @@ case("a folder that is not SDXL", model("m", lambda p: write_folder(p, '{"_class
      "name_or_path", "StableDiffusionPipeline", "choose an SDXL model")  # fmt: skip
 case("a folder with only an index",
      model("m", lambda p: write_folder(p, '{"_class_name": "StableDiffusionXLPipeline"}')),
-     "name_or_path", "has no UNet in its model_index.json")  # fmt: skip
+     "name_or_path", "has no UNet in its model_index.json", "use a complete folder")  # fmt: skip
 case("truncated .safetensors", model("m.safetensors", write_cut), "name_or_path", "m.safetensors", "download it again")
 case("text named .safetensors", model("m.safetensors", lambda p: p.write_text("<html>404</html>")),
      "name_or_path", "m.safetensors", "download it again")  # fmt: skip
@@ -356,12 +356,12 @@ case("a config folder that does not exist", lambda tmp_path: [write_sdxl_keys(tm
      tmp_path, pretrained_model={"name_or_path": str(tmp_path / "m.safetensors"), "config": "nowhere"})][1],
      "pretrained_model.config", "nowhere", "use a diffusers folder")  # fmt: skip
 case("a .safetensors with SDXL's keys and no weights", model("m.safetensors", write_sdxl_keys),
-     "m.safetensors", "contains no UNet", "choose a complete SDXL")  # fmt: skip
+     "m.safetensors", "contains no UNet", "choose a complete SDXL checkpoint")  # fmt: skip
 case("a .safetensors that is not SDXL", model("m.safetensors", write_sd1), "m.safetensors", "choose an SDXL one")
 case("a pickle that runs code", model("m.ckpt", lambda p: p.write_bytes(pickle.dumps(Bomb()))),
      "name_or_path", "m.ckpt", "contains code, which is never run", "use a .safetensors file")  # fmt: skip
 case("a torch file that runs code", model("m.ckpt", lambda p: torch.save({"state_dict": Bomb()}, p)),
-     "name_or_path", "m.ckpt", "which may be code and is never run", "use a .safetensors file")  # fmt: skip
+     "name_or_path", "m.ckpt", "Bomb), which may be code and is never run", "use a .safetensors file")  # fmt: skip
 case("text named .ckpt", model("m.ckpt", lambda p: p.write_text("<html>404</html>")), "name_or_path", "m.ckpt",
      "is a web page", "download it again")  # fmt: skip
 case("a .ckpt that is not SDXL", model("m.ckpt", lambda p: torch.save({"weight": torch.zeros(2)}, p)), "name_or_path",

@@ -61,19 +61,18 @@ class Weights:
 
 def read_json(path: Path, place: str) -> dict:
     """Raises InputError unless `path` holds a JSON object. place: how the sentence about its folder begins."""
+    whole = "diffusers folder" if path.name == "model_index.json" else "complete diffusers folder"
     name = f"{path.parent.name}/{path.name}" if path.parent.name in {*PARTS, "scheduler"} else path.name
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         if isinstance(error, FileNotFoundError) and not is_link(path):
-            raise InputError(f"{place} contains no readable {name}: use a complete diffusers folder.") from error
+            raise InputError(f"{place} contains no readable {name}: use a {whole}.") from error
         raise InputError(f"{place}: {name} {cannot_be_read(path, error)}.") from error
     except ValueError as error:
-        raise InputError(
-            f"{place} contains no readable {name} ({first_line(error)}): use a complete diffusers folder."
-        ) from error
+        raise InputError(f"{place} contains no readable {name} ({first_line(error)}): use a {whole}.") from error
     if not isinstance(found, dict):
-        raise InputError(f"{place} contains no readable {name} (it holds no object): use a complete diffusers folder.")
+        raise InputError(f"{place} contains no readable {name} (it holds no object): use a {whole}.")
     return found
 
 
