@@ -343,7 +343,7 @@ def write_cut(path: Path):
 case("model path is not there", model("no-model"), "name_or_path", "no-model", "folder", "hub id like", "check it")
 case("model file is not there", model("no.safetensors"), "name_or_path", "no.safetensors", "check the path")
 case("a folder without model_index.json", model("m", lambda p: write_folder(p, None)), "name_or_path",
-     "model_index.json", "use a complete diffusers folder")  # fmt: skip
+     "model_index.json", "use a diffusers folder")  # fmt: skip
 case("a folder that is not SDXL", model("m", lambda p: write_folder(p, '{"_class_name": "StableDiffusionPipeline"}')),
      "name_or_path", "StableDiffusionPipeline", "choose an SDXL model")  # fmt: skip
 case("a folder with only an index",
@@ -361,7 +361,7 @@ case("a .safetensors that is not SDXL", model("m.safetensors", write_sd1), "m.sa
 case("a pickle that runs code", model("m.ckpt", lambda p: p.write_bytes(pickle.dumps(Bomb()))),
      "name_or_path", "m.ckpt", "contains code, which is never run", "use a .safetensors file")  # fmt: skip
 case("a torch file that runs code", model("m.ckpt", lambda p: torch.save({"state_dict": Bomb()}, p)),
-     "name_or_path", "m.ckpt", "Bomb), which may be code and is never run", "use a .safetensors file")  # fmt: skip
+     "name_or_path", "m.ckpt", "which may be code and is never run", "use a .safetensors file")  # fmt: skip
 case("text named .ckpt", model("m.ckpt", lambda p: p.write_text("<html>404</html>")), "name_or_path", "m.ckpt",
      "is a web page", "download it again")  # fmt: skip
 case("a .ckpt that is not SDXL", model("m.ckpt", lambda p: torch.save({"weight": torch.zeros(2)}, p)), "name_or_path",
