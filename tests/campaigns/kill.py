@@ -26,6 +26,11 @@ CLOCK = {"SOURCE_DATE_EPOCH": "1700000000"}
 STARTING = 2.0  # seconds, within which a process that has not begun its first step is killed
 
 
+def until_killed(argv: list[str], kills: int) -> list[str]:
+    """The command line with more steps than so many kills let pass, but with few enough that any disk has room for them."""
+    return [*argv, "--iterations", str(100 + 20 * kills), "--resume"]
+
+
 def look(folder: Path, known: dict[Path, int]) -> int:
     """Asserts that all sliders and checkpoints are complete. Returns the newest checkpoint's step, or 0 without any.
 
@@ -62,7 +67,7 @@ def main(count: int, seed: int, folder: Path) -> dict[str, int]:
     data = make_scale_folders(folder / "data")
     save = {"per_steps": 1}
     argv, straight = (write_experiment(folder / n, data=data, save=save) for n in ("killed", "straight"))
-    endless = [*argv, "--iterations", "100000", "--resume"]
+    endless = until_killed(argv, count)
     seen = {"kills": 0, "before any step": 0, "while writing": 0, "steps": 0}
     known: dict[Path, int] = {}
     pace = 1.0  # seconds of a step with its save

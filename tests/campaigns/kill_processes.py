@@ -37,12 +37,12 @@ def start_processes(argv: list[str], folder: Path, count: int, prepare=None) -> 
 
 def main(kills: int, seed: int, folder: Path, count: int = 2) -> dict[str, float]:
     """Raises AssertionError if anything was lost. Returns counts of what happened."""
-    from campaigns.kill import look, newest_step
+    from campaigns.kill import look, newest_step, until_killed
     from conftest import make_scale_folders, write_experiment
 
     rng = random.Random(seed)
     data = make_scale_folders(folder / "data")
-    argv = [*write_experiment(folder, data=data, save={"per_steps": 1}), "--iterations", "100000", "--resume"]
+    argv = until_killed(write_experiment(folder, data=data, save={"per_steps": 1}), kills)
     seen = {"kills": 0, "of the first": 0, "before any step": 0, "steps": 0, "longest": 0.0}
     known: dict[Path, int] = {}
     for number in range(kills):
