@@ -15,9 +15,10 @@ from sliders.compute.device import place, wake
 from sliders.compute.quantization import BYTE, ByteLinear, quantize
 from sliders.config.schema import Other
 from sliders.fast.attention import HALF_ONLY, SDPA, attend_with, check_capability, set_attention
-from sliders.fast.compilation import check_compilation, compile_unet
+from sliders.fast.compilation import check_compilation, compile_denoiser
 from sliders.fast.kernel_support import can_fuse
 from sliders.formats.slider_file import slider_tensors
+from sliders.models.diffusers_unet.architecture import UNET
 from sliders.models.sdxl.family import SDXL_FAMILY
 from sliders.models.sdxl.keys import sdxl_file_keys
 from sliders.models.sdxl.narrow import build_narrow_sdxl
@@ -106,7 +107,9 @@ def test_compilation_changes_no_names_and_no_results(algo):
     unet = build_narrow_sdxl().unet
     network = random_network(unet, algo=algo)
     names, wanted = [name for name, _ in unet.named_modules()], unet_output(unet)
-    assert compile_unet(unet.mid_block, "regional", backend="eager") == 4  # two ResNets, a transformer of depth two
+    assert (
+        compile_denoiser(unet.mid_block, "regional", UNET.compiled, backend="eager") == 4
+    )  # two ResNets, a transformer of depth two
     assert torch.allclose(unet_output(unet), wanted, atol=1e-5)
     assert [name for name, _ in unet.named_modules()] == names
     keys = slider_tensors(network, SDXL_FAMILY, torch.float32)
@@ -154,7 +157,7 @@ def test_a_quantised_unet_is_smaller_and_computes_nearly_the_same(kind):
     unet = build_narrow_sdxl().unet.requires_grad_(False)
     wanted, names = unet_output(unet), [name for name, _ in unet.named_modules()]
     size = sum(p.numel() * p.element_size() for p in unet.parameters())
-    quantize(unet, kind, "cpu", torch.float32)
+    quantize(unet, kind, "cpu", torch.float32, UNET.quantized)
     place(unet, "cpu", torch.float32)  # as the trainer does
     unet.to(memory_format=torch.channels_last)
     assert [name for name, _ in unet.named_modules()] == names
@@ -175,7 +178,7 @@ def test_quantisation_frees_each_layer_before_the_next(monkeypatch):
         return make(linear, dtype)
 
     monkeypatch.setattr(quantization, "ByteLinear", watched)
-    quantize(unet, "fp8", "cpu", torch.float32)
+    quantize(unet, "fp8", "cpu", torch.float32, UNET.quantized)
     assert most == list(range(count, 0, -1))
 
 
@@ -197,7 +200,7 @@ def test_weights_are_rounded_to_the_nearest_value_and_gradients_pass_through(kin
 def test_a_quantised_layer_keeps_no_input_for_its_backward_pass(kind):
     """Keeping it would undo the saving of gradient checkpointing."""
     model = torch.nn.ModuleDict({"attentions": torch.nn.ModuleList([torch.nn.Linear(64, 64)])}).requires_grad_(False)
-    quantize(model, kind, "cpu", torch.float32)
+    quantize(model, kind, "cpu", torch.float32, UNET.quantized)
     x = torch.randn(8, 64, requires_grad=True) * 1.0  # the only reference
     kept, output = weakref.ref(x), model["attentions"][0](x)
     del x
@@ -211,7 +214,7 @@ def test_a_quantised_layer_keeps_no_input_for_its_backward_pass(kind):
 )
 def test_adaptors_of_a_quantised_unet_learn(kind, amp, algo):
     unet = build_narrow_sdxl().unet.requires_grad_(False)
-    quantize(unet, kind, "cpu", torch.float32)
+    quantize(unet, kind, "cpu", torch.float32, UNET.quantized)
     network = random_network(unet, algo=algo)
     base = unet_output(unet)
     network.set_multipliers(torch.zeros(1))

@@ -21,8 +21,8 @@ from sliders.compute.quantization import ByteLinear, quantize
 from sliders.config.schema import Network, PretrainedModel
 from sliders.fast.blocks import fuse_blocks
 from sliders.formats.slider_file import open_slider
+from sliders.models.diffusers_unet.architecture import UNET
 from sliders.models.sd.family import SD1_FAMILY, SD2_FAMILY
-from sliders.models.sd.loading import load_sd
 from sliders.models.sd.narrow import build_narrow_sd
 
 VERSIONS = {"sd1": False, "sd2": True}
@@ -149,7 +149,7 @@ def test_diffusers_reproduces_the_trained_network(trained):
     v2, path = trained
     pipe, ours = build_narrow_sd(v2=v2), build_narrow_sd(v2=v2)
     base = unet_output(pipe)
-    network = open_slider(path, ours.unet, SD2_FAMILY if v2 else SD1_FAMILY)
+    network = open_slider(path, ours.denoiser, SD2_FAMILY if v2 else SD1_FAMILY)
     assert isinstance(pipe, StableDiffusionPipeline)
     pipe.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name="slider")
     for multiplier in (-1.0, 0.0, 0.67, 2.0):
@@ -169,10 +169,11 @@ def test_the_sample_command_makes_the_pictures_of_diffusers(trained, tmp_path):
     v2, path = trained
     flags = ("--multipliers", "0, 0.8", "--guidance", "7", "--negative", "blurred", "--clip_skip", "1")
     assert load_script("sample_slider").main(sample_argv(path, v2, tmp_path / "o", *flags)) == 0
-    pipe = load_sd(PretrainedModel(name_or_path="tiny", v2=v2), torch.float32).pipe
+    family = SD2_FAMILY if v2 else SD1_FAMILY
+    pipe = family.load(PretrainedModel(name_or_path="tiny", v2=v2), torch.float32).pipe
     pipe.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name="slider")
     noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
-    skipping = load_sd(PretrainedModel(name_or_path="tiny", v2=v2, clip_skip=1), torch.float32)
+    skipping = family.load(PretrainedModel(name_or_path="tiny", v2=v2, clip_skip=1), torch.float32)
     embeds = skipping.encode_prompts(["a disc", "blurred"], "cpu")
     for multiplier in ("0", "0.8"):
         pipe.set_adapters(["slider"], [float(multiplier)])
@@ -261,6 +262,6 @@ def test_fused_transformers_that_project_with_convolutions_compute_the_same():
 def test_a_quantised_model_computes_nearly_the_same(kind):
     pipe = build_narrow_sd()
     wanted = unet_output(pipe)
-    quantize(pipe.unet, kind, "cpu", torch.float32)
+    quantize(pipe.unet, kind, "cpu", torch.float32, UNET.quantized)
     assert sum(isinstance(m, ByteLinear) for m in pipe.unet.modules()) == 16 * 10  # 8 of attention, 2 of feed-forward
     assert (unet_output(pipe) - wanted).norm() < 0.05 * wanted.norm()

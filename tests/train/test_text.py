@@ -16,8 +16,8 @@ from safetensors import safe_open
 from sliders.config.schema import PretrainedModel
 from sliders.data.timesteps import timestep_of
 from sliders.formats.checkpoint import checkpoints_of
-from sliders.models.schedule import EPSILON, V_PREDICTION, NoiseSchedule
-from sliders.models.sdxl.loading import load_sdxl
+from sliders.models.objective import EPSILON, V_PREDICTION, Objective
+from sliders.models.sdxl.family import SDXL_FAMILY
 from sliders.system.errors import InputError
 from sliders.train.plan import describe, make_plan
 from sliders.train.trainer import Trainer
@@ -30,7 +30,10 @@ class NaiveText:
     def __init__(self, trainer):
         network = trainer.network
         downs, ups = [a.down for a in network.adaptors], [a.up for a in network.adaptors]
-        self.trainer, self.unet = trainer, load_sdxl(PretrainedModel(name_or_path="tiny"), torch.float32).unet.double()
+        self.trainer, self.unet = (
+            trainer,
+            SDXL_FAMILY.load(PretrainedModel(name_or_path="tiny"), torch.float32).denoiser.double(),
+        )
         self.lora = NaiveLora(self.unet, network.module_paths, downs, ups, trainer.settings.network.alpha)
         self.alphas_cumprod = scaled_linear_alphas()
 
@@ -137,7 +140,7 @@ def test_every_step_trains_both_signs_over_the_whole_range(tmp_path):
 
 @pytest.mark.parametrize("prediction", [EPSILON, V_PREDICTION])
 def test_image_and_noise_of_a_prediction_make_up_the_latents(prediction):
-    schedule = NoiseSchedule(scaled_linear_alphas().float(), prediction)
+    schedule = Objective.variance_preserving(scaled_linear_alphas().float(), prediction)
     generator = torch.Generator().manual_seed(0)
     noisy, predicted = (torch.randn(3, 4, 8, 8, generator=generator) for _ in range(2))
     timesteps = torch.tensor([10, 500, 999])

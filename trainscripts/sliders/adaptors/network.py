@@ -15,17 +15,17 @@ from sliders.system.errors import InputError
 
 
 class AdaptorNetwork(nn.Module):
-    """Adaptors for the layers of a UNet that the settings choose.
+    """Adaptors for the layers of a denoiser that the settings choose.
 
-    The UNet's modules are not replaced or renamed: until `remove()`, their `forward` is shadowed. Do not change the
+    The denoiser's modules are not replaced or renamed: until `remove()`, their `forward` is shadowed. Do not change the
     multipliers between a forward pass and its backward pass: gradient checkpointing repeats the forward pass, and with
     other multipliers the gradients would silently be wrong.
     """
 
-    def __init__(self, unet: nn.Module, settings: Network, seed: int = 0):
+    def __init__(self, denoiser: nn.Module, settings: Network, seed: int = 0):
         """Attaches the adaptors, with multiplier 1. seed: of their weights. Raises InputError if no layer is selected."""
         super().__init__()
-        chosen = choose_layers(unet, settings)
+        chosen = choose_layers(denoiser, settings)
         if not chosen:
             raise InputError(
                 f"network: type {settings.type} with training_method {settings.training_method} adapts no layers"
@@ -38,7 +38,7 @@ class AdaptorNetwork(nn.Module):
         self.module_paths = tuple(chosen)
         self.adaptors = nn.ModuleList(algorithm(c.layer, c.rank, c.alpha, generator) for c in chosen.values())
         self.layers = tuple(c.layer for c in chosen.values())  # not a ModuleList, which would register them as ours
-        self._device = next(unet.parameters()).device
+        self._device = next(denoiser.parameters()).device
         self.to(self._device)
         self.set_multipliers(torch.ones(1))
         self._patches = Patches()

@@ -37,8 +37,8 @@ def moved(tensor: Tensor, device: str) -> Tensor:
 class ImageBatch(Batch):
     """Images, to be noised."""
 
-    latents: Tensor  # [B, c, h, w] float32, scaled by the VAE's factor: the image of the row's scale
-    noise: Tensor  # [B, c, h, w] float32
+    latents: Tensor  # [B, …] float32, normalised: the image of the row's scale
+    noise: Tensor  # [B, …] float32
 
 
 register_dataclass(ImageBatch)
@@ -90,4 +90,4 @@ class BatchMaker:
         window, geometry = image.crop(row.crop)
         mean, std = (moments[row.scale][window] for moments in (image.mean, image.std))
         noise, deviation = (torch.randn(mean.shape, generator=generator) for _ in range(2))
-        return (mean + std * deviation) * self.cache.scaling_factor, noise, geometry
+        return self.model.normalise(mean + std * deviation), noise, geometry

@@ -52,8 +52,8 @@ def make_plan(settings: SampleSettings) -> Plan:
         check_lpips()
     known = known_sliders(settings)
     first = settings.slider[0]
-    unet = family.weightless_denoiser(settings.model.name_or_path)
-    metadata = {p.stem: check_slider(p, unet, family) for p in settings.slider}
+    denoiser = family.weightless_denoiser(settings.model.name_or_path)
+    metadata = {p.stem: check_slider(p, denoiser, family) for p in settings.slider}
     folders = _folders_of_card(settings, metadata[first.stem], family) if settings.card is not None else None
     groups = [g for prompt in settings.prompt for g in _groups(prompt, settings, metadata[first.stem])]
     added: tuple[float, ...] = ()
@@ -67,7 +67,7 @@ def make_plan(settings: SampleSettings) -> Plan:
                 "or add its file with --slider or its folder with --lora_dir."
             )
         if name not in metadata:
-            metadata[name] = check_slider(known[name], unet, family)
+            metadata[name] = check_slider(known[name], denoiser, family)
     count = sum(len(g.multipliers) for g in groups) * len(settings.seeds)
     if count > MAX_PICTURES:
         raise InputError(f"--prompt: {count} pictures exceed the limit {MAX_PICTURES}: use fewer prompts or --seeds.")

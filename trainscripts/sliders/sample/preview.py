@@ -184,7 +184,7 @@ def sampling_from(model: Model, network: AdaptorNetwork, device: str) -> Iterato
 
     Sampling uses its own random generators, so torch's random state is not affected.
     """
-    modules = [*model.unet.modules(), *network.modules()]
+    modules = [*model.denoiser.modules(), *network.modules()]
     scheduler, multipliers = model.scheduler, network.multipliers
     training = [module.training for module in modules]
     model.scheduler = type(scheduler).from_config(scheduler.config)

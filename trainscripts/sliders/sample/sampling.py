@@ -13,7 +13,7 @@ from sliders.adaptors.network import AdaptorNetwork
 from sliders.compute.patches import unpatch
 from sliders.config.schema import SAMPLERS
 from sliders.models.base import AfterStep, Model, PromptEmbeds
-from sliders.models.schedule import EPSILON, V_PREDICTION
+from sliders.models.objective import EPSILON, V_PREDICTION
 from sliders.sample.captured import CapturedDenoiser
 from sliders.system.errors import InputError
 
@@ -38,9 +38,9 @@ def pixels_per_batch(device: str) -> int:
     return int(PIXELS_PER_BATCH * min(1, total / CARD_24_GB))
 
 
-def can_capture(unet: nn.Module) -> bool:
-    """Whether CUDA graphs can replay calls of `unet`."""
-    return unet.device.type == "cuda"
+def can_capture(denoiser: nn.Module) -> bool:
+    """Whether CUDA graphs can replay calls of `denoiser`."""
+    return denoiser.device.type == "cuda"
 
 
 def rows_within(pixels: int, width: int, height: int) -> int:
@@ -112,13 +112,13 @@ def sample(
     """Yields one picture per row, in order: [3, H, W] in [0, 1], float32 on the CPU.
 
     Batches have `sampling.batch_size` rows. A batch that does not fit in memory is halved, and so are those after it. The
-    networks must be attached to `model.unet`; they keep the multipliers of the last batch. Raises torch.OutOfMemoryError
+    networks must be attached to `model.denoiser`; they keep the multipliers of the last batch. Raises torch.OutOfMemoryError
     if a single row does not fit.
     """
     use_sampler(model, sampling.sampler)
     at_once, start = sampling.batch_size, 0
     black: list[Row] = []
-    with CapturedDenoiser(model.unet, networks, sampling.cuda_graph and can_capture(model.unet)) as graphs:
+    with CapturedDenoiser(model.denoiser, networks, sampling.cuda_graph and can_capture(model.denoiser)) as graphs:
         while start < len(rows):
             batch = rows[start : start + at_once]
             graphs.expect((len(rows) - start) // len(batch) * sampling.steps)
@@ -155,8 +155,7 @@ def _sample_latents(
     model: Model, networks: Sequence[AdaptorNetwork], rows: Sequence[Row], negative: PromptEmbeds, sampling: Sampling
 ) -> Tensor:
     """Latents [B, c, h, w] of one batch."""
-    factor = model.facts.latent_factor
-    shape = (model.facts.latent_channels, sampling.height // factor, sampling.width // factor)
+    shape = model.facts.latent_shape(sampling.height, sampling.width)
     generators = [torch.Generator().manual_seed(row.seed) for row in rows]  # on the CPU: the same noise on every device
     noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
     after_step = _apply_multipliers(networks, rows, sampling)

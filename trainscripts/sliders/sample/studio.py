@@ -37,9 +37,9 @@ class Studio:
         texts = dict.fromkeys(group.text for plan in plans for group in plan.groups)
         self._embeds = model.encode_prompts([settings.negative, "", *texts], device)
         model.free_text_encoders()
-        place(model.unet, device, model.dtype)
+        place(model.denoiser, device, model.dtype)
         if device.startswith("cuda"):
-            model.unet.to(memory_format=torch.channels_last)
+            model.denoiser.to(memory_format=torch.channels_last)
         model.vae.to(device)
         fuse_vae(model.vae, device)
         self._yardsticks: dict[tuple, Yardstick] = {}
@@ -47,11 +47,11 @@ class Studio:
     def pictures(self, plan: Plan) -> Iterator[tuple[Group, Tensor]]:
         """Yields each group with its pictures [seeds, multipliers, 3, H, W]. Batches run across groups and seeds."""
         model, seeds = self.model, self._settings.seeds
-        networks = [open_slider(path, model.unet, plan.family) for path in plan.sliders.values()]
+        networks = [open_slider(path, model.denoiser, plan.family) for path in plan.sliders.values()]
         negative = model.negative(self._settings.negative, self._embeds)
         rows = [row for group in plan.groups for row in self._rows(plan, group)]
         with (
-            FastPath(model.unet, networks),
+            FastPath(model.denoiser, networks),
             closing(sample(model, networks, rows, negative, plan.sampling)) as made,
         ):
             bar = iter(tqdm(made, "sampling", total=len(rows), unit="img"))
@@ -72,7 +72,7 @@ class Studio:
         folders = plan.measured_by
         key = (folders.folders, folders.scales)
         texts = [group.text for group in plan.groups for _ in self._settings.seeds]
-        with FastPath(self.model.unet):
+        with FastPath(self.model.denoiser):
             if key not in self._yardsticks:
                 size = (plan.sampling.width, plan.sampling.height)
                 self._yardsticks[key] = Yardstick(self.model, folders, size, self._embeds[""])

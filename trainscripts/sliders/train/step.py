@@ -63,7 +63,7 @@ class Step:
         with torch.autocast(batch.timesteps.device.type, torch.bfloat16, enabled=self._autocast):
             rows = self.loss(self.denoiser, batch)
         if gamma := self.settings.min_snr_gamma:
-            rows = rows * self.denoiser.schedule.min_snr_weight(batch.timesteps, gamma)
+            rows = rows * self.denoiser.objective.min_snr_weight(batch.timesteps, gamma)
         if self.timestep_weights is not None:
             rows = rows * self.timestep_weights[batch.timesteps]
         return 2 * rows.mean()

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from sliders.models.diffusers_unet.folders import PARTS, Weights
 from sliders.models.diffusers_unet.keys import UNET_PREFIX
-from sliders.models.schedule import EPSILON, V_PREDICTION
+from sliders.models.objective import EPSILON, V_PREDICTION
 from sliders.system.errors import InputError
 
 LATENT_CHANNELS = 4
