@@ -7,6 +7,12 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
+    # or each of the dozen interpreters that tests start would compile all libraries again, which is half of its start
+    os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix = str(
+        Path(__file__).parents[1] / ".pytest_cache" / "__pycache__"
+    )
+    sys.dont_write_bytecode = False
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test goes to the network; before huggingface_hub is imported
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # or each worker's threads would wait for the others'; before torch

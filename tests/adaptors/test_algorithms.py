@@ -10,6 +10,7 @@ from sliders.config.schema import Network
 from sliders.formats.slider_file import load_slider, save_slider, slider_tensors
 from sliders.models.sdxl.family import SDXL_FAMILY
 from sliders.models.sdxl.narrow import build_narrow_sdxl
+from sliders.system.weight_files import open_weights
 from torch import nn
 from torch.nn import functional as F
 
@@ -202,7 +203,7 @@ def test_a_file_of_another_alpha_has_the_effect_it_had(tmp_path, algo):
     settings = Network(type="c3lier", rank=4, alpha=1.0, training_method="full", algo=algo)
     again = AdaptorNetwork(unet, settings, seed=9)
     assert not torch.allclose(unet_output(unet), wanted, atol=1e-3)
-    load_slider(path, again, SDXL_FAMILY)
+    load_slider(open_weights(path, ""), again, SDXL_FAMILY)
     assert torch.allclose(unet_output(unet), wanted, atol=2e-6)
 
 

@@ -17,6 +17,7 @@ from sliders.models.sdxl.family import SDXL_FAMILY
 from sliders.models.sdxl.keys import sdxl_file_keys
 from sliders.models.sdxl.narrow import build_narrow_sdxl
 from sliders.system.errors import InputError
+from sliders.system.weight_files import open_weights
 from sliders.train.plan import make_plan
 from sliders.train.trainer import Trainer
 
@@ -189,7 +190,7 @@ def test_a_saved_slider_can_be_loaded(tmp_path, dtype):
     save_slider(tmp_path / "slider.safetensors", slider_tensors(network, SDXL_FAMILY, dtype), {}, SDXL_FAMILY)
     network.remove()
     again = AdaptorNetwork(unet, Network(type="c3lier", rank=4, alpha=1.0, training_method="full"), seed=9)
-    load_slider(tmp_path / "slider.safetensors", again, SDXL_FAMILY)
+    load_slider(open_weights(tmp_path / "slider.safetensors", ""), again, SDXL_FAMILY)
     assert torch.allclose(unet_output(unet), wanted, atol={torch.float32: 1e-6}.get(dtype, 2e-2))
 
 
@@ -199,7 +200,7 @@ def test_a_slider_for_other_layers_is_refused(tmp_path):
     save_slider(tmp_path / "slider.safetensors", slider_tensors(network, SDXL_FAMILY, torch.float32), {}, SDXL_FAMILY)
     network.remove()
     with pytest.raises(InputError, match="layers differ from the network's"):
-        load_slider(tmp_path / "slider.safetensors", random_network(unet), SDXL_FAMILY)
+        load_slider(open_weights(tmp_path / "slider.safetensors", ""), random_network(unet), SDXL_FAMILY)
 
 
 def test_a_file_with_keys_that_no_web_ui_knows_is_never_written(tmp_path):

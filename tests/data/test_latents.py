@@ -65,9 +65,9 @@ def test_dynamic_crops_are_windows_of_a_larger_picture_and_told(tmp_path):
         batch, row = trainer.step.make_batch(draw), draw.rows[1]
         original, _, top, left, *target = ids(batch)[1]
         assert (original, *target) == (round(64 * CROP_ROOM), 64, 64)
-        image = cache[row.name, View(64, crops=True)]
-        window = image.mean[row.scale, :, top // 8 : top // 8 + 8, left // 8 : left // 8 + 8] * factor
-        spread = image.std[row.scale].max() * factor * 5
+        image = cache[row.image, View(64, crops=True)]
+        window = image.mean[row.folder, :, top // 8 : top // 8 + 8, left // 8 : left // 8 + 8] * factor
+        spread = image.std[row.folder].max() * factor * 5
         assert (batch.latents[1] - window).abs().max() < spread
         corners.add((top, left))
     assert corners == {(y, x) for y in (0, 8, 16) for x in (0, 8, 16)}

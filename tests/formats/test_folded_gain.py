@@ -20,6 +20,7 @@ from sliders.models.sd.family import SD1_FAMILY, SD2_FAMILY
 from sliders.models.sdxl.family import SDXL_FAMILY
 from sliders.models.sdxl.keys import file_key
 from sliders.models.sdxl.narrow import build_narrow_sdxl
+from sliders.system.weight_files import open_weights
 from torch import nn
 
 SQUARE_FAILS = nn.Conv2d(1920, 640, 3, padding=1)  # LyCORIS fails on a LoKr of low rank without factor
@@ -175,6 +176,6 @@ def test_a_slider_with_layers_stored_whole_is_sampled_like_the_network(tmp_path,
     assert torch.allclose(unet_output(unet), wanted, atol=1e-5)
     again.remove()
     third = random_network(unet, alpha=1.0, **settings)
-    load_slider(path, third, SDXL_FAMILY)
+    load_slider(open_weights(path, ""), third, SDXL_FAMILY)
     third.set_multipliers(torch.tensor([0.7, -1.0]))
     assert torch.allclose(unet_output(unet), wanted, atol=1e-5)

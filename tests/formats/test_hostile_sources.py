@@ -15,7 +15,7 @@ from sliders.models.sdxl.family import SDXL_FAMILY
 from sliders.models.sdxl.keys import file_key
 from sliders.models.sdxl.narrow import build_narrow_sdxl
 from sliders.system.errors import InputError
-from sliders.system.weight_files import open_weights, read_weights
+from sliders.system.weight_files import open_weights
 
 SETTINGS = {"type": "lierla", "training_method": "selfattn", "rank": 4, "alpha": 2.0}
 
@@ -98,7 +98,7 @@ READABLE = {
 @pytest.mark.parametrize(("name", "write"), READABLE.values(), ids=READABLE)
 def test_content_counts_not_the_name(convert_main, tensors, tmp_path, name, write):
     write(tmp_path / name, tensors)
-    found, _ = read_weights(tmp_path / name)
+    found = open_weights(tmp_path / name, "").read_all()
     assert found.keys() == tensors.keys()
     assert convert_main([str(tmp_path / name), "--model", "tiny", "--out", str(tmp_path / "out.safetensors")]) == 0
     out = load_file(tmp_path / "out.safetensors")
@@ -108,7 +108,7 @@ def test_content_counts_not_the_name(convert_main, tensors, tmp_path, name, writ
 def test_a_padded_slider_is_sampled(tensors, tmp_path):
     path = own(tmp_path / "a.safetensors", tensors)
     path.write_bytes(path.read_bytes() + bytes(100))
-    assert "sliders.config" in check_slider(path, SDXL_FAMILY.weightless_denoiser("tiny"), SDXL_FAMILY)
+    assert "sliders.config" in check_slider(path, SDXL_FAMILY.weightless_denoiser("tiny"), SDXL_FAMILY).metadata
     open_slider(path, build_narrow_sdxl().unet, SDXL_FAMILY).remove()
 
 

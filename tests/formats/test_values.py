@@ -12,14 +12,7 @@ from sliders.adaptors import ALGORITHMS
 from sliders.adaptors.network import AdaptorNetwork
 from sliders.config.schema import Network
 from sliders.formats.checkpoint import checkpoints_of, newest_checkpoint, read_checkpoint, write_checkpoint
-from sliders.formats.slider_file import (
-    by_module,
-    changes_nothing,
-    check_slider,
-    check_values,
-    save_slider,
-    slider_tensors,
-)
+from sliders.formats.slider_file import by_module, check_slider, check_values, save_slider, slider_tensors
 from sliders.models.sdxl.family import SDXL_FAMILY
 from sliders.models.sdxl.narrow import build_narrow_sdxl
 from sliders.system.errors import InputError
@@ -63,16 +56,17 @@ def vars_of(settings):
 def test_a_slider_that_was_never_trained_changes_nothing(unet, tmp_path, algo, settings):
     """Whichever of its factors is zero. Some start with zeros in one, others in another."""
     network = Network(**{**METHOD, **settings, "algo": algo})
-    path = tmp_path / "x.safetensors"
-    assert not changes_nothing(saved(path, tensors_of(unet, network, trained=True), network), SDXL_FAMILY)
-    fresh = tensors_of(unet, network, trained=False)
-    assert changes_nothing(saved(path, fresh, network), SDXL_FAMILY)
-    assert changes_nothing(saved(path, {key: torch.zeros_like(t) for key, t in fresh.items()}, network), SDXL_FAMILY)
-    one = tensors_of(unet, network, trained=True)
-    last = max(by_module(one))
-    assert not changes_nothing(
-        saved(path, {key: t if key.startswith(last) else fresh[key] for key, t in one.items()}, network), SDXL_FAMILY
-    )
+    path, weightless = tmp_path / "x.safetensors", SDXL_FAMILY.weightless_denoiser("tiny")
+
+    def changes_nothing(tensors):
+        return check_slider(saved(path, tensors, network), weightless, SDXL_FAMILY).changes_nothing
+
+    trained, fresh = (tensors_of(unet, network, trained) for trained in (True, False))
+    assert not changes_nothing(trained)
+    assert changes_nothing(fresh)
+    assert changes_nothing({key: torch.zeros_like(t) for key, t in fresh.items()})
+    last = max(by_module(trained))
+    assert not changes_nothing({key: t if key.startswith(last) else fresh[key] for key, t in trained.items()})
 
 
 @pytest.mark.parametrize(

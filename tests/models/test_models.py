@@ -4,16 +4,13 @@ import copy
 import json
 import shutil
 
-import diffusers
 import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
-from networks import SDXL_BETAS
 from safetensors.torch import load_file, save_file
 from sliders.compute.device import place
 from sliders.config.schema import PretrainedModel
 from sliders.models.diffusers_unet.single_file import save_single_file
-from sliders.models.objective import Objective
 from sliders.models.sdxl.family import SDXL_FAMILY
 from sliders.models.sdxl.narrow import NarrowSDXL, build_narrow_sdxl
 from sliders.system.errors import InputError
@@ -160,29 +157,3 @@ def test_an_sd1_file_is_refused(tmp_path):
     save_file({"cond_stage_model.transformer.text_model.x": torch.zeros(1)}, tmp_path / "sd1.safetensors")
     with pytest.raises(InputError, match="not an SDXL checkpoint"):
         SDXL_FAMILY.check_source(PretrainedModel(name_or_path=str(tmp_path / "sd1.safetensors")))
-
-
-def test_noise_is_added_as_by_every_scheduler_that_a_config_may_name():
-    """`train.noise_scheduler`: the four differ only in sampling (LMS and Euler-a after `scale_model_input`)."""
-    objective = Objective.from_scheduler_config(SDXL_BETAS, "epsilon", zero_snr=False)
-    generator = torch.Generator().manual_seed(0)
-    latents, noise = (torch.randn(1, 4, 8, 8, generator=generator) for _ in range(2))
-    for name in ("DDIMScheduler", "DDPMScheduler", "LMSDiscreteScheduler", "EulerAncestralDiscreteScheduler"):
-        for t in (1, 250, 500, 999):
-            scheduler = getattr(diffusers, name)(**SDXL_BETAS)  # a new one, because they cache the index of a timestep
-            scheduler.set_timesteps(1000)
-            timestep = torch.tensor([t])
-            noisy = scheduler.add_noise(latents, noise, timestep)
-            noisy = scheduler.scale_model_input(noisy, scheduler.timesteps[scheduler.timesteps == t][0])
-            assert torch.allclose(noisy, objective.add_noise(latents, noise, timestep), atol=2e-6), (name, t)
-
-
-def test_the_target_is_the_noise_or_what_diffusers_calls_velocity():
-    epsilon, v = (Objective.from_scheduler_config(SDXL_BETAS, p, zero_snr=True) for p in ("epsilon", "v_prediction"))
-    generator = torch.Generator().manual_seed(0)
-    latents, noise = (torch.randn(3, 4, 8, 8, generator=generator) for _ in range(2))
-    timesteps = torch.tensor([0, 400, 999])
-    scheduler = diffusers.DDPMScheduler(**SDXL_BETAS, rescale_betas_zero_snr=True)
-    velocity = scheduler.get_velocity(latents, noise, timesteps)
-    assert torch.allclose(v.target(latents, noise, timesteps), velocity, atol=1e-6)
-    assert torch.equal(epsilon.target(latents, noise, timesteps), noise)

@@ -12,6 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from sliders.config.settings import load_settings
 from sliders.formats.cards import read_card
+from sliders.system.weight_files import open_weights
 from sliders.train.runs import run_all
 
 FOLDERS, SCALES = ("low", "middle", "high"), (-1.0, 0.5, 1.0)
@@ -48,7 +49,7 @@ def test_a_run_with_previews_ends_with_a_page_and_a_card(trained):
     text = path.with_suffix(".html").read_text(encoding="utf-8")
     assert text.count('<figure class="shot"') == 2
     assert "Report card" in text
-    card = read_card(path)
+    card = read_card(open_weights(path, "").metadata)
     assert card.scales == SCALES
     assert card.multipliers == (-1.0, 0.0, 0.5, 1.0, 1.5)  # the preview's
     assert len(card.readings) == 2
@@ -61,7 +62,7 @@ def test_sampling_with_a_card_measures_the_slider(sample_main, slider, tmp_path,
     weights = load_file(path)
     argv = ["--slider", str(path), "--prompt", "a disc", "--card", str(data), "--out", str(tmp_path / "out"), *SMALL]
     assert sample_main(argv) == 0
-    card = read_card(path)
+    card = read_card(open_weights(path, "").metadata)
     assert card.multipliers == (-2.0, -1.5, -1.0, 0.0, 0.5, 1.0, 1.5, 2.0)
     assert len(card.readings) == 2
     assert load_file(path).keys() == weights.keys()
@@ -77,7 +78,7 @@ def test_the_same_pictures_get_the_same_card(sample_main, slider, tmp_path):
     cards = []
     for size in ("1", "16"):
         assert sample_main([*argv, "--batch_size", size, "--out", str(tmp_path / size)]) == 0
-        cards.append(read_card(path))
+        cards.append(read_card(open_weights(path, "").metadata))
     for one, other in zip(*(card.readings for card in cards), strict=True):
         assert one == pytest.approx(other, abs=1e-2)
 
@@ -100,7 +101,7 @@ def test_sliders_are_compared_in_a_table_and_on_one_page(compare_main, slider, t
     assert compare_main([*argv, *SMALL]) == 0
     table = capsys.readouterr().out.split("usable")[-1].splitlines()[1:]
     assert {line.split()[0] for line in table[:3]} == {"slider", "other"}  # the heading is `slider`, too
-    assert read_card(path) == read_card(other)
+    assert read_card(open_weights(path, "").metadata) == read_card(open_weights(other, "").metadata)
     pictures = [{p.name: p.read_bytes() for p in (out / name).glob("*_seed*.png")} for name in ("slider", "other")]
     assert len(pictures[0]) == 8
     assert pictures[0].keys() == pictures[1].keys()

@@ -16,6 +16,7 @@ from sliders.sample.compare import _plans
 from sliders.sample.plan import make_plan as make_sample_plan
 from sliders.sample.preview import completed
 from sliders.sample.settings import load_comparison_settings, load_sample_settings
+from sliders.system.weight_files import open_weights
 from sliders.train.plan import describe, make_plan
 from sliders.train.runs import run_all
 
@@ -97,7 +98,7 @@ def trained(tmp_path_factory, train_main):
 def test_a_run_ends_with_all_that_its_card_needs_and_the_picture_that_was_asked_for(trained):
     output, folder = trained
     (slider,) = folder.glob("*_last.safetensors")
-    card = read_card(slider)
+    card = read_card(open_weights(slider, "").metadata)
     assert card.multipliers == (0.0, 0.67, 1.0, 2.0, 3.0)
     assert len(card.readings) == 4
     page = slider.with_suffix(".html")

@@ -33,7 +33,7 @@ from sliders.models.sdxl.family import SDXL_FAMILY
 from sliders.models.sdxl.narrow import build_narrow_sdxl
 from sliders.sample.output import sampler_name
 from sliders.sample.plan import make_plan, trained_size
-from sliders.sample.sampling import Row, Sampling, pixels_per_batch, rows_within, sample, use_sampler
+from sliders.sample.sampling import Row, Sampling, pixels_per_batch, rows_within, sample
 from sliders.sample.settings import load_sample_settings
 from sliders.system.errors import InputError
 from sliders.train.runs import run_all
@@ -207,7 +207,7 @@ def test_a_sampler_does_not_depend_on_the_models_own_scheduler():
     for own in owns:
         for name, (cls, _, _) in SAMPLERS.items():
             model.pipe.scheduler = own
-            use_sampler(model, name)
+            model.use_sampler(name)
             assert type(model.pipe.scheduler).__name__ == cls
             wanted = {**noise, **promised.get(name, {})}
             assert {key: model.pipe.scheduler.config[key] for key in wanted} == wanted

@@ -4,8 +4,8 @@ import diffusers
 import pytest
 from conftest import write_experiment
 from experiments import settings_of
+from sliders.models.diffusers_unet.samplers import check_scheduler
 from sliders.models.sdxl.family import SDXLFamily
-from sliders.sample.sampling import check_scheduler
 from sliders.system.errors import InputError
 from sliders.train.plan import make_plan
 from sliders.train.trainer import Trainer

@@ -8,6 +8,8 @@ from conftest import ROOT, make_scale_folders, write_experiment
 from PIL import Image
 from safetensors.torch import load_file
 from sliders.config.settings import load_settings
+from sliders.formats.slider_file import load_slider
+from sliders.system.weight_files import open_weights
 from sliders.train.plan import make_plan
 from sliders.train.runs import run_all
 from sliders.train.trainer import Trainer
@@ -87,9 +89,7 @@ def test_photographs_train_a_slider(tmp_path, train_main, capsys):
     (settings,), _ = load_settings([*argv, "--overwrite"])
     trainer = Trainer(make_plan(settings))
     start = mean_loss(trainer)
-    from sliders.formats.slider_file import load_slider
-
-    load_slider(folder / f"{stem}_last.safetensors", trainer.network, trainer.plan.family)
+    load_slider(open_weights(folder / f"{stem}_last.safetensors", ""), trainer.network, trainer.plan.family)
     assert mean_loss(trainer) < start
 
 

@@ -3,49 +3,10 @@
 import pytest
 import torch
 from experiments import make_trainer
-from networks import SDXL_BETAS, randomize
+from networks import randomize
 from sliders.data.latents import View
 from sliders.data.noise_levels import LEVELS, NOISES, measure_noise_levels
-from sliders.models.objective import EPSILON, V_PREDICTION, Objective
 from sliders.train.losses import LOSSES, reference
-
-TIMESTEPS = torch.tensor([20, 300, 700, 990])
-
-
-def objective(prediction):
-    return Objective.from_scheduler_config(SDXL_BETAS, prediction, zero_snr=False)
-
-
-def draw(*names, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(4, 4, 8, 8, generator=generator) for _ in names]
-
-
-@pytest.mark.parametrize("prediction", [EPSILON, V_PREDICTION])
-def test_the_target_leads_to_the_image(prediction):
-    """By the textbook: x0 = (x_t - sigma * eps) / alpha, or alpha * x_t - sigma * v."""
-    s = objective(prediction)
-    latents, noise = draw("latents", "noise")
-    noisy, target = s.add_noise(latents, noise, TIMESTEPS), s.target(latents, noise, TIMESTEPS)
-    alpha, sigma = (table[TIMESTEPS].view(-1, 1, 1, 1) for table in (s.alphas, s.sigmas))
-    image = (noisy - sigma * target) / alpha if prediction == EPSILON else alpha * noisy - sigma * target
-    assert torch.allclose(image, latents, atol=1e-3)
-
-
-@pytest.mark.parametrize("prediction", [EPSILON, V_PREDICTION])
-@pytest.mark.parametrize("gamma", [0.2, 5.0, 1e9])
-def test_min_snr_weighs_the_error_of_the_image(prediction, gamma):
-    """The same wrong image costs min(SNR, gamma) times its squared error, whichever the model predicts."""
-    s = objective(prediction)
-    latents, noise, wrong = draw("latents", "noise", "wrong")
-    noisy = s.add_noise(latents, noise, TIMESTEPS)
-    alpha, sigma = (table[TIMESTEPS].view(-1, 1, 1, 1) for table in (s.alphas, s.sigmas))
-    wrong_noise = (noisy - alpha * wrong) / sigma  # the noise that `wrong` would have been given
-    error = s.target(wrong, wrong_noise, TIMESTEPS) - s.target(latents, noise, TIMESTEPS)
-    cost = s.min_snr_weight(TIMESTEPS, gamma) * error.square().flatten(1).mean(1)
-    snr = (alpha / sigma).square().flatten()
-    wanted = snr.clamp(max=gamma) * (wrong - latents).square().flatten(1).mean(1)
-    assert torch.allclose(cost, wanted, rtol=2e-3)
 
 
 def test_the_weight_of_the_config_multiplies_each_row(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import make_scale_folders, script_main, write_experiment
 from diffusers import StableDiffusionPipeline
-from experiments import FOLDERS, SCALES, make_trainer
+from experiments import FOLDERS, make_trainer
 from naive import NaiveLora
 from networks import gathered_gradients, randomize
 from PIL import Image
@@ -63,9 +63,9 @@ class NaiveStep:
         noise, eps = (torch.randn(1, 4, 16, 16, generator=generator) for _ in range(2))
         noise = noise.double()
         data = self.trainer.settings.data
-        x = self.latents(data.folder_main / FOLDERS[row.scale] / f"{self.trainer.data.names[row.name]}.png", eps)
+        x = self.latents(data.folder_main / FOLDERS[row.folder] / f"{self.trainer.data.names[row.image]}.png", eps)
         alpha, sigma = self.alphas_cumprod[row.timestep].sqrt(), (1 - self.alphas_cumprod[row.timestep]).sqrt()
-        self.lora.multiplier = SCALES[row.scale]
+        self.lora.multiplier = row.scale
         prompt = "a bright disc" if row.positive else ""
         found = self.unet(alpha * x + sigma * noise, row.timestep, encoder_hidden_states=self.tokens(prompt)).sample
         return (found - (alpha * noise - sigma * x if self.v2 else noise)).square().mean()
@@ -149,7 +149,7 @@ def test_diffusers_reproduces_the_trained_network(trained):
     v2, path = trained
     pipe, ours = build_narrow_sd(v2=v2), build_narrow_sd(v2=v2)
     base = unet_output(pipe)
-    network = open_slider(path, ours.denoiser, SD2_FAMILY if v2 else SD1_FAMILY)
+    network = open_slider(path, ours.unet, SD2_FAMILY if v2 else SD1_FAMILY)
     assert isinstance(pipe, StableDiffusionPipeline)
     pipe.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name="slider")
     for multiplier in (-1.0, 0.0, 0.67, 2.0):

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 from conftest import write_experiment
-from experiments import FOLDERS, PROMPTS, SCALES, make_trainer
+from experiments import FOLDERS, PROMPTS, make_trainer
 from naive import NaiveTrainer
 from networks import gathered_gradients, randomize
 from sliders.config.schema import PretrainedModel
@@ -33,13 +33,11 @@ def naive_loss(naive, trainer, draw):
     for row in draw.rows:
         generator = torch.Generator().manual_seed(row.noise_seed)
         noise, eps = (torch.randn(4, 8, 8, generator=generator) for _ in range(2))
-        folder, name = trainer.settings.data.folder_main, trainer.data.names[row.name]
-        latents = naive.encode(folder / FOLDERS[row.scale] / f"{name}.png", eps)
+        folder, name = trainer.settings.data.folder_main, trainer.data.names[row.image]
+        latents = naive.encode(folder / FOLDERS[row.folder] / f"{name}.png", eps)
         prompt = embeds[chosen.positive if row.positive else chosen.neutral]
         losses.append(
-            naive.row(
-                latents, noise[None].double(), row.timestep, prompt, embeds[chosen.neutral], 64, SCALES[row.scale]
-            )
+            naive.row(latents, noise[None].double(), row.timestep, prompt, embeds[chosen.neutral], 64, row.scale)
         )
     return 2 * sum(losses) / len(losses)
 
@@ -82,7 +80,7 @@ def test_folder_i_is_trained_at_scale_i(tmp_path, swapped):
     trainer = make_trainer(tmp_path, folders=tuple(order), prompts=PROMPTS[:1], train={"timestep_bias": 0})
     randomize(trainer.network)
     draws = (trainer.step.draw(step) for step in range(1000))
-    draw = next(d for d in draws if any(row.scale in (i, j) and row.timestep < 200 for row in d.rows))
+    draw = next(d for d in draws if any(row.folder in (i, j) and row.timestep < 200 for row in d.rows))
     trainer.step.loss_of(trainer.step.make_batch(draw)).backward()
     naive = naive_trainer(trainer)
     naive_loss(naive, trainer, draw)
@@ -144,8 +142,8 @@ def test_a_non_finite_gradient_stops_before_the_optimizer(tmp_path):
     with pytest.raises(NonFiniteError) as stopped:
         trainer.read([bad, later])
     assert "step 2" in str(stopped.value)
-    assert trainer.data.names[draw.rows[0].name] in str(stopped.value)
-    assert f"{SCALES[draw.rows[0].scale]:g}" in str(stopped.value)
+    assert trainer.data.names[draw.rows[0].image] in str(stopped.value)
+    assert f"{draw.rows[0].scale:g}" in str(stopped.value)
     assert all(torch.equal(a, b) for a, b in zip(before, trainer.network.parameters(), strict=True))
 
 

@@ -10,7 +10,7 @@ from torch.utils._pytree import register_dataclass
 
 from sliders.adaptors.network import AdaptorNetwork
 from sliders.config.prompts import PromptSet, TextPromptSet
-from sliders.data.batch import Batch, moved
+from sliders.data.contract import Batch, Checked, moved
 from sliders.data.draws import StepDraw, TextRowDraw
 from sliders.models.base import Conditioning, Geometry, Model, PromptEmbeds
 
@@ -19,23 +19,18 @@ CROPS_OF = 3.0  # dynamic_crops: the picture that a crop is said to be from is a
 
 
 @dataclass(frozen=True)
-class MultiplierRange:
+class MultiplierRange(Checked):
     """All multipliers from the first to the last of `scales`, which are ascending."""
 
     scales: tuple[float, ...]
 
-    def fitted_size(self, name: int, resolution: int) -> tuple[int, int]:
-        """(width, height) in px of the pictures, whatever their name."""
+    def fitted_size(self, image: int, resolution: int) -> tuple[int, int]:
         return resolution, resolution
 
     def fitted_sizes(self, resolution: int) -> list[tuple[int, int]]:
         return [(resolution, resolution)]
 
-    def scale_of(self, row: TextRowDraw) -> float:
-        return row.scale
-
     def place(self, row: TextRowDraw) -> str:
-        """Which row it is, for messages."""
         return f"multiplier {row.scale:.2f}, timestep {row.timestep}"
 
     def identity(self) -> dict:
@@ -45,7 +40,6 @@ class MultiplierRange:
         return {"sliders.scales": list(self.scales)}
 
     def describe(self, prompts: tuple[TextPromptSet, ...], whole: bool = False) -> list[str]:
-        """Lines of the plan. whole: has no effect, for there is nothing to leave out."""
         lines = [f"range   multipliers {self.scales[0]:g} to {self.scales[-1]:g}, without images", ""]
         for chosen in prompts:
             lines.append(

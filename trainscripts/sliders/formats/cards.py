@@ -5,16 +5,7 @@ from pathlib import Path
 
 from sliders.adaptors import ALGORITHMS
 from sliders.formats.sidecar import add_to_notes
-from sliders.formats.slider_file import (
-    add_metadata,
-    by_module,
-    changes_nothing,
-    check_slider,
-    open_slider_file,
-    read_slider,
-    save_slider,
-    slider_layers,
-)
+from sliders.formats.slider_file import add_metadata, by_module, check_slider, save_slider
 from sliders.models import Family
 from sliders.models.layers import reachable_layers
 from sliders.report.card import Card
@@ -37,9 +28,9 @@ def keep_card(slider: Path, card: Card) -> None:
         print(f"warning: {slider}: the report card could not be written into the file ({error.strerror or error}).")
 
 
-def read_card(slider: Path) -> Card | None:
-    """The slider's card, None if it has none or one of another version."""
-    text = open_slider_file(slider).metadata.get(KEY)
+def read_card(metadata: dict[str, str]) -> Card | None:
+    """The card in a slider's metadata, None if it has none or one of another version."""
+    text = metadata.get(KEY)
     try:
         return None if text is None else Card.from_json(text)
     except (ValueError, KeyError, TypeError):
@@ -62,12 +53,12 @@ def calibrate(source: Path, target: Path, model: str, family: Family) -> Calibra
     no factor can improve.
     """
     unet = family.weightless_denoiser(model)
-    metadata = check_slider(source, unet, family)
-    if changes_nothing(source, family):
+    slider = check_slider(source, unet, family)
+    if slider.changes_nothing:
         raise InputError(
             f"{source}: changes nothing, because all its weights are zero, so no factor can calibrate it: train it for longer."
         )
-    card = read_card(source)
+    card = read_card(slider.metadata)
     if card is None:
         raise InputError(
             f"{source}: has no report card to calibrate by: measure it first with sample_slider-xl.py --card, or with "
@@ -79,14 +70,14 @@ def calibrate(source: Path, target: Path, model: str, family: Family) -> Calibra
             "it: train it for longer."
         )
     factor = card.factor()
-    algorithm = ALGORITHMS[slider_layers(source, family).algo]
+    algorithm = ALGORITHMS[slider.network.algo]
     layers = {family.file_key(path): layer for path, layer in reachable_layers(unet).items()}
     modules = {
         module: algorithm.for_files(algorithm.scaled(parts, factor), layers[module])
-        for module, parts in by_module(read_slider(source)).items()
+        for module, parts in by_module(slider.tensors).items()
     }
     tensors = {f"{module}.{part}": weight for module, parts in modules.items() for part, weight in parts.items()}
     calibrated = card.with_factor(factor)
     own = {KEY: calibrated.as_json(), "ss_output_name": target.stem, "sliders.calibrated_by": repr(factor)}
-    save_slider(target, tensors, {**metadata, **own}, family)
+    save_slider(target, tensors, {**slider.metadata, **own}, family)
     return Calibration(factor, card.calibration, calibrated.calibration)

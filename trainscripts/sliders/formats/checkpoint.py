@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sliders import __version__
 from sliders.config.schema import Settings
-from sliders.data.sources import Checked
+from sliders.data.contract import Checked
 from sliders.formats.slider_file import not_finite
 from sliders.system.errors import InputError
 from sliders.system.files import SAME_NAME, remove, written_whole

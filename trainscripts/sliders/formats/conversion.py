@@ -17,11 +17,11 @@ from sliders.config.schema import Network
 from sliders.formats.foreign_keys import Layers, Module, find_layers
 from sliders.formats.layer_settings import settings_for
 from sliders.formats.metadata import network_metadata
-from sliders.formats.slider_file import by_module, check_fit, check_values, save_slider
+from sliders.formats.slider_file import by_module, check_fit, check_values, save_slider, stored_settings
 from sliders.models import VERSIONS, Family
 from sliders.models.diffusers_unet.sources import TINY
 from sliders.system.errors import InputError, either
-from sliders.system.weight_files import read_weights
+from sliders.system.weight_files import open_weights
 
 KEPT = (torch.float32, torch.float16, torch.bfloat16)
 CARD = "sliders.card"
@@ -53,7 +53,8 @@ def convert(
     model: the one that it is for, of which no weights are loaded. alpha: used where the file contains none. reverse:
     negates the slider. Raises InputError if `source` cannot be converted.
     """
-    tensors, metadata = read_weights(source)
+    file = open_weights(source, f"{source}:")
+    tensors, metadata = file.read_all(), file.metadata
     check_values(source, tensors.items())
     fitted = _fit(source, tensors, metadata, family, model, alpha)
     notes = list(_notes(fitted, alpha))
@@ -82,7 +83,7 @@ def _fit(
         for part, weight in ALGORITHMS[algo].for_files(parts, unet.get_submodule(name)).items()
     }
     shapes = {key: tensor.shape for key, tensor in found.items()}
-    own = _own_settings(metadata)
+    own = stored_settings(metadata)
     if own is not None and own.algo == algo:
         with suppress(InputError):
             check_fit(path, shapes, unet, own, family)
@@ -90,13 +91,6 @@ def _fit(
     network = settings_for(path, unet, modules, algo)
     check_fit(path, shapes, unet, network, family)
     return Fitted(network, found, layers)
-
-
-def _own_settings(metadata: dict[str, str]) -> Network | None:
-    """The settings of `network` in the metadata of a slider of this project."""
-    with suppress(KeyError, TypeError, ValueError):
-        return Network.model_validate(json.loads(metadata["sliders.config"])["network"])
-    return None
 
 
 def _algorithm(path: Path, modules: dict[str, Module]) -> str:
@@ -213,7 +207,7 @@ def _metadata(
     source: Path, target: Path, known: dict[str, str], network: Network, family: Family, reverse: bool
 ) -> dict[str, str]:
     """What web UIs and `open_slider` read. Of a slider of this project also what is known about its training."""
-    own = _own_settings(known) is not None
+    own = stored_settings(known) is not None
     config = json.loads(known["sliders.config"]) if own else {}
     kept = {key: value for key, value in known.items() if own and not (reverse and key == CARD)}
     return {

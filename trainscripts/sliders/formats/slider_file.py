@@ -4,6 +4,8 @@ import errno
 import hashlib
 import json
 from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,9 +21,30 @@ from sliders.config.schema import Network
 from sliders.models import Family
 from sliders.system.errors import InputError
 from sliders.system.files import written_whole
-from sliders.system.weight_files import WeightFile, open_weights, read_weights
+from sliders.system.weight_files import WeightFile, open_weights
 
 T = TypeVar("T")
+HASH = "sshs_model_hash"  # by which A1111 identifies sliders whatever their metadata: SHA-256 of all bytes after the header
+
+
+@dataclass(frozen=True)
+class Slider:
+    """A slider's file, read and checked: its settings of `network`, its tensors and its metadata."""
+
+    path: Path
+    network: Network
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str]
+
+    @property
+    def changes_nothing(self) -> bool:
+        """Whether it adds nothing to any layer, like one that was never trained."""
+        algorithm = ALGORITHMS[self.network.algo]
+        return all(algorithm.is_zero(parts) for parts in by_module(self.tensors).values())
+
+    @property
+    def model_hash(self) -> str:
+        return self.metadata.get(HASH) or _hash(_split(self.path.read_bytes())[1])
 
 
 def slider_tensors(network: AdaptorNetwork, family: Family, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -50,20 +73,28 @@ def serialize(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
     """Returns the bytes of a .safetensors file: equal content gives equal bytes.
 
     The library orders metadata differently in each process, so this writes the header itself: its length in eight bytes,
-    then JSON. `sshs_model_hash`, by which A1111 identifies files whatever their metadata, is the SHA-256 of all bytes
-    after the header.
+    then JSON.
     """
     return _with_metadata(save(tensors), metadata)
 
 
 def _with_metadata(raw: bytes, metadata: dict[str, str]) -> bytes:
     """The bytes of a .safetensors file, with `metadata` added to its own."""
-    start = 8 + int.from_bytes(raw[:8], "little")
-    header, body = json.loads(raw[8:start]), raw[start:]
-    metadata = {**header.pop("__metadata__", {}), **metadata, "sshs_model_hash": hashlib.sha256(body).hexdigest()}
+    header, body = _split(raw)
+    metadata = {**header.pop("__metadata__", {}), **metadata, HASH: _hash(body)}
     text = json.dumps({"__metadata__": dict(sorted(metadata.items())), **header}, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the format aligns tensors to eight bytes
     return len(text).to_bytes(8, "little") + text + body
+
+
+def _split(raw: bytes) -> tuple[dict, bytes]:
+    """Header and tensors of a .safetensors file."""
+    start = 8 + int.from_bytes(raw[:8], "little")
+    return json.loads(raw[8:start]), raw[start:]
+
+
+def _hash(body: bytes) -> str:
+    return hashlib.sha256(body).hexdigest()
 
 
 def add_metadata(path: Path, metadata: dict[str, str]) -> None:
@@ -95,20 +126,68 @@ def _bits(tensor: Tensor) -> Tensor:
     return tensor.reshape(-1).view(torch.uint8)
 
 
-def load_slider(path: Path, network: AdaptorNetwork, family: Family) -> None:
+def check_slider(path: Path, unet: nn.Module, family: Family) -> Slider:
+    """Reads a slider that fits the model. unet: on the meta device, without weights.
+
+    Raises InputError for a file that is not a slider, is for another model family or a model of other sizes, or has values
+    that are not finite.
+    """
+    file = open_weights(path, f"{path}:")
+    network = _settings_in(file, family)
+    check_fit(path, file.shapes, unet, network, family)
+    return Slider(path, network, _values(file), file.metadata)
+
+
+def open_slider(path: Path, unet: nn.Module, family: Family) -> AdaptorNetwork:
+    """Attaches a slider to `unet`, with the settings in its metadata. Raises InputError if it does not fit."""
+    file = open_weights(path, f"{path}:")
+    network = AdaptorNetwork(unet, _settings_in(file, family))
+    load_slider(file, network, family)
+    return network
+
+
+def load_slider(file: WeightFile, network: AdaptorNetwork, family: Family) -> None:
     """Loads a slider's weights into a network of the same layers. Raises InputError if layers or sizes differ."""
-    tensors = read_slider(path)
-    _check_shapes(path, {key: tensor.shape for key, tensor in tensors.items()}, network, family)
-    parts = by_module(tensors)
+    _check_shapes(file.path, file.shapes, network, family)
+    parts = by_module(_values(file))
     for module, adaptor in zip(network.module_paths, network.adaptors, strict=True):
         adaptor.load_tensors(parts[family.file_key(module)])
     network.set_multipliers(network.multipliers)  # an adaptor's gain may be another
 
 
-def read_slider(path: Path) -> dict[str, Tensor]:
-    """The tensors of a slider file. Raises InputError, also if a value is not finite."""
-    tensors, _ = read_weights(path)
-    check_values(path, tensors.items())
+def _settings_in(file: WeightFile, family: Family) -> Network:
+    """Raises InputError for a file that is not from this trainer, or for another model family."""
+    title, modules = family.facts.title, {key.partition(".")[0] for key in file.stored}
+    unknown = modules - family.file_keys()
+    if unknown or not modules:
+        raise InputError(
+            f"{file.path}: is not a slider for {title} (its layers are named like {min(unknown, default='nothing')}): "
+            f"choose one for {title}; convert_slider.py converts sliders of the original trainers."
+        )
+    # other versions are alike in layers, and often in sizes
+    if file.metadata.get("ss_v2", "") not in ("", family.metadata(None)["ss_v2"]):
+        raise InputError(
+            f"{file.path}: is a slider for another version than {title}: choose one for {title}, or the other version's model."
+        )
+    network = stored_settings(file.metadata)
+    if network is None:
+        raise InputError(
+            f"{file.path}: was not made by this trainer, because its metadata lack the network's settings: choose another slider, "
+            "or convert it with convert_slider.py."
+        )
+    return network
+
+
+def stored_settings(metadata: dict[str, str]) -> Network | None:
+    """The settings of `network` in a slider's metadata, None for a file of another program."""
+    with suppress(KeyError, TypeError, ValueError):
+        return Network.model_validate(json.loads(metadata["sliders.config"])["network"])
+    return None
+
+
+def _values(file: WeightFile) -> dict[str, Tensor]:
+    tensors = file.read_all()
+    check_values(file.path, tensors.items())
     return tensors
 
 
@@ -139,41 +218,14 @@ def _check_shapes(path: Path, shapes: dict[str, tuple[int, ...]], network: Adapt
             )
 
 
-def slider_layers(path: Path, family: Family) -> Network:
-    """Reads a slider's network settings from its metadata. Raises InputError for a file that is not from this trainer."""
-    file = open_slider_file(path)
-    modules, metadata = {key.partition(".")[0] for key in file.stored}, file.metadata
-    unknown = modules - family.file_keys()
-    if unknown or not modules:
-        raise InputError(
-            f"{path}: is not a slider for {family.facts.title} (its layers are named like {min(unknown, default='nothing')}): "
-            f"choose one for {family.facts.title}; convert_slider.py converts sliders of the original trainers."
-        )
-    if metadata.get("ss_v2", "") not in ("", family.metadata(None)["ss_v2"]):  # alike in layers, and often in sizes
-        raise InputError(
-            f"{path}: is a slider for another version than {family.facts.title}: choose one for {family.facts.title}, or the "
-            "other version's model."
-        )
-    try:
-        return Network.model_validate(json.loads(metadata["sliders.config"])["network"])
-    except (KeyError, ValueError) as error:
-        raise InputError(
-            f"{path}: was not made by this trainer, because its metadata lack the network's settings: choose another slider, or "
-            "convert it with convert_slider.py."
-        ) from error
-
-
-def check_slider(path: Path, unet: nn.Module, family: Family) -> dict[str, str]:
-    """Checks that a slider fits the model, and returns its metadata. `unet` may be on the meta device, without weights.
-
-    Raises InputError for a file that is not a slider, is for another model family or a model of other sizes, or has values
-    that are not finite.
-    """
-    file = open_slider_file(path)
-    shapes = {key: stored.shape for key, stored in file.stored.items()}
-    check_fit(path, shapes, unet, slider_layers(path, family), family)
-    read_slider(path)
-    return file.metadata
+def check_fit(
+    path: Path, shapes: dict[str, tuple[int, ...]], unet: nn.Module, settings: Network, family: Family
+) -> None:
+    """Raises InputError, naming `path`, unless {key: shape} are those of a network of `settings` on `unet`."""
+    with torch.device("meta"):
+        network = AdaptorNetwork(unet, settings)
+    network.remove()
+    _check_shapes(path, shapes, network, family)
 
 
 def not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
@@ -190,31 +242,3 @@ def check_values(path: Path, tensors: Iterable[tuple[str, Tensor]]) -> None:
             f"{path}: {key} contains NaN or infinite values, with which every picture is black: get an undamaged file, or train it "
             "again with a lower train.lr."
         )
-
-
-def changes_nothing(path: Path, family: Family) -> bool:
-    """Whether a slider that `check_slider` accepts adds nothing to any layer, like one that was never trained."""
-    algorithm = ALGORITHMS[slider_layers(path, family).algo]
-    return all(algorithm.is_zero(parts) for parts in by_module(read_slider(path)).values())
-
-
-def check_fit(
-    path: Path, shapes: dict[str, tuple[int, ...]], unet: nn.Module, settings: Network, family: Family
-) -> None:
-    """Raises InputError, naming `path`, unless {key: shape} are those of a network of `settings` on `unet`."""
-    with torch.device("meta"):
-        network = AdaptorNetwork(unet, settings)
-    network.remove()
-    _check_shapes(path, shapes, network, family)
-
-
-def open_slider(path: Path, unet: nn.Module, family: Family) -> AdaptorNetwork:
-    """Attaches a slider to `unet`, with the settings in its metadata. Raises InputError if it does not fit."""
-    network = AdaptorNetwork(unet, slider_layers(path, family))
-    load_slider(path, network, family)
-    return network
-
-
-def open_slider_file(path: Path) -> WeightFile:
-    """The file's keys, shapes and metadata. Raises InputError."""
-    return open_weights(path, f"{path}:")

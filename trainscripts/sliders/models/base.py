@@ -105,6 +105,14 @@ class Model(ABC):
         """Returns the prediction [B, c, h, w] float32 for noisy [B, c, h, w] float32 and timesteps [B] int64."""
 
     @abstractmethod
+    def check_sampling(self, place: str, remedy: str | None) -> None:
+        """Raises InputError, naming `place` and the remedy, if `scheduler` cannot make pictures; remedy None: it need not."""
+
+    @abstractmethod
+    def use_sampler(self, name: str) -> None:
+        """Replaces `scheduler` by a sampler, a key of schema.SAMPLERS."""
+
+    @abstractmethod
     def sample_latents(
         self, prompts: Sequence[PromptEmbeds], negative: PromptEmbeds, noise: Tensor, generators: list[torch.Generator],
         steps: int, guidance: float, after_step: AfterStep,

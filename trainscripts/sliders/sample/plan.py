@@ -1,6 +1,5 @@
 """Checks everything about a sampling run that can be checked before weights are loaded."""
 
-import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ from pydantic import TypeAdapter
 from sliders.compute.device import is_gpu_missing, torch_device, why_no_gpu
 from sliders.config.schema import Data
 from sliders.data.dataset import ScaleFolders
-from sliders.formats.slider_file import changes_nothing, check_slider
+from sliders.formats.slider_file import Slider, check_slider
 from sliders.models import Family, find_family
 from sliders.report.learned_measures import check_lpips
 from sliders.report.page import multiplier_label
@@ -53,9 +52,10 @@ def make_plan(settings: SampleSettings) -> Plan:
     known = known_sliders(settings)
     first = settings.slider[0]
     denoiser = family.weightless_denoiser(settings.model.name_or_path)
-    metadata = {p.stem: check_slider(p, denoiser, family) for p in settings.slider}
-    folders = _folders_of_card(settings, metadata[first.stem], family) if settings.card is not None else None
-    groups = [g for prompt in settings.prompt for g in _groups(prompt, settings, metadata[first.stem])]
+    checked = {p.stem: check_slider(p, denoiser, family) for p in settings.slider}
+    metadata = checked[first.stem].metadata
+    folders = _folders_of_card(settings, metadata, family) if settings.card is not None else None
+    groups = [g for prompt in settings.prompt for g in _groups(prompt, settings, metadata)]
     added: tuple[float, ...] = ()
     if folders is not None:
         groups, added = _for_card(groups, first.stem, folders.scales)
@@ -66,16 +66,17 @@ def make_plan(settings: SampleSettings) -> Plan:
                 f"--prompt: <lora:{name}:…> does not name a known slider: use {either(sorted(known)[:8])}, "
                 "or add its file with --slider or its folder with --lora_dir."
             )
-        if name not in metadata:
-            metadata[name] = check_slider(known[name], denoiser, family)
+        if name not in checked:
+            checked[name] = check_slider(known[name], denoiser, family)
     count = sum(len(g.multipliers) for g in groups) * len(settings.seeds)
     if count > MAX_PICTURES:
         raise InputError(f"--prompt: {count} pictures exceed the limit {MAX_PICTURES}: use fewer prompts or --seeds.")
-    hashes = {name: metadata[name].get("sshs_model_hash") or _tensor_hash(known[name]) for name in named}
-    sampling = _sampling(settings, metadata[first.stem], device, family)
-    sliders = {name: known[name] for name in named}
-    notes = (*_notes(settings, family, groups), *_notes_on_sliders(sliders, family, first, added))
-    return Plan(family, tuple(dict.fromkeys(groups)), sliders, hashes, sampling, device, notes, folders)
+    shown = {name: checked[name] for name in named}
+    paths = {name: slider.path for name, slider in shown.items()}
+    hashes = {name: slider.model_hash for name, slider in shown.items()}
+    sampling = _sampling(settings, metadata, device, family)
+    notes = (*_notes(settings, family, groups), *_notes_on_sliders(shown, first, added))
+    return Plan(family, tuple(dict.fromkeys(groups)), paths, hashes, sampling, device, notes, folders)
 
 
 def _folders_of_card(settings: SampleSettings, metadata: dict[str, str], family: Family) -> ScaleFolders:
@@ -120,13 +121,13 @@ def _notes(settings: SampleSettings, family: Family, groups: list[Group]) -> Ite
         yield f"prompt weights, schedules, BREAK and AND are read as plain text here, unlike in a web UI: {shown}."
 
 
-def _notes_on_sliders(sliders: dict[str, Path], family: Family, first: Path, added: tuple[float, ...]) -> Iterator[str]:
+def _notes_on_sliders(sliders: dict[str, Slider], first: Path, added: tuple[float, ...]) -> Iterator[str]:
     if added:
         shown = ", ".join(map(multiplier_label, added))
         yield f"{shown} is added to the multipliers, because the report card needs all at which {first.stem} was trained."
-    for name, path in sliders.items():
-        if changes_nothing(path, family):
-            yield f"{path} changes nothing, because all its weights are zero: its pictures are those of {name} at 0."
+    for name, slider in sliders.items():
+        if slider.changes_nothing:
+            yield f"{slider.path} changes nothing, because all its weights are zero: its pictures are those of {name} at 0."
 
 
 def known_sliders(settings: SampleSettings) -> dict[str, Path]:
@@ -193,9 +194,3 @@ def _sampling(settings: SampleSettings, metadata: dict[str, str], device: str, f
         from_step=settings.from_step,
         batch_size=settings.batch_size or rows_within(pixels_per_batch(device), width, height),
     )
-
-
-def _tensor_hash(path: Path) -> str:
-    """SHA-256 of a .safetensors file without its header, which is how A1111 hashes LoRAs."""
-    raw = path.read_bytes()
-    return hashlib.sha256(raw[8 + int.from_bytes(raw[:8], "little") :]).hexdigest()

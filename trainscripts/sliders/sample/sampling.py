@@ -3,28 +3,18 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import diffusers
 import torch
-from diffusers import SchedulerMixin
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from sliders.adaptors.network import AdaptorNetwork
 from sliders.compute.patches import unpatch
-from sliders.config.schema import SAMPLERS
 from sliders.models.base import AfterStep, Model, PromptEmbeds
-from sliders.models.objective import EPSILON, V_PREDICTION
 from sliders.sample.captured import CapturedDenoiser
-from sliders.system.errors import InputError
 
 MAX_ROWS = 16
 PIXELS_PER_BATCH = 4 * 1024**2  # what a 24 GB card can sample at once, with guidance
 CARD_24_GB = 22 * 2**30  # bytes; such cards report a little less than 24 GiB
-
-MODEL_OPTIONS = (  # scheduler options that belong to the model, not to the sampler
-    "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr",
-    "prediction_type", "timestep_spacing", "steps_offset",
-)  # fmt: skip
 
 
 def pixels_per_batch(device: str) -> int:
@@ -72,39 +62,6 @@ class Row:
     multipliers: tuple[float, ...]  # one per network
 
 
-def check_scheduler(scheduler: SchedulerMixin, place: str, remedy: str | None) -> None:
-    """Raises InputError, naming `place`, for the scheduler of a model that pictures cannot be sampled from.
-
-    remedy: what to do about one that is not for noise of this kind, given by betas, or not for making pictures. None: another
-    one takes its place, so that only what the model predicts must be known.
-    """
-    config, name = scheduler.config, type(scheduler).__name__
-    predicted = config.get("prediction_type", EPSILON)
-    if predicted not in (EPSILON, V_PREDICTION):
-        raise InputError(
-            f"{place}: the model's own scheduler, {name}, says that the model predicts {predicted}, neither noise nor v: choose another "
-            "model."
-        )
-    others = any(word in name for word in ("Flow", "Inverse", "RePaint"))
-    foreign = others or "beta_start" not in config or config.get("use_flow_sigmas")
-    if foreign and remedy is not None:
-        raise InputError(
-            f"{place}: the model's own scheduler, {name}, cannot sample from this kind of model: {remedy}."
-        )
-
-
-def use_sampler(model: Model, name: str | None) -> None:
-    """Replaces the model's scheduler by the sampler `name`, or keeps it for None.
-
-    Only MODEL_OPTIONS are taken over: any other inherited option could turn the sampler into a different one.
-    """
-    if name is None:
-        return
-    cls, options, _ = SAMPLERS[name]
-    own = {key: value for key, value in model.scheduler.config.items() if key in MODEL_OPTIONS}
-    model.scheduler = getattr(diffusers, cls).from_config(own, **options)
-
-
 @torch.no_grad()
 def sample(
     model: Model, networks: Sequence[AdaptorNetwork], rows: Sequence[Row], negative: PromptEmbeds, sampling: Sampling
@@ -115,7 +72,8 @@ def sample(
     networks must be attached to `model.denoiser`; they keep the multipliers of the last batch. Raises torch.OutOfMemoryError
     if a single row does not fit.
     """
-    use_sampler(model, sampling.sampler)
+    if sampling.sampler:
+        model.use_sampler(sampling.sampler)
     at_once, start = sampling.batch_size, 0
     black: list[Row] = []
     with CapturedDenoiser(model.denoiser, networks, sampling.cuda_graph and can_capture(model.denoiser)) as graphs:

@@ -15,7 +15,7 @@ from sliders.formats.slider_file import open_slider
 from sliders.report.card import Card
 from sliders.report.yardstick import Yardstick
 from sliders.sample.plan import Plan
-from sliders.sample.sampling import Row, check_scheduler, sample
+from sliders.sample.sampling import Row, sample
 from sliders.sample.settings import SampleSettings
 from sliders.sample.templates import Group
 from sliders.system.progress import now
@@ -31,9 +31,7 @@ class Studio:
         precision = settings.precision or ("float16" if device.startswith("cuda") else "float32")
         now("loading the model")
         model = self.model = plan.family.load(settings.model, DTYPES[precision])
-        check_scheduler(
-            model.scheduler, "--model", None if settings.sampler else f"add --sampler, such as {next(iter(SAMPLERS))}"
-        )
+        model.check_sampling("--model", None if settings.sampler else f"add --sampler, such as {next(iter(SAMPLERS))}")
         texts = dict.fromkeys(group.text for plan in plans for group in plan.groups)
         self._embeds = model.encode_prompts([settings.negative, "", *texts], device)
         model.free_text_encoders()

@@ -2,10 +2,12 @@
 
 import os
 import re
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from tqdm import tqdm
 
@@ -70,6 +72,12 @@ def why_not_read(path: Path, error: OSError) -> str:
         return reason
 
 
+def is_missing(path: Path, error: OSError) -> bool:
+    """Whether reading failed because nothing is there, not even a link that leads nowhere."""
+    # that of pathlib raises if a folder above cannot be read
+    return isinstance(error, FileNotFoundError) and not os.path.islink(path)  # noqa: PTH114
+
+
 def cannot_be_read(path: Path, error: OSError) -> str:
     """`cannot be read (reason): check …`, for a file of weights."""
     memory = ", and the size of the paging file" if WINDOWS else ""  # not verified on Windows
@@ -97,6 +105,20 @@ def check_folder(path: Path, place: str, remedy: str, longest: str = "") -> None
         raise InputError(
             f"{place}: paths there would have {length} characters, Windows allows {LONGEST_PATH}: {remedy}, a shorter one."
         )
+
+
+@contextmanager
+def readable(path: Path, place: str) -> Iterator[BinaryIO]:
+    """Opens a file, links followed. Raises InputError, with the system's reason, if that is none or cannot be read."""
+    try:
+        kind = path.stat().st_mode
+        if not stat.S_ISREG(kind):  # opening a pipe would wait for its other end
+            what = "a folder" if stat.S_ISDIR(kind) else "a pipe or a device"
+            raise InputError(f"{place} is {what}, not a file: check the path.")
+        with path.open("rb") as file:
+            yield file
+    except OSError as error:
+        raise InputError(f"{place} {cannot_be_read(path, error)}.") from error
 
 
 def check_listable(path: Path, place: str) -> None:

@@ -5,11 +5,11 @@ Each function takes a place, the beginning of the sentence if a file is refused:
 
 import json
 import os
-import stat
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from safetensors import safe_open
@@ -17,7 +17,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from sliders.system.errors import InputError, first_line
-from sliders.system.files import cannot_be_read
+from sliders.system.files import readable
 
 DTYPES = {  # names in .safetensors files
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -38,15 +38,23 @@ class Stored:
     shape: tuple[int, ...]
 
 
+@dataclass(frozen=True, eq=False)
 class WeightFile:
-    """The keys of a file with dtypes and shapes, its metadata, and on request its weights."""
+    """What is in a file without its weights, and how to read those."""
 
-    def __init__(
-        self, path: Path, stored: dict[str, Stored], metadata: dict[str, str],
-        read: Callable[[Iterable[str]], dict[str, Tensor]], mapped: bool,
-    ):  # fmt: skip
-        """mapped: whether the weights that `read` returns are pages of the file, which need no memory of their own."""
-        self.path, self.stored, self.metadata, self.read, self.mapped = path, stored, metadata, read, mapped
+    path: Path
+    stored: dict[str, Stored]
+    metadata: dict[str, str]
+    read: Callable[[Iterable[str]], dict[str, Tensor]]
+    mapped: bool  # whether the weights that `read` returns are pages of the file, which need no memory of their own
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {key: stored.shape for key, stored in self.stored.items()}
+
+    def read_all(self) -> dict[str, Tensor]:
+        """For small files: in memory of its own, because Windows could not replace a mapped file (not verified there)."""
+        return {key: tensor.clone() for key, tensor in self.read(self.stored).items()}
 
 
 def open_weights(path: Path, place: str) -> WeightFile:
@@ -54,47 +62,14 @@ def open_weights(path: Path, place: str) -> WeightFile:
 
     Raises InputError with the reason for everything else: what cannot be read, is cut off or of another format.
     """
-    check_readable(path, place)
-    size = path.stat().st_size
-    try:
-        with path.open("rb") as file:
-            start = file.read(512)
-    except OSError as error:
-        raise InputError(f"{place} {cannot_be_read(path, error)}.") from error
-    # first, because the length that it begins with may look like the others' first bytes
-    if len(start) > 8 and start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= LARGEST_HEADER:
-        return _safetensors_file(path, place, size)
+    with readable(path, place) as file:
+        start = file.read(512)
+        # first, because the length that it begins with may look like the others' first bytes
+        if len(start) > 8 and start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= LARGEST_HEADER:
+            return _safetensors_file(path, file, place)
     if start.startswith(ZIP) or start[:1] == PICKLE:
         return _torch_file(path, place)
     raise InputError(f"{place} {_other_content(path, start)}.")
-
-
-def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """All tensors and the metadata of a small file, in memory of their own: Windows could not replace a mapped file.
-
-    Raises InputError. (Not verified on Windows.)
-    """
-    file = open_weights(path, f"{path}:")
-    return {key: tensor.clone() for key, tensor in file.read(file.stored).items()}, file.metadata
-
-
-def check_readable(path: Path, place: str) -> None:
-    """Raises InputError with the system's reason unless `path`, links followed, is a file that can be opened."""
-    try:
-        kind = path.stat().st_mode
-        if stat.S_ISDIR(kind):
-            raise InputError(f"{place} is a folder, not a file: check the path.")
-        if not stat.S_ISREG(kind):
-            raise InputError(f"{place} is a pipe or a device, not a file: check the path.")
-        with path.open("rb"):
-            pass
-    except OSError as error:
-        raise InputError(f"{place} {cannot_be_read(path, error)}.") from error
-
-
-def is_link(path: Path) -> bool:
-    """False also where the system does not say."""
-    return os.path.islink(path)  # noqa: PTH114 - that of pathlib raises if a folder above cannot be read
 
 
 def _other_content(path: Path, start: bytes) -> str:
@@ -112,10 +87,11 @@ def _other_content(path: Path, start: bytes) -> str:
     return f"is neither a .safetensors file nor a checkpoint of torch's: choose another file, or {AGAIN}"
 
 
-def _safetensors_file(path: Path, place: str, size: int) -> WeightFile:
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = file.read(length)
+def _safetensors_file(path: Path, file: BinaryIO, place: str) -> WeightFile:
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    length = int.from_bytes(file.read(8), "little")
+    header = file.read(length)
     if len(header) < length:
         raise InputError(f"{place} is cut off within its header: {AGAIN}.")
     try:
@@ -133,10 +109,9 @@ def _safetensors_file(path: Path, place: str, size: int) -> WeightFile:
         if size > needed:  # some programs fill up the last block, which the library refuses
             whole = load(path.read_bytes()[:needed])
             return {key: whole[key] for key in keys}
-        with safe_open(
-            path, framework="pt"
-        ) as file:  # each a mapping of its own, whose pages can go before others come
-            return {key: file.get_tensor(key) for key in keys}
+        # each a mapping of its own, whose pages can go before others come
+        with safe_open(path, framework="pt") as mapping:
+            return {key: mapping.get_tensor(key) for key in keys}
 
     try:
         if size == needed:

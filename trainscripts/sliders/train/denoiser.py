@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from sliders.adaptors.network import AdaptorNetwork
-from sliders.data.batch import Batch
+from sliders.data.contract import Batch
 from sliders.models.base import Conditioning, Model
 from sliders.models.objective import Objective
 

@@ -8,7 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from sliders.data.batch import Batch, ImageBatch
+from sliders.data.batch import ImageBatch
+from sliders.data.contract import Batch
 from sliders.data.text import TextBatch
 from sliders.models.objective import per_row
 from sliders.train.denoiser import AdaptedDenoiser

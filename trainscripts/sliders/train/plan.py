@@ -15,7 +15,8 @@ from sliders.compute.quantization import check_quantization
 from sliders.config.optimizers import OPTIMIZERS
 from sliders.config.prompts import PromptSet
 from sliders.config.schema import Network, Settings
-from sliders.data.sources import SOURCES, Checked
+from sliders.data.contract import Checked
+from sliders.data.sources import SOURCES
 from sliders.data.timesteps import allowed_timesteps
 from sliders.fast.attention import check_attention
 from sliders.fast.compilation import check_compilation

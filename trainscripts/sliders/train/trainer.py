@@ -14,7 +14,8 @@ from sliders.adaptors.flat_weights import FlatWeights
 from sliders.adaptors.network import AdaptorNetwork
 from sliders.compute.device import DTYPES, place, use_device
 from sliders.compute.quantization import quantize
-from sliders.data.sources import SOURCES, Source
+from sliders.data.contract import Steps
+from sliders.data.sources import SOURCES
 from sliders.fast.attention import attend_with, set_attention
 from sliders.fast.compilation import compile_denoiser
 from sliders.fast.path import FastPath
@@ -70,24 +71,25 @@ class Trainer:
             now("loading the model")
         self.model = model or plan.family.load(settings.pretrained_model, DTYPES[settings.train.precision])
         self.outputs.know_model(self.model)
-        source = SOURCES[settings.data.kind](settings, data, plan.timesteps, self.device, self.processes)
         with during(ENCODING):
-            self.embeds = self._encode(source)
+            source = SOURCES[settings.data.kind].source(
+                settings, data, self.model, plan.timesteps, self.device, self.processes
+            )
+            self.embeds = self._encode([*source.texts, "", *settings.preview.prompts])
         with during(PLACING):
             self.network = self._adapt()
         self.weights = self._speed_up()
         self.learner = Learner(settings.train, self.weights, self.device)
         self.watch = Watch(data, self.weights.master, settings.train.skip_nonfinite)
-        self.step = self._make_step(source)
+        self.step = self._make_step(source.steps(self.network, self.embeds))
         self.previews: Previews | None = None
         if settings.preview.prompts and self.processes.first:
             self.previews = Previews(settings, data, self.model, self.network, self.embeds, self.device)
 
-    def _encode(self, source: Source) -> dict[str, PromptEmbeds]:
-        """Encode images and prompts once; VAE and text encoders then leave the device."""
-        texts = source.encode(self.model)
+    def _encode(self, prompts: list[str]) -> dict[str, PromptEmbeds]:
+        """Encodes each prompt once; the text encoders then leave the device."""
         now("encoding the prompts")
-        embeds = self.model.encode_prompts([*texts, *self.settings.preview.prompts], self.device)
+        embeds = self.model.encode_prompts(prompts, self.device)
         self.model.free_text_encoders()
         self.model.objective = self.model.objective.to(self.device)
         return embeds
@@ -114,13 +116,12 @@ class Trainer:
         compile_denoiser(denoiser, other.torch_compile, architecture_of(denoiser).compiled)
         return FlatWeights(self.network)
 
-    def _make_step(self, source: Source) -> Step:
+    def _make_step(self, steps: Steps) -> Step:
         settings, device = self.settings, self.model.denoiser.device
-        draw, make_batch, timesteps = source.start(self.model, self.network, self.embeds)
         loss = LOSSES[settings.data.kind][settings.train.loss]
-        denoiser, table = AdaptedDenoiser(self.model, self.network), timesteps.weight_table()
+        denoiser, table = AdaptedDenoiser(self.model, self.network), steps.timesteps.weight_table()
         step = Step(
-            settings.train, draw, make_batch, loss, denoiser, self.weights, self.learner, self.processes,
+            settings.train, steps.draw, steps.make_batch, loss, denoiser, self.weights, self.learner, self.processes,
             None if table is None else torch.tensor(table, device=device), settings.other.torch_amp,
         )  # fmt: skip
         if device.type == "cuda" and settings.other.cuda_graph != "off":
@@ -137,7 +138,7 @@ class Trainer:
         Raises Stopped after a signal, NonFiniteError, and InputError if the last slider cannot be written.
         """
         interrupts = interrupts or Interrupts()
-        journal = Journal(self.read, self.data.scale_of)
+        journal = Journal(self.read)
         self.processes.check_equal(self.outputs.identity, "the model, the images or the settings are")
         self._check_equal()
         self.outputs.begin(self.done)

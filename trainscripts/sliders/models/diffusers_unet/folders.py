@@ -13,8 +13,8 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIs
 from torch import Tensor
 
 from sliders.system.errors import InputError, first_line
-from sliders.system.files import cannot_be_read
-from sliders.system.weight_files import Stored, WeightFile, is_link, open_weights
+from sliders.system.files import cannot_be_read, is_missing
+from sliders.system.weight_files import Stored, WeightFile, open_weights
 
 TINY = "tiny"  # instead of a name: a small model with random weights
 PARTS = {"unet": "UNet", "vae": "VAE", "text_encoder": "text encoder", "text_encoder_2": "second text encoder"}
@@ -66,7 +66,7 @@ def read_json(path: Path, place: str) -> dict:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        if isinstance(error, FileNotFoundError) and not is_link(path):
+        if is_missing(path, error):
             raise InputError(f"{place} contains no readable {name}: use a {whole}.") from error
         raise InputError(f"{place}: {name} {cannot_be_read(path, error)}.") from error
     except ValueError as error:

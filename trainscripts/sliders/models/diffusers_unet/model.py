@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from sliders.compute.device import place
 from sliders.models.base import AfterStep, Facts, Model, PromptEmbeds, fingerprint
+from sliders.models.diffusers_unet.samplers import as_sampler, check_scheduler
 from sliders.models.objective import Objective
 
 
@@ -81,6 +82,12 @@ class PipelineModel(Model):
     def free_text_encoders(self) -> None:
         for name in self.encoders:
             setattr(self.pipe, name, None)
+
+    def check_sampling(self, place: str, remedy: str | None) -> None:
+        check_scheduler(self.scheduler, place, remedy)
+
+    def use_sampler(self, name: str) -> None:
+        self.scheduler = as_sampler(self.scheduler, name)
 
     def _prompt_inputs(self, prompts: Sequence[PromptEmbeds], negative: PromptEmbeds) -> dict[str, Tensor]:
         """The pipeline's inputs for these prompts, one per row."""

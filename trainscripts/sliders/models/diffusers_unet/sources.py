@@ -27,8 +27,8 @@ from sliders.models.diffusers_unet.narrow import build_scheduler
 from sliders.models.diffusers_unet.noise import Statement
 from sliders.models.diffusers_unet.weightless import shapes_of
 from sliders.system.errors import InputError, first_line
-from sliders.system.files import cannot_be_read
-from sliders.system.weight_files import is_link, open_weights
+from sliders.system.files import cannot_be_read, is_missing
+from sliders.system.weight_files import open_weights
 
 SUFFIXES = (".safetensors", ".ckpt")
 HUB_ID = r"[A-Za-z0-9][\w.-]*/[\w.-]+"
@@ -71,7 +71,7 @@ def check_source(settings: PretrainedModel, wanted: Kind, base: Mapping[str, Map
     try:
         is_folder = stat.S_ISDIR(path.stat().st_mode)
     except OSError as error:
-        if not _is_missing(path, error) or path.suffix.lower() in SUFFIXES:
+        if not is_missing(path, error) or path.suffix.lower() in SUFFIXES:
             raise InputError(f"{place} {cannot_be_read(path, error)}.") from error
         if re.fullmatch(HUB_ID, name):
             return None
@@ -82,10 +82,6 @@ def check_source(settings: PretrainedModel, wanted: Kind, base: Mapping[str, Map
     source = inspect_folder(path, place, wanted) if is_folder else inspect_file(path, place, wanted, json_files, base)
     noise.find_noise(settings, source.scheduler, source.own, source.statement, place)
     return source
-
-
-def _is_missing(path: Path, error: OSError) -> bool:
-    return isinstance(error, FileNotFoundError) and not is_link(path)
 
 
 def _json_files(settings: PretrainedModel, wanted: Kind) -> Path | None:
