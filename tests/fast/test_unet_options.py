@@ -1,7 +1,6 @@
 """Options that change how the UNet computes must not change its results or the names of its modules."""
 
 import sys
-import threading
 import types
 import weakref
 
@@ -11,7 +10,7 @@ from diffusers.models.attention_processor import Attention
 from networks import random_inputs, random_network, unet_output
 from sliders.adaptors import ALGORITHMS
 from sliders.compute import quantization
-from sliders.compute.device import place, wake
+from sliders.compute.device import place
 from sliders.compute.quantization import BYTE, ByteLinear, quantize
 from sliders.config.schema import Other
 from sliders.fast.attention import HALF_ONLY, SDPA, attend_with, check_capability, set_attention
@@ -118,14 +117,6 @@ def test_compilation_changes_no_names_and_no_results(algo):
     assert not torch.allclose(
         unet_output(unet), wanted, atol=1e-3
     )  # multipliers are not constants of the compiled code
-
-
-@pytest.mark.parametrize("name", ["cpu", "0", "999", "mps"])
-def test_a_device_that_cannot_be_woken_is_left_to_be_found_later(name, monkeypatch):
-    failures = []
-    monkeypatch.setattr(threading, "excepthook", failures.append)
-    wake(name).join()
-    assert failures == []
 
 
 def test_compilation_is_refused_without_a_compiler(monkeypatch, tmp_path):

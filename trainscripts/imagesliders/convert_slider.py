@@ -15,7 +15,7 @@ from sliders.config.schema import PretrainedModel
 from sliders.system.command import command
 from sliders.system.errors import InputError, places_renamed
 from sliders.system.files import check_folder
-from sliders.system.imports import quick_imports
+from sliders.system.progress import importing_libraries
 
 REVERSE_NOTE = (
     "--reverse restores the slider's direction. If all scales it was trained with were positive, it does not restore its "
@@ -68,10 +68,10 @@ def main(argv: list[str]) -> None:
         raise InputError(f"--out: {out} already exists: choose another name, or add --overwrite.")
     check_folder(out.parent, "--out", "choose another --out", out.name)
     # imports torch, which --help and a mistyped flag need not wait for
-    with quick_imports(None):
-        from sliders.formats.cards import calibrate
-        from sliders.formats.conversion import convert
-        from sliders.models import FAMILIES, find_family
+    importing_libraries()
+    from sliders.formats.cards import calibrate
+    from sliders.formats.conversion import convert
+    from sliders.models import FAMILIES, find_family
 
     name, v2 = VERSIONS[flags.family]
     model = PretrainedModel(name_or_path=flags.model or FAMILIES[name].facts.example, v2=v2)
