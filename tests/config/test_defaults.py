@@ -5,6 +5,7 @@ import re
 import pytest
 import yaml
 from conftest import SCRIPTS, make_scale_folders, write_yaml
+from experiments import UPSTREAM_BLOCK
 from sliders.config import schema
 from sliders.config.flags import DEFAULT_FOLDERS, DEFAULT_SCALES, USUAL_MODELS, build_parser, build_text_parser
 from sliders.config.settings import FLAG_TO_KEY, USUAL_PROMPTS, load_settings, load_text_settings
@@ -12,32 +13,6 @@ from sliders.models import FAMILIES, find_family
 from sliders.sample.settings import build_comparison_parser
 from sliders.sample.settings import build_parser as build_sample_parser
 from sliders.system.errors import InputError
-
-BLOCK = """
-network:
-  type: "c3lier"
-  rank: 4
-  alpha: 1.0
-  training_method: "noxattn"
-train:
-  precision: "bfloat16"
-  noise_scheduler: "ddim"
-  iterations: 1000
-  lr: 0.0002
-  optimizer: "AdamW"
-  lr_scheduler: "constant"
-  max_denoising_steps: 50
-save:
-  name: "temp"
-  path: "./models"
-  per_steps: 500
-  precision: "bfloat16"
-logging:
-  use_wandb: false
-  verbose: false
-other:
-  use_xformers: true
-"""
 
 
 def argv_of(tmp_path, text, *flags):
@@ -50,12 +25,10 @@ def argv_of(tmp_path, text, *flags):
     ]
 
 
-@pytest.mark.parametrize(
-    "text", [BLOCK, BLOCK + "pretrained_model:\nprompts_file:\n", BLOCK + "pretrained_model: {name_or_path: ~}\n"]
-)
+@pytest.mark.parametrize("more", ["", "pretrained_model:\nprompts_file:\n", "pretrained_model: {name_or_path: ~}\n"])
 @pytest.mark.parametrize(("family", "size"), [("sdxl", 1024), ("sd", 512)])
-def test_the_originals_config_block_alone_is_an_experiment(tmp_path, family, size, text):
-    (settings,), _ = load_settings(argv_of(tmp_path, text), family)
+def test_the_originals_config_block_alone_is_an_experiment(tmp_path, family, size, more):
+    (settings,), _ = load_settings(argv_of(tmp_path, UPSTREAM_BLOCK + more), family)
     assert settings.pretrained_model.name_or_path == USUAL_MODELS[family]
     (prompts,) = settings.prompts
     assert (prompts.target, prompts.positive, prompts.neutral, prompts.resolution) == ("", "", "", size)
@@ -69,7 +42,7 @@ def test_the_originals_config_block_alone_is_an_experiment(tmp_path, family, siz
 def test_the_plan_says_what_was_assumed(tmp_path, train_main, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     make_scale_folders(tmp_path / "data")
-    assert train_main(argv_of(tmp_path, BLOCK, "--device", "cpu", "--dry_run", "--resolution", "64")) == 0
+    assert train_main(argv_of(tmp_path, UPSTREAM_BLOCK, "--device", "cpu", "--dry_run", "--resolution", "64")) == 0
     out = capsys.readouterr().out
     assert "note: pretrained_model.name_or_path is not given, so it is stabilityai/stable-diffusion-xl-base-1.0" in out
     assert "note: prompts_file is not given, so each image is trained at 64 px with its caption" in out
@@ -77,22 +50,22 @@ def test_the_plan_says_what_was_assumed(tmp_path, train_main, capsys, monkeypatc
 
 def test_flags_and_yaml_go_before_what_would_be_assumed(tmp_path):
     write_yaml(tmp_path / "mine.yaml", [{"target": "mine"}])
-    text = BLOCK + "pretrained_model: {name_or_path: tiny}\nprompts_file: mine.yaml\n"
+    text = UPSTREAM_BLOCK + "pretrained_model: {name_or_path: tiny}\nprompts_file: mine.yaml\n"
     (settings,), _ = load_settings(argv_of(tmp_path, text))
     assert (settings.pretrained_model.name_or_path, settings.prompts[0].target) == ("tiny", "mine")
     flags = ["--model", "tiny", "--prompts_file", str(tmp_path / "mine.yaml"), "--batch_size", "3"]
-    (flagged,), _ = load_settings(argv_of(tmp_path, BLOCK, *flags))
+    (flagged,), _ = load_settings(argv_of(tmp_path, UPSTREAM_BLOCK, *flags))
     assert (flagged.pretrained_model.name_or_path, flagged.prompts[0].target) == ("tiny", "mine")
     assert not [n for n in (*settings.notes, *flagged.notes) if "is not given" in n]
-    (sized,), _ = load_settings(argv_of(tmp_path, BLOCK, "--resolution", "768", "--batch_size", "3"))
+    (sized,), _ = load_settings(argv_of(tmp_path, UPSTREAM_BLOCK, "--resolution", "768", "--batch_size", "3"))
     assert (sized.prompts[0].resolution, sized.prompts[0].batch_size) == (768, 3)
 
 
 def test_stable_diffusion_2_and_text_sliders_have_defaults_of_their_own(tmp_path):
-    (settings,), _ = load_settings(argv_of(tmp_path, BLOCK + "pretrained_model: {v2: true}"), "sd")
+    (settings,), _ = load_settings(argv_of(tmp_path, UPSTREAM_BLOCK + "pretrained_model: {v2: true}"), "sd")
     assert settings.pretrained_model.name_or_path == USUAL_MODELS["sd2"]
     with pytest.raises(InputError, match="prompts_file is missing: a text slider learns from its prompts"):
-        load_text_settings(argv_of(tmp_path, BLOCK)[:2])
+        load_text_settings(argv_of(tmp_path, UPSTREAM_BLOCK)[:2])
 
 
 def test_the_usual_models_and_prompts_are_those_of_families_and_shipped_files():
