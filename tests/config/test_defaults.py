@@ -7,9 +7,9 @@ import yaml
 from conftest import SCRIPTS, make_scale_folders, write_yaml
 from experiments import UPSTREAM_BLOCK
 from sliders.config import schema
-from sliders.config.flags import DEFAULT_FOLDERS, DEFAULT_SCALES, USUAL_MODELS, build_parser, build_text_parser
-from sliders.config.settings import FLAG_TO_KEY, USUAL_PROMPTS, load_settings, load_text_settings
-from sliders.models import FAMILIES, find_family
+from sliders.config.families import FAMILIES, SD2, SDXL
+from sliders.config.flags import DEFAULT_FOLDERS, DEFAULT_SCALES, build_parser, build_text_parser
+from sliders.config.settings import FLAG_TO_KEY, load_settings, load_text_settings
 from sliders.sample.settings import build_comparison_parser
 from sliders.sample.settings import build_parser as build_sample_parser
 from sliders.system.errors import InputError
@@ -29,13 +29,13 @@ def argv_of(tmp_path, text, *flags):
 @pytest.mark.parametrize(("family", "size"), [("sdxl", 1024), ("sd", 512)])
 def test_the_originals_config_block_alone_is_an_experiment(tmp_path, family, size, more):
     (settings,), _ = load_settings(argv_of(tmp_path, UPSTREAM_BLOCK + more), family)
-    assert settings.pretrained_model.name_or_path == USUAL_MODELS[family]
+    assert settings.pretrained_model.name_or_path == FAMILIES[family][0].example
     (prompts,) = settings.prompts
     assert (prompts.target, prompts.positive, prompts.neutral, prompts.resolution) == ("", "", "", size)
     assert prompts.texts("a robe") == ("a robe", "a robe") and prompts.texts("") == ("", "")
     assert not prompts.needs_captions and prompts.uses_captions
     model, prompts_note, *rest = sorted(settings.notes, key=lambda note: "pretrained" not in note)
-    assert USUAL_MODELS[family] in model and "--model" in model
+    assert FAMILIES[family][0].example in model and "--model" in model
     assert any("prompts_file is not given" in n and f"{size} px" in n for n in (prompts_note, *rest))
 
 
@@ -63,19 +63,17 @@ def test_flags_and_yaml_go_before_what_would_be_assumed(tmp_path):
 
 def test_stable_diffusion_2_and_text_sliders_have_defaults_of_their_own(tmp_path):
     (settings,), _ = load_settings(argv_of(tmp_path, UPSTREAM_BLOCK + "pretrained_model: {v2: true}"), "sd")
-    assert settings.pretrained_model.name_or_path == USUAL_MODELS["sd2"]
+    assert settings.pretrained_model.name_or_path == SD2.example
     with pytest.raises(InputError, match="prompts_file is missing: a text slider learns from its prompts"):
         load_text_settings(argv_of(tmp_path, UPSTREAM_BLOCK)[:2])
 
 
-def test_the_usual_models_and_prompts_are_those_of_families_and_shipped_files():
-    for name, v2 in (("sdxl", False), ("sd", False), ("sd", True)):
-        example = find_family(name, schema.PretrainedModel(name_or_path="tiny", v2=v2)).facts.example
-        assert USUAL_MODELS[f"{name}2" if v2 else name] == example
-    assert USUAL_PROMPTS.keys() == FAMILIES.keys()
-    for name, ending in schema.FAMILY_ENDINGS.items():
-        (shipped,) = yaml.safe_load((SCRIPTS / "data" / f"prompts{ending}.yaml").read_text(encoding="utf-8"))
-        assert schema.PromptSet(**shipped) == schema.PromptSet(**USUAL_PROMPTS[name])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_usual_prompts_are_the_shipped_ones(tmp_path, family):
+    (settings,), _ = load_settings(argv_of(tmp_path, UPSTREAM_BLOCK), family)
+    shipped = SCRIPTS / "data" / f"prompts{FAMILIES[family][0].ending}.yaml"
+    (given,) = yaml.safe_load(shipped.read_text(encoding="utf-8"))
+    assert settings.prompts[0].model_dump() == schema.PromptSet(**given).model_dump()
 
 
 @pytest.mark.parametrize(
@@ -98,5 +96,5 @@ def test_the_guide_gives_the_defaults_of_all_flags():
             value = schema.Config.model_fields[section].annotation.model_fields[key].default
             value = f"./{value}" if key == "path" else value
             assert f"`{value}`" in defaults[f"--{flag}"], flag
-    assert USUAL_MODELS["sdxl"] in defaults["--model"]
+    assert SDXL.example in defaults["--model"]
     assert DEFAULT_FOLDERS in defaults["--folders"] and DEFAULT_SCALES in defaults["--scales"]

@@ -10,6 +10,7 @@ come nearest to the folders' scales.
 
 import sys
 
+from sliders.config.families import FAMILIES, SD2
 from sliders.config.flags import Parser, number, path, place
 from sliders.config.schema import PretrainedModel
 from sliders.system.command import command
@@ -23,7 +24,8 @@ REVERSE_NOTE = (
 )
 
 
-VERSIONS = {"sdxl": ("sdxl", False), "sd1": ("sd", False), "sd2": ("sd", True)}  # --family → (family, v2)
+# --family → (family, version)
+VERSIONS = {v.webui_version.lower(): (name, v) for name, versions in FAMILIES.items() for v in versions}
 
 
 def build_parser() -> Parser:
@@ -71,10 +73,10 @@ def main(argv: list[str]) -> None:
     importing_libraries()
     from sliders.formats.cards import calibrate
     from sliders.formats.conversion import convert
-    from sliders.models import FAMILIES, find_family
+    from sliders.models import find_family
 
-    name, v2 = VERSIONS[flags.family]
-    model = PretrainedModel(name_or_path=flags.model or FAMILIES[name].facts.example, v2=v2)
+    name, facts = VERSIONS[flags.family]
+    model = PretrainedModel(name_or_path=flags.model or facts.example, v2=facts is SD2)
     family = find_family(name, model)
     with places_renamed({"pretrained_model.name_or_path": "--model"}):
         if flags.model is not None:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from sliders.config.families import DEFAULT_FAMILY
 from sliders.config.fields import (
     Arguments,
     Folder,
@@ -30,8 +31,6 @@ UNSAFE_IN_NAMES = '<>:"/\\|?*'  # A1111 ends a `<lora:…>` at `:` or `>`; Windo
 TRAINING_METHODS = (
     "full", "noxattn", "innoxattn", "selfattn", "xattn", "xattn-strict", "noxattn-hspace", "noxattn-hspace-last",
 )  # fmt: skip
-DEFAULT_FAMILY = "sdxl"
-FAMILY_ENDINGS = {"sdxl": "-xl", "sd": ""}  # {family: how the names of its scripts and example files end}
 DPM_2M = {"algorithm_type": "dpmsolver++", "solver_order": 2, "use_karras_sigmas": False}
 SAMPLERS = {  # name → class in diffusers, the options that make it what the name promises, name in A1111
     "ddim": ("DDIMScheduler", {"clip_sample": False, "set_alpha_to_one": False}, "DDIM"),
