@@ -11,8 +11,8 @@ from pydantic import BaseModel
 
 from sliders.config.families import DEFAULT_FAMILY, FAMILIES
 from sliders.config.fields import DECIMAL
+from sliders.config.migration import ELSEWHERE
 from sliders.config.optimizers import OPTIMIZERS
-from sliders.config.other_trainers import ELSEWHERE
 from sliders.config.paths import expanded
 from sliders.config.prompts import PromptSet
 from sliders.config.schema import TRAINING_METHODS, Network, Save, Train

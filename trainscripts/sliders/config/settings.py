@@ -1,7 +1,6 @@
 """Merges flags and YAML into one frozen `Settings` per slider. Does not import torch, so that errors appear at once."""
 
 import argparse
-import importlib.util
 import os
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from sliders.config.flags import (
     parse_scales,
     parse_text_flags,
 )
+from sliders.config.migration import without_xformers
 from sliders.config.prompts import PromptSet, TextPromptSet, special_token
 from sliders.config.sentences import sentences
 from sliders.config.yaml_file import read_yaml
@@ -151,13 +151,8 @@ def _assume(raw: dict, family: str, notes: list[str]) -> None:
     if isinstance(model, dict) and model.get("name_or_path") is None:
         usual = model["name_or_path"] = FAMILIES[family][-1 if model.get("v2") is True else 0].example
         notes.append(f"pretrained_model.name_or_path is not given, so it is {usual}; --model chooses another.")
-    other = raw.get("other")
-    asks = isinstance(other, dict) and other.get("use_xformers") is True and other.get("attention") is None
-    if asks and importlib.util.find_spec("xformers") is None:
-        other["use_xformers"] = False
-        notes.append(
-            "other.use_xformers: xformers is not installed, so PyTorch's own attention is used, which is as fast."
-        )
+    if note := without_xformers(raw.get("other")):
+        notes.append(note)
 
 
 def _load_prompts(
