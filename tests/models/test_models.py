@@ -8,11 +8,11 @@ import diffusers
 import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
+from narrow_files import save_single_file
 from networks import SDXL_BETAS
 from safetensors.torch import load_file, save_file
 from sliders.compute.device import place
 from sliders.config.schema import PretrainedModel
-from sliders.models.diffusers_unet.single_file import save_single_file
 from sliders.models.schedule import NoiseSchedule
 from sliders.models.sdxl.loading import load_sdxl
 from sliders.models.sdxl.narrow import NarrowSDXL, build_narrow_sdxl
