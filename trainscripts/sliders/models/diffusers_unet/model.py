@@ -8,7 +8,8 @@ from diffusers import DiffusionPipeline, SchedulerMixin
 from torch import Tensor, nn
 
 from sliders.compute.device import place
-from sliders.models.base import AfterStep, Facts, Model, PromptEmbeds, fingerprint
+from sliders.config.families import Facts
+from sliders.models.base import AfterStep, Model, PromptEmbeds, fingerprint
 from sliders.models.diffusers_unet.samplers import as_sampler, check_scheduler
 from sliders.models.objective import Objective
 
