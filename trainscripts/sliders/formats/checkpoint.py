@@ -18,6 +18,7 @@ from torch import Tensor
 from sliders import __version__
 from sliders.config.schema import Settings
 from sliders.data.sources import Checked
+from sliders.formats.metadata import model_name
 from sliders.formats.slider_file import not_finite
 from sliders.system.errors import InputError
 from sliders.system.files import SAME_NAME, remove, written_whole
@@ -38,6 +39,7 @@ class Checkpoint:
 
     path: Path
     header: dict  # as passed to `write_checkpoint`, and `version`
+    start: int  # of the tensors, in bytes
 
     @property
     def step(self) -> int:
@@ -46,10 +48,8 @@ class Checkpoint:
 
     def tensors(self) -> dict:
         """Reads the tensors that were passed to `write_checkpoint`, on the CPU."""
-        raw = memoryview(self.path.read_bytes())
-        start = len(MAGIC) + DIGEST
-        start += LENGTH + int.from_bytes(raw[start : start + LENGTH], "little")
-        return torch.load(io.BytesIO(raw[start:]), map_location="cpu", weights_only=True)
+        raw = memoryview(self.path.read_bytes())[self.start :]
+        return torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
 
     def check_values(self) -> None:
         """Raises InputError if a weight, or what the optimizer knows of it, is NaN or infinite."""
@@ -91,7 +91,8 @@ def read_checkpoint(path: Path) -> Checkpoint | None:
         if hashlib.file_digest(file, "sha256").digest() != digest:
             return None
         file.seek(len(MAGIC) + DIGEST)
-        return Checkpoint(path, json.loads(file.read(int.from_bytes(file.read(LENGTH), "little"))))
+        header = file.read(int.from_bytes(file.read(LENGTH), "little"))
+        return Checkpoint(path, json.loads(header), file.tell())
 
 
 def checkpoints_of(settings: Settings) -> dict[int, Path]:
@@ -135,11 +136,10 @@ def prune_checkpoints(settings: Settings, step: int) -> None:
 
 def identity(settings: Settings, data: Checked) -> dict:
     """Everything that must not change when a run is resumed, as JSON values."""
-    name = settings.pretrained_model.name_or_path
     found = {
         "pretrained_model": {
             **settings.pretrained_model.model_dump(mode="json", exclude={"config"}),
-            "name_or_path": Path(name).name if Path(name).exists() else name,
+            "name_or_path": model_name(settings),
         },
         "network": settings.network.model_dump(
             mode="json", exclude={k for k in ADDED if not getattr(settings.network, k)}

@@ -51,11 +51,10 @@ def slider_tensors(network: AdaptorNetwork, family: Family, dtype: torch.dtype) 
     """{key as web UIs read it: tensor on the CPU}, in `dtype`, except alpha: float32, because loaders divide it by rank."""
     found = {}
     for path, adaptor in zip(network.module_paths, network.adaptors, strict=True):
-        parts = {part: tensor.cpu() for part, tensor in adaptor.tensors().items()}
-        for part, tensor in adaptor.for_files(parts, adaptor.base).items():
-            kept = torch.float32 if part == ALPHA else dtype
-            found[f"{family.file_key(path)}.{part}"] = tensor.to(kept).contiguous()
-    return found
+        parts = adaptor.for_files({part: tensor.cpu() for part, tensor in adaptor.tensors().items()}, adaptor.base)
+        kept = {part: torch.float32 if part == ALPHA else dtype for part in parts}
+        found[family.file_key(path)] = {part: tensor.to(kept[part]).contiguous() for part, tensor in parts.items()}
+    return by_key(found)
 
 
 def save_slider(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str], family: Family) -> None:
@@ -198,6 +197,11 @@ def by_module(found: dict[str, T]) -> dict[str, dict[str, T]]:
         module, _, part = key.partition(".")
         modules.setdefault(module, {})[part] = value
     return modules
+
+
+def by_key(modules: dict[str, dict[str, T]]) -> dict[str, T]:
+    """{MODULE: {PART: value}} → {MODULE.PART: value}"""
+    return {f"{module}.{part}": value for module, parts in modules.items() for part, value in parts.items()}
 
 
 def _check_shapes(path: Path, shapes: dict[str, tuple[int, ...]], network: AdaptorNetwork, family: Family) -> None:
