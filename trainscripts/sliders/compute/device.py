@@ -58,7 +58,7 @@ def use_device(device: str) -> None:
 def wake(name: str) -> Thread:
     """Starts a GPU and the libraries for products and convolutions beside other work, such as imports. name: `--device`.
 
-    Whoever needs the GPU meanwhile waits for it. What is wrong with it is left to be found where it is used.
+    CUDA calls of other threads wait until it has started. Errors are ignored: they occur again where the GPU is used.
     """
 
     @torch.no_grad()

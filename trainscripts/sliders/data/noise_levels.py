@@ -18,8 +18,8 @@ def measure_noise_levels(
     """embeds: of each image name, on `device`. The model must have no adaptors attached, or none that are on.
 
     All scales of an image get the same noise. With x0 the image and x0' what the model's prediction stands for, d = x0' - x0
-    is the model's error; a part of it that is the same at every scale is not the slider's to mend, its variance over the
-    scales is.
+    is the model's error. The part that is the same at every scale is the base model's; the slider can reduce its variance
+    over the scales.
     """
     differing, errors = [], []
     for timestep in tqdm(LEVELS, "measuring timesteps", unit="level"):

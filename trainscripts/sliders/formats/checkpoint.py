@@ -21,7 +21,7 @@ from sliders.data.sources import Checked
 from sliders.formats.metadata import model_name
 from sliders.formats.slider_file import not_finite
 from sliders.system.errors import InputError
-from sliders.system.files import SAME_NAME, remove, written_whole
+from sliders.system.files import SAME_NAME, atomic_write, remove
 
 MAGIC = b"sliders state 1\n"
 DIGEST, LENGTH = hashlib.sha256().digest_size, 8  # bytes
@@ -77,7 +77,7 @@ def write_checkpoint(path: Path, header: dict, tensors: dict) -> None:
     content, text = io.BytesIO(), json.dumps({**header, "version": __version__}).encode()
     content.write(len(text).to_bytes(LENGTH, "little") + text)
     torch.save(tensors, content)  # in memory: on a full disk, torch would not raise OSError
-    with written_whole(path) as temporary, temporary.open("wb") as file:
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
         file.write(MAGIC + hashlib.sha256(content.getbuffer()).digest())
         file.write(content.getbuffer())
 

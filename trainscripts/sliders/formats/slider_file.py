@@ -20,7 +20,7 @@ from sliders.adaptors.network import AdaptorNetwork
 from sliders.config.schema import Network
 from sliders.models import Family
 from sliders.system.errors import InputError
-from sliders.system.files import written_whole
+from sliders.system.files import atomic_write
 from sliders.system.weight_files import WeightFile, open_weights
 
 T = TypeVar("T")
@@ -63,7 +63,7 @@ def save_slider(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]
     Raises OSError if the file cannot be written or reads back differently; `path` is then unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_bytes(serialize(tensors, metadata))
         _check_written(temporary, tensors, family)
 
@@ -99,7 +99,7 @@ def _hash(body: bytes) -> str:
 def add_metadata(path: Path, metadata: dict[str, str]) -> None:
     """Adds to a slider's metadata. Its weights, and with them its hash, stay the same. Raises OSError; the file is then as before."""
     content = _with_metadata(path.read_bytes(), metadata)
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_bytes(content)
 
 
