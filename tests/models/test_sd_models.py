@@ -6,12 +6,12 @@ import shutil
 import pytest
 import torch
 from conftest import script_main, write_experiment
+from narrow_files import save_single_file
 from safetensors.torch import load_file, save_file
 from sliders.compute.device import place
 from sliders.config import families
 from sliders.config.schema import PretrainedModel
 from sliders.models import FAMILIES, find_family
-from sliders.models.diffusers_unet.single_file import save_single_file
 from sliders.models.sd.family import SD1_FAMILY
 from sliders.models.sd.narrow import build_narrow_sd
 from sliders.models.sdxl.narrow import NarrowSDXL, build_narrow_sdxl

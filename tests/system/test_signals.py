@@ -134,17 +134,17 @@ def hold_the_next_save(argv, log, environment, threads):
     from processes import _train
     from sliders.formats import checkpoint
 
-    written_whole = checkpoint.written_whole
+    atomic_write = checkpoint.atomic_write
 
     @contextmanager
     def held(path):
-        with written_whole(path) as temporary:
+        with atomic_write(path) as temporary:
             yield temporary
             (log.parent / "saving").touch()
             while not (log.parent / "go").exists():
                 time.sleep(0.001)
 
-    checkpoint.written_whole = held
+    checkpoint.atomic_write = held
     _train(argv, log, environment, threads)
 
 
@@ -179,7 +179,9 @@ def test_two_processes_of_one_group_each_finish(tmp_path):
     trainings = []
     for number, argv in enumerate(runs):
         training = Training(argv, tmp_path / f"log{number}", prepare=in_one_group)
-        trainings.append(training.until_it_trains())
+        trainings.append(training.until((tmp_path / "group").exists))
+    for training in trainings:
+        training.until_it_trains()
     os.killpg(trainings[0].process.pid, signal.SIGINT)
     assert [training.status() for training in trainings] == [130, 130]
     for argv in runs:

@@ -9,10 +9,10 @@ from sliders.models.base import Model
 from sliders.report.grids import labelled_grid, to_picture
 from sliders.report.page import multiplier_label
 from sliders.sample.infotext import infotext, png_info
-from sliders.sample.plan import Plan
+from sliders.sample.plan import SamplePlan
 from sliders.sample.settings import SampleSettings
 from sliders.sample.templates import Group
-from sliders.system.files import written_whole
+from sliders.system.files import atomic_write
 
 PAGE = "index.html"  # the page beside them
 
@@ -20,7 +20,7 @@ PAGE = "index.html"  # the page beside them
 class Output:
     """Writes the pictures of one slider into `folder`."""
 
-    def __init__(self, settings: SampleSettings, plan: Plan, model: Model, folder: Path):
+    def __init__(self, settings: SampleSettings, plan: SamplePlan, model: Model, folder: Path):
         self._settings, self._plan, self._model, self._folder = settings, plan, model, folder
         self._groups = 0
         folder.mkdir(parents=True, exist_ok=True)
@@ -33,10 +33,10 @@ class Output:
             for multiplier, label, pixels in zip(group.multipliers, labels, row, strict=True):
                 text = self._parameters(group, multiplier, seed)
                 path = self._folder / f"{self._groups:02d}_seed{seed}_x{label}.png"
-                with written_whole(path) as temporary:
+                with atomic_write(path) as temporary:
                     to_picture(pixels).save(temporary, format="PNG", pnginfo=png_info(text))
         grid = labelled_grid(pictures, [f"seed {seed}" for seed in seeds], labels)
-        with written_whole(self._folder / f"{self._groups:02d}_grid.png") as temporary:
+        with atomic_write(self._folder / f"{self._groups:02d}_grid.png") as temporary:
             grid.save(temporary, format="PNG")
 
     def _parameters(self, group: Group, multiplier: float, seed: int) -> str:
