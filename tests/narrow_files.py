@@ -9,12 +9,9 @@ import torch
 from conftest import load_script
 from safetensors.torch import save_file
 from sliders.config.schema import PretrainedModel
-from sliders.models.sd.loading import check_source as check_sd
-from sliders.models.sd.loading import load_sd
+from sliders.models import find_family
 from sliders.models.sd.narrow import build_narrow_sd
-from sliders.models.sdxl.loading import load_sdxl
 from sliders.models.sdxl.narrow import NarrowSDXL, build_narrow_sdxl
-from sliders.models.sdxl.sources import check_source as check_sdxl
 
 single_file = load_script("single_file")  # stands beside the benchmarks
 original_state, save_single_file = single_file.original_state, single_file.save_single_file
@@ -47,11 +44,13 @@ def settings(family, path, config=None, **others):
 
 
 def check(family, path, config=None, **others):
-    (check_sdxl if family == "sdxl" else check_sd)(settings(family, path, config, **others))
+    chosen = settings(family, path, config, **others)
+    find_family(family.rstrip("12"), chosen).check_source(chosen)
 
 
 def load(family, path, config=None, dtype=torch.float32, **others):
-    return (load_sdxl if family == "sdxl" else load_sd)(settings(family, path, config, **others), dtype)
+    chosen = settings(family, path, config, **others)
+    return find_family(family.rstrip("12"), chosen).load(chosen, dtype)
 
 
 def worst_difference(model, family):

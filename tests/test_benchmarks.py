@@ -6,7 +6,8 @@ import sys
 
 import pytest
 from conftest import ROOT, load_script
-from sliders.models.schedule import EPSILON, NoiseSchedule
+from sliders.models.objective import EPSILON, Objective
+from sliders.models.sdxl.family import SDXL_FAMILY
 from sliders.models.sdxl.model import SDXL
 from sliders.models.sdxl.narrow import build_narrow_sdxl
 
@@ -111,8 +112,8 @@ def test_an_sdxl_without_text_encoders_has_a_fingerprint():
         pipe = build_narrow_sdxl(seed=seed)
         if not encoders:
             pipe.text_encoder = pipe.text_encoder_2 = None
-        schedule = NoiseSchedule.from_scheduler_config(dict(pipe.scheduler.config), EPSILON, False)
-        return SDXL(pipe, schedule, "random").fingerprint()
+        objective = Objective.from_scheduler_config(dict(pipe.scheduler.config), EPSILON, False)
+        return SDXL(SDXL_FAMILY.facts, pipe, objective, "random").fingerprint()
 
     without = fingerprint(encoders=False, seed=0)
     assert without == fingerprint(encoders=False, seed=0)

@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -20,12 +21,13 @@ from sliders.compute.patches import Patches
 from sliders.compute.quantization import BYTE, ByteLinear, quantize
 from sliders.config.schema import Network
 from sliders.config.settings import load_settings
-from sliders.fast import compilation
 from sliders.fast.attention import attend_with, set_attention
 from sliders.fast.blocks import fuse_blocks
 from sliders.fast.frozen import frozen_kind
 from sliders.fast.graphs import CannotCaptureError, CapturedCall
 from sliders.fast.path import FastPath
+from sliders.models.diffusers_unet.architecture import UNET
+from sliders.models.layers import ARCHITECTURES
 from sliders.models.sd.narrow import build_narrow_sd
 from sliders.models.sdxl.narrow import build_narrow_sdxl
 from sliders.train.plan import make_plan
@@ -92,7 +94,7 @@ def test_encoders_are_moved_off_the_gpu_and_adaptors_stay_float32(tmp_path):
     assert trainer.model.pipe.text_encoder is None
     assert {p.device.type for p in trainer.model.pipe.vae.parameters()} == {"cpu"}
     assert {(p.device.type, p.dtype) for p in trainer.network.parameters()} == {("cuda", torch.float32)}
-    assert trainer.model.unet.dtype == torch.bfloat16
+    assert trainer.model.denoiser.dtype == torch.bfloat16
 
 
 def test_weights_larger_than_the_upload_buffers_arrive_unchanged(monkeypatch):
@@ -132,7 +134,7 @@ def test_a_quantised_model_trains_with_a_graph_and_is_never_on_the_gpu_unquantis
     size = sum(p.numel() * p.element_size() for p in plain.parameters())
     torch.cuda.reset_peak_memory_stats()
     held = torch.cuda.memory_allocated()
-    quantize(plain, kind, "cuda", torch.float32)
+    quantize(plain, kind, "cuda", torch.float32, UNET.quantized)
     place(plain, "cuda", torch.float32)
     plain.to(memory_format=torch.channels_last)
     assert torch.cuda.max_memory_allocated() - held < size
@@ -154,10 +156,10 @@ def test_quantised_products_are_those_of_their_weights(kind):
     x, grad = x.bfloat16(), torch.randn(2, 40, 3 * 384, device="cuda", dtype=torch.bfloat16)
     down = torch.randn(24, 256, device="cuda", dtype=torch.bfloat16)
     product = frozen_kind(layers)(layers, down)
-    out, narrow, left_to_add = product.forward(x)
+    out, projected, left_to_add = product.forward(x)
     for found, wanted in (
         (out + left_to_add, x.double() @ weight.T + bias),
-        (narrow, x.double() @ down.double().T),
+        (projected, x.double() @ down.double().T),
         (product.backward(grad), grad.double() @ weight),
     ):
         off = (found.double() - wanted).norm(dim=-1) / wanted.norm(dim=-1)
@@ -229,7 +231,8 @@ def test_graphs_learn_the_same_as_single_kernels(tmp_path, monkeypatch, settings
     Compiled is only the middle block, which contains every kind of block that regional compiles one by one: each of the
     tiny model's 34 takes several seconds.
     """
-    monkeypatch.setattr(compilation, "BLOCKS", ("UNetMidBlock2DCrossAttn",))
+    middle = replace(UNET, compiled=("UNetMidBlock2DCrossAttn",))
+    monkeypatch.setitem(ARCHITECTURES, "UNet2DConditionModel", middle)
     flags = ["--iterations", "14"]
     eager = make_trainer(tmp_path, "0", flags, prompts=prompts, other={"cuda_graph": "off"})
     graph = make_trainer(tmp_path, "0", flags, prompts=prompts, other=settings)

@@ -12,7 +12,20 @@ PACKAGE = TRAINSCRIPTS / "sliders"
 FILES = sorted(p for p in TRAINSCRIPTS.rglob("*.py"))
 
 # Data passes through the rooms in this order; a room imports only from itself and from those before it.
-ROOMS = ("system", "config", "compute", "models", "adaptors", "fast", "data", "report", "formats", "sample", "train")
+ROOMS = (
+    "system",
+    "config",
+    "compute",
+    "models",
+    "adaptors",
+    "fast",
+    "data",
+    "report",
+    "formats",
+    "sample",
+    "train",
+    "commands",
+)
 
 
 def module_name(path: Path) -> str:
@@ -61,3 +74,23 @@ def test_a_readme_names_only_scripts_that_exist(path):
     named = set(re.findall(r"`([\w./-]+\.py)\b", path.read_text(encoding="utf-8")))
     missing = {name for name in named if not any(script.endswith(f"/{name}") for script in scripts)}
     assert {name for name in missing if "NAME" not in name} == set()
+
+
+def test_the_tour_names_every_file_of_the_package_and_no_other():
+    tour = (PACKAGE / "README.md").read_text(encoding="utf-8")
+    named, room = {}, None
+    for line in tour.splitlines():
+        if header := re.fullmatch(r"\| (\w+) \| \|", line):
+            room = header[1]
+        elif room and line.startswith("| `"):
+            named.setdefault(room, set()).update(re.findall(r"`([\w/]+)`", line.split("|")[1]))
+        elif not line.startswith("|"):
+            room = None
+    there = {
+        folder.name: {f"{p.name}/" if p.is_dir() else p.stem for p in folder.iterdir() if not p.name.startswith("__")}
+        for folder in PACKAGE.iterdir()
+        if folder.is_dir() and not folder.name.startswith("__")
+    }
+    assert named == there
+    paths = set(re.findall(rf"`((?:{'|'.join(ROOMS)})/[\w/]+\.py)`", tour))
+    assert {path for path in paths if not (PACKAGE / path).exists()} == {"adaptors/NAME.py"}

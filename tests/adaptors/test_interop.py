@@ -44,7 +44,7 @@ def test_diffusers_reproduces_the_trained_network(trained):
     pipe.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name="slider")
     for multiplier in MULTIPLIERS:
         trainer.network.set_multipliers(torch.tensor([multiplier]))
-        ours = unet_output(trainer.model.unet)
+        ours = unet_output(trainer.model.denoiser)
         pipe.set_adapters(["slider"], [multiplier])
         assert (unet_output(pipe.unet) - ours).abs().max() < 1e-5
         if multiplier:

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from sliders.config.prompts import PromptSet
 from sliders.config.schema import Data
-from sliders.data.batch import prompts_to_encode
 from sliders.data.dataset import ScaleFolders
 from sliders.system.errors import InputError
 from sliders.train.plan import make_plan
@@ -109,17 +108,11 @@ def test_every_row_is_read_with_its_own_images_caption(root, tmp_path):
         draw = trainer.step.draw(step)
         tokens = trainer.step.make_batch(draw).conditioning["tokens"]
         for row, found_tokens in zip(draw.rows, tokens, strict=True):
-            caption = captions[trainer.data.names[row.name]]
+            caption = captions[trainer.data.names[row.image]]
             wanted = "" if not row.captioned else f"{caption}, bright" if row.positive else caption
             assert (found_tokens == embeds[wanted].tokens).all()
             seen.add(wanted)
     assert seen == set(embeds)
-
-
-def test_prompts_are_encoded_once_each():
-    sets = (PromptSet(target=""), PromptSet(target="{caption}, bright", neutral="{caption}"))
-    assert prompts_to_encode(sets, ("a", "b")) == ["a", "b", "a, bright", "b, bright", ""]
-    assert prompts_to_encode((PromptSet(target="x"),), ()) == ["", "x"]
 
 
 def test_a_placeholder_without_captions_is_refused_with_its_place(train_main, tmp_path, capsys):

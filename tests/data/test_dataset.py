@@ -41,7 +41,7 @@ def test_every_file_lies_in_the_folder_of_its_scale(tmp_path):
     assert data.scales == (-2, -1, 1, 2)
     for name, row in zip(data.names, data.files, strict=True):
         assert row == tuple(tmp_path / folder / f"{name}.png" for folder in FOUR_FOLDERS)
-    assert (data.num_images, data.sizes, data.ignored) == (12, ((64, 64),) * 3, ())
+    assert (len(data.names) * len(data.scales), data.sizes, data.ignored) == (12, ((64, 64),) * 3, ())
 
 
 pairs = st.lists(st.floats(-3, 3).map(lambda x: round(x, 3)), min_size=4, max_size=4, unique=True)

@@ -14,9 +14,10 @@ from sliders.data.timesteps import NoiseLevels, TimestepDistribution, allowed_ti
 from sliders.system.errors import InputError
 
 STEPS = 4000
+SCALES = (-2.0, 0.67, 1.0, 1.3, 2.0, 3.0)
 
 
-def one_shape(name: int, resolution: int) -> tuple[int, int]:
+def one_shape(image: int, resolution: int) -> tuple[int, int]:
     return resolution, resolution
 
 
@@ -27,7 +28,12 @@ def timesteps(max_denoising_steps: int, **train) -> TimestepDistribution:
 
 def draws_of(**changes) -> Draws:
     plain = Draws(
-        seed=0, prompts=(PromptSet(target=""),), num_names=3, num_scales=4, timesteps=timesteps(50), shape_of=one_shape
+        seed=0,
+        prompts=(PromptSet(target=""),),
+        num_images=3,
+        scales=SCALES[:4],
+        timesteps=timesteps(50),
+        shape_of=one_shape,
     )
     return replace(plain, **changes)
 
@@ -46,11 +52,11 @@ def any_draws(draw) -> Draws:
     return Draws(
         seed=draw(st.integers(0, 2**63 - 1)),
         prompts=tuple(draw(st.lists(sets, min_size=1, max_size=3))),
-        num_names=draw(st.integers(1, 8)),
-        num_scales=draw(st.integers(2, 6)),
+        num_images=draw(st.integers(1, 8)),
+        scales=SCALES[: draw(st.integers(2, 6))],
         timesteps=timesteps(draw(st.integers(2, 1000))),
         caption_dropout=draw(st.sampled_from([0.0, 0.3])),
-        shape_of=lambda name, resolution: (resolution, name % kinds),
+        shape_of=lambda image, resolution: (resolution, image % kinds),
         processes=draw(st.integers(1, 4)),
     )
 
@@ -73,9 +79,9 @@ def test_every_index_is_in_range_and_the_prompt_goes_with_the_scale(drawn_from, 
     assert draw.resolution in resolutions(chosen)
     assert [row.positive for row in draw.rows] == [False, True] * (len(draw.rows) // 2)
     for row in draw.rows:
-        assert 0 <= row.name < drawn_from.num_names
-        assert 0 <= row.scale < drawn_from.num_scales
-        assert row.scale != (0 if row.positive else drawn_from.num_scales - 1)  # the higher of two is never the lowest
+        assert 0 <= row.image < drawn_from.num_images
+        assert row.scale == drawn_from.scales[row.folder]
+        assert row.scale != drawn_from.scales[0 if row.positive else -1]  # the higher of two is never the lowest
         assert all(0 <= place < 1 for place in row.crop)
         assert 0 <= row.noise_seed < 2**63
 
@@ -83,7 +89,7 @@ def test_every_index_is_in_range_and_the_prompt_goes_with_the_scale(drawn_from, 
 @given(any_draws(), steps)
 def test_all_rows_of_a_step_have_one_latent_shape(drawn_from, step):
     draw = drawn_from(step)
-    assert len({drawn_from.shape_of(row.name, draw.resolution) for row in draw.rows}) == 1
+    assert len({drawn_from.shape_of(row.image, draw.resolution) for row in draw.rows}) == 1
 
 
 @given(any_draws(), steps)
@@ -142,39 +148,48 @@ def test_rows_of_one_step_have_their_own_noise_and_timestep():
     assert sum(len({row.timestep for row in draw.rows}) > 1 for draw in draws) == 200
 
 
+def as_in_version_0_2(draw):
+    rows = ", ".join(
+        f"RowDraw(name={r.image}, scale={r.folder}, positive={r.positive}, captioned={r.captioned}, timestep={r.timestep}, "
+        f"noise_seed={r.noise_seed}, crop={r.crop})"
+        for r in draw.rows
+    )
+    return f"StepDraw(prompt={draw.prompt}, resolution={draw.resolution}, rows=({rows}))"
+
+
 def test_draws_without_groups_are_still_those_of_version_0_2():
     """By the digest of 200 steps drawn before `scales_per_step` existed."""
     sets = (PromptSet(target="", resolution=256, dynamic_resolution=True), PromptSet(target="b", batch_size=4))
     drawn_from = draws_of(
-        prompts=sets, num_names=7, num_scales=4, shape_of=lambda name, resolution: (resolution, name % 2),
+        prompts=sets, num_images=7, shape_of=lambda image, resolution: (resolution, image % 2),
         caption_dropout=0.25,
     )  # fmt: skip
-    draws = [drawn_from(step) for step in range(200)]
-    assert hashlib.sha256(repr(draws).encode()).hexdigest()[:16] == "31a8a1a7a7a6d1da"
+    draws = ", ".join(as_in_version_0_2(drawn_from(step)) for step in range(200))
+    assert hashlib.sha256(f"[{draws}]".encode()).hexdigest()[:16] == "31a8a1a7a7a6d1da"
 
 
 @given(any_draws(), steps, st.integers(2, 4))
 def test_groups_share_everything_but_the_scale(drawn_from, step, k):
     """And no group has a scale twice; the upper half of it is read with the positive prompt."""
-    drawn_from = replace(drawn_from, num_scales=max(k, drawn_from.num_scales), scales_per_step=k)
+    drawn_from = replace(drawn_from, scales=SCALES[: max(k, len(drawn_from.scales))], scales_per_step=k)
     draw, alone = drawn_from(step), replace(drawn_from, scales_per_step=1)(step)
-    assert [row.name for row in draw.rows[::k]] == [row.name for row in alone.rows[::k]]
+    assert [row.image for row in draw.rows[::k]] == [row.image for row in alone.rows[::k]]
     for start in range(0, len(draw.rows), k):
         group = draw.rows[start : start + k]
-        assert len({replace(row, scale=0, positive=False) for row in group}) == 1
+        assert len({replace(row, folder=0, scale=0, positive=False) for row in group}) == 1
         assert [row.scale for row in group] == sorted({row.scale for row in group})
         assert [row.positive for row in group] == [i >= len(group) / 2 for i in range(len(group))]
 
 
 def test_names_scales_prompt_sets_and_resolutions_are_drawn_evenly():
     sets = (PromptSet(target="a", resolution=256, dynamic_resolution=True), PromptSet(target="b", resolution=1024))
-    drawn_from = draws_of(prompts=sets, num_names=7, num_scales=4)
+    drawn_from = draws_of(prompts=sets, num_images=7)
     draws = [drawn_from(step) for step in range(STEPS)]
     dynamic = Counter(d.resolution for d in draws if d.prompt == 0)
     assert set(dynamic) == {256, 192, 128}
     for counts, kinds in [
         (Counter(d.prompt for d in draws), 2),
-        (Counter(d.rows[0].name for d in draws), 7),
+        (Counter(d.rows[0].image for d in draws), 7),
         (Counter(draws[i].rows[i % 2].scale for i in range(STEPS)), 4),
         (dynamic, 3),
     ]:
@@ -185,9 +200,9 @@ def test_names_scales_prompt_sets_and_resolutions_are_drawn_evenly():
 def test_names_that_share_a_shape_share_batches():
     """Names 0, 2, 4 are of one shape, 1 and 3 of another: both groups appear, each name beside each of its own."""
     drawn_from = draws_of(
-        prompts=(PromptSet(target="", batch_size=1),), num_names=5, shape_of=lambda name, resolution: name % 2
+        prompts=(PromptSet(target="", batch_size=1),), num_images=5, shape_of=lambda image, resolution: image % 2
     )
-    together = Counter(frozenset(row.name for row in drawn_from(step).rows) for step in range(1000))
+    together = Counter(frozenset(row.image for row in drawn_from(step).rows) for step in range(1000))
     assert set(together) == {frozenset(s) for s in [{0}, {2}, {4}, {0, 2}, {0, 4}, {2, 4}, {1}, {3}, {1, 3}]}
 
 
@@ -252,39 +267,41 @@ def test_caption_dropout_leaves_out_its_share_of_the_captions():
 
 
 def test_no_row_is_drawn_at_scale_0_and_the_others_come_equally_often():
-    drawn_from = draws_of(num_scales=5, untrained=2, prompts=(PromptSet(target="", batch_size=2),))
+    drawn_from = draws_of(scales=(-2.0, -1.0, 0.0, 1.0, 2.0), prompts=(PromptSet(target="", batch_size=2),))
     rows = [row for step in range(STEPS) for row in drawn_from(step).rows]
     counts = Counter(row.scale for row in rows)
-    assert set(counts) == {0, 1, 3, 4}
+    assert set(counts) == {-2, -1, 1, 2}
     assert all(count / len(rows) == pytest.approx(1 / 4, abs=0.02) for count in counts.values())
-    assert {row.positive for row in rows if row.scale == 0} == {False}  # the lower of any two
-    assert {row.positive for row in rows if row.scale == 4} == {True}
-    assert {row.positive for row in rows if row.scale == 3} == {False, True}
+    assert {row.positive for row in rows if row.scale == -2} == {False}  # the lower of any two
+    assert {row.positive for row in rows if row.scale == 2} == {True}
+    assert {row.positive for row in rows if row.scale == 1} == {False, True}
 
 
-@pytest.mark.parametrize(("untrained", "trained"), [(0, 1), (1, 0)])
-def test_of_two_folders_one_at_0_only_the_other_is_drawn(untrained, trained):
+@pytest.mark.parametrize("scales", [(0.0, 2.0), (-2.0, 0.0)])
+def test_of_two_folders_one_at_0_only_the_other_is_drawn(scales):
     """With the prompt that it had beside the image at 0, also where rows are to be grouped by scales."""
     for together in (1, 2):
-        drawn_from = draws_of(num_scales=2, untrained=untrained, scales_per_step=together)
+        drawn_from = draws_of(scales=scales, scales_per_step=together)
         rows = [row for step in range(100) for row in drawn_from(step).rows]
-        assert {(row.scale, row.positive) for row in rows} == {(trained, bool(trained))}
+        assert {(row.scale, row.positive) for row in rows} == {(sum(scales), scales[0] == 0)}
         assert len(rows) == 200
 
 
 def test_only_rows_at_scale_0_are_drawn_otherwise_than_without_a_folder_at_0():
-    before, now = draws_of(num_scales=4), draws_of(num_scales=4, untrained=1)
+    before, now = (draws_of(scales=(-2.0, middle, 1.0, 2.0)) for middle in (-1.0, 0.0))
     for step in range(200):
         for then, row in zip(before(step).rows, now(step).rows, strict=True):
-            if then.scale == 1:
-                assert replace(row, scale=then.scale, positive=then.positive) == then and row.scale != 1
+            if then.scale == -1:
+                assert row.scale != 0
+                assert replace(row, folder=then.folder, scale=then.scale, positive=then.positive) == then
             else:
                 assert row == then
 
 
 @given(any_draws(), steps, st.integers(2, 4), st.data())
 def test_groups_leave_scale_0_out_too(drawn_from, step, k, data):
-    untrained = data.draw(st.integers(0, drawn_from.num_scales - 1))
-    draw = replace(drawn_from, scales_per_step=k, untrained=untrained)(step)
-    assert untrained not in {row.scale for row in draw.rows}
+    untrained = data.draw(st.sampled_from(drawn_from.scales))
+    scales = tuple(0.0 if scale == untrained else scale for scale in drawn_from.scales)
+    draw = replace(drawn_from, scales_per_step=k, scales=scales)(step)
+    assert 0 not in {row.scale for row in draw.rows}
     assert len(draw.rows) == len(drawn_from(step).rows)

@@ -86,9 +86,9 @@ def test_all_images_of_a_name_are_trained_at_one_size_and_told_the_model_alike(t
     draw = trainer.step.draw(0)
     batch = trainer.step.make_batch(draw)
     assert batch.latents.shape == (16, 4, 8, 8)
-    told = {(row.name, *ids.tolist()) for row, ids in zip(draw.rows, batch.conditioning["time_ids"], strict=True)}
+    told = {(row.image, *ids.tolist()) for row, ids in zip(draw.rows, batch.conditioning["time_ids"], strict=True)}
     assert told == {(0, 66, 64, 1, 0, 64, 64), (1, 64, 64, 0, 0, 64, 64)}
-    assert len({row.scale for row in draw.rows if row.name == 0}) > 1
+    assert len({row.scale for row in draw.rows if row.image == 0}) > 1
 
 
 # --- images that are the same

@@ -9,7 +9,7 @@ from sliders.config.prompts import PromptSet
 from sliders.config.schema import PretrainedModel
 from sliders.config.settings import load_settings
 from sliders.data.latents import CROP_ROOM, LatentCache, View, views
-from sliders.models.sdxl.loading import load_sdxl
+from sliders.models.sdxl.family import SDXL_FAMILY
 from sliders.system.errors import InputError
 from sliders.system.processes import Processes
 from sliders.train.plan import make_plan
@@ -59,14 +59,15 @@ def test_dynamic_resolution_trains_many_sizes_each_told(tmp_path):
 def test_dynamic_crops_are_windows_of_a_larger_picture_and_told(tmp_path):
     trainer = make_trainer(tmp_path, [{"target": "", "resolution": 64, "dynamic_crops": True}])
     cache, corners = trainer.step.make_batch.cache, set()
+    factor = trainer.model.vae.config.scaling_factor
     for step in range(60):
         draw = trainer.step.draw(step)
         batch, row = trainer.step.make_batch(draw), draw.rows[1]
         original, _, top, left, *target = ids(batch)[1]
         assert (original, *target) == (round(64 * CROP_ROOM), 64, 64)
-        image = cache[row.name, View(64, crops=True)]
-        window = image.mean[row.scale, :, top // 8 : top // 8 + 8, left // 8 : left // 8 + 8] * cache.scaling_factor
-        spread = image.std[row.scale].max() * cache.scaling_factor * 5
+        image = cache[row.image, View(64, crops=True)]
+        window = image.mean[row.folder, :, top // 8 : top // 8 + 8, left // 8 : left // 8 + 8] * factor
+        spread = image.std[row.folder].max() * factor * 5
         assert (batch.latents[1] - window).abs().max() < spread
         corners.add((top, left))
     assert corners == {(y, x) for y in (0, 8, 16) for x in (0, 8, 16)}
@@ -92,7 +93,7 @@ def test_views_are_encoded_once():
 
 
 def test_an_image_that_the_vae_cannot_encode_is_named(tmp_path):
-    model = load_sdxl(PretrainedModel(name_or_path="tiny"), torch.float32)
+    model = SDXL_FAMILY.load(PretrainedModel(name_or_path="tiny"), torch.float32)
     model.pipe.vae.encoder.conv_in.bias.data.fill_(float("nan"))
     make_scale_folders(tmp_path / "data")
     (settings,), _ = load_settings(write_experiment(tmp_path, prompts=[{"target": "", "resolution": 64}]))

@@ -7,6 +7,7 @@ from sliders.adaptors import ALGORITHMS
 from sliders.compute.patches import ForeignPatchError, Patches, is_patched, unpatch
 from sliders.compute.quantization import quantize
 from sliders.fast.path import FastPath
+from sliders.models.diffusers_unet.architecture import UNET
 from sliders.models.sdxl.narrow import build_narrow_sdxl
 from torch.nn import functional as F
 
@@ -15,7 +16,13 @@ KINDS = ("none", "int8", "mixed")  # mixed: some layers of the UNet are quantise
 
 def make_unet(kind="none"):
     unet = build_narrow_sdxl().unet.requires_grad_(False)
-    quantize(unet.mid_block if kind == "mixed" else unet, "none" if kind == "none" else "int8", "cpu", torch.float32)
+    quantize(
+        unet.mid_block if kind == "mixed" else unet,
+        "none" if kind == "none" else "int8",
+        "cpu",
+        torch.float32,
+        UNET.quantized,
+    )
     return unet.to(memory_format=torch.channels_last)
 
 

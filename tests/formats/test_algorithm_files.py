@@ -18,7 +18,6 @@ from sliders.models.layers import select_layers
 from sliders.models.sdxl.family import SDXL_FAMILY
 from sliders.models.sdxl.keys import file_key, sdxl_file_keys
 from sliders.models.sdxl.narrow import build_narrow_sdxl
-from sliders.models.sdxl.unet import weightless_unet
 
 MULTIPLIERS = (-1.0, 0.67, 2.0)
 CASES = {  # {name: settings of the network}
@@ -189,7 +188,7 @@ def test_lycoris_makes_of_the_file_what_the_network_computed(sliders, case):
 def test_every_part_of_a_file_of_sdxls_size_is_recognised(case):
     """Counts what is left over, of which Forge tolerates 12 tensors; A1111 aborts at a module without a kind."""
     with torch.device("meta"):
-        unet = weightless_unet("stabilityai/stable-diffusion-xl-base-1.0")
+        unet = SDXL_FAMILY.weightless_denoiser("stabilityai/stable-diffusion-xl-base-1.0")
         network = AdaptorNetwork(unet, Network(type="c3lier", training_method="full", **CASES[case]))
     network.remove()
     found = network.tensors()

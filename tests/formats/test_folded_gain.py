@@ -16,11 +16,10 @@ from sliders.adaptors.lokr import LoKr, factorized, found_again
 from sliders.config.schema import Network
 from sliders.formats.slider_file import by_module, load_slider, open_slider, save_slider, slider_tensors
 from sliders.models.layers import reachable_layers
-from sliders.models.sd.unet import weightless_unet as weightless_sd
+from sliders.models.sd.family import SD1_FAMILY, SD2_FAMILY
 from sliders.models.sdxl.family import SDXL_FAMILY
 from sliders.models.sdxl.keys import file_key
 from sliders.models.sdxl.narrow import build_narrow_sdxl
-from sliders.models.sdxl.unet import weightless_unet
 from sliders.system.weight_files import open_weights
 from torch import nn
 
@@ -98,7 +97,11 @@ def test_half_precision_neither_underflows_nor_overflows(algo, alpha, dtype):
 
 
 def layer_shapes():
-    unets = weightless_unet("any/sdxl"), weightless_sd("any/sd1", False), weightless_sd("any/sd2", True)
+    unets = (
+        SDXL_FAMILY.weightless_denoiser("any/sdxl"),
+        SD1_FAMILY.weightless_denoiser("any/sd1"),
+        SD2_FAMILY.weightless_denoiser("any/sd2"),
+    )
     return sorted({shape_of(layer) for unet in unets for layer in reachable_layers(unet).values()})
 
 

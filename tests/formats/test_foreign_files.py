@@ -9,7 +9,7 @@ import re
 
 import pytest
 import torch
-from conftest import load_script
+from conftest import script_main
 from diffusers import StableDiffusionXLPipeline
 from lycoris import LycorisNetwork, create_lycoris
 from networks import random_network, unet_output
@@ -34,7 +34,7 @@ OTHERS = r".*(ff\.net\.0\.proj|ff\.net\.2|proj_in|proj_out|samplers\.0\.conv)"
 
 @pytest.fixture(scope="session")
 def convert_main():
-    return load_script("convert_slider").main
+    return script_main("convert_slider")
 
 
 @pytest.fixture(scope="module")
@@ -200,10 +200,12 @@ def of_peft(unet, folder):
 
 
 def of_peft_within_a_pipeline(unet, folder):
-    """`base_model.model.unet.…`, with the configuration in the metadata."""
+    """`base_model.model.denoiser.…`, with the configuration in the metadata."""
     name, deltas, _ = of_peft(unet, folder)
     config = json.loads((folder / "adapter_config.json").read_text())
-    tensors = {k.replace("base_model.model.", "base_model.model.unet."): t for k, t in load_file(folder / name).items()}
+    tensors = {
+        k.replace("base_model.model.", "base_model.model.denoiser."): t for k, t in load_file(folder / name).items()
+    }
     save_file(tensors, folder / "a.safetensors", {"lora_adapter_metadata": json.dumps(config)})
     return "a.safetensors", deltas, []
 

@@ -16,8 +16,8 @@ from diffusers.utils.state_dict_utils import convert_unet_state_dict_to_peft
 from sliders.adaptors.network import AdaptorNetwork
 from sliders.config.schema import Network
 from sliders.models.layers import select_layers
+from sliders.models.sdxl.family import SDXL_FAMILY
 from sliders.models.sdxl.keys import file_key, sdxl_file_keys, sgm_name
-from sliders.models.sdxl.unet import weightless_unet
 
 SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
 PARTS = ("lora_down.weight", "lora_up.weight", "alpha")
@@ -30,7 +30,7 @@ A1111_RESNET = {
 
 @pytest.fixture(scope="module")
 def unet():
-    return weightless_unet(SDXL)
+    return SDXL_FAMILY.weightless_denoiser(SDXL)
 
 
 @pytest.fixture(scope="module")

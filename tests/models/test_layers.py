@@ -4,10 +4,11 @@ import pytest
 import torch
 from sliders.adaptors.network import AdaptorNetwork
 from sliders.config.schema import TRAINING_METHODS, Network
-from sliders.models.layers import METHODS, choose_layers, describe_choice, reachable_layers, select_layers
+from sliders.models.diffusers_unet.architecture import UNET
+from sliders.models.layers import choose_layers, describe_choice, reachable_layers, select_layers
+from sliders.models.sdxl.family import SDXL_FAMILY
 from sliders.models.sdxl.keys import file_key, sdxl_file_keys, sgm_name
 from sliders.models.sdxl.narrow import NarrowSDXL, build_unet
-from sliders.models.sdxl.unet import weightless_unet
 
 GOLDEN = {  # {training_method: (lierla, c3lier)}, counted on SDXL-base with the original trainers
     "full": (560, 626),
@@ -23,11 +24,11 @@ GOLDEN = {  # {training_method: (lierla, c3lier)}, counted on SDXL-base with the
 
 @pytest.fixture(scope="module")
 def sdxl_unet():
-    return weightless_unet("stabilityai/stable-diffusion-xl-base-1.0")
+    return SDXL_FAMILY.weightless_denoiser("stabilityai/stable-diffusion-xl-base-1.0")
 
 
 def test_settings_and_layers_have_the_same_training_methods():
-    assert set(GOLDEN) == set(METHODS) == set(TRAINING_METHODS)
+    assert set(GOLDEN) == set(UNET.methods) == set(TRAINING_METHODS)
 
 
 @pytest.mark.parametrize("method", GOLDEN)

@@ -4,19 +4,15 @@ import copy
 import json
 import shutil
 
-import diffusers
 import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
 from narrow_files import save_single_file
-from networks import SDXL_BETAS
 from safetensors.torch import load_file, save_file
 from sliders.compute.device import place
 from sliders.config.schema import PretrainedModel
-from sliders.models.schedule import NoiseSchedule
-from sliders.models.sdxl.loading import load_sdxl
+from sliders.models.sdxl.family import SDXL_FAMILY
 from sliders.models.sdxl.narrow import NarrowSDXL, build_narrow_sdxl
-from sliders.models.sdxl.sources import check_source
 from sliders.system.errors import InputError
 
 
@@ -50,13 +46,13 @@ def assert_same_model(model, pipe):
 
 
 def test_a_diffusers_folder(pipe, folder):
-    assert_same_model(load_sdxl(PretrainedModel(name_or_path=str(folder)), torch.float32), pipe)
+    assert_same_model(SDXL_FAMILY.load(PretrainedModel(name_or_path=str(folder)), torch.float32), pipe)
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])
 def test_a_single_file(pipe, folder, tmp_path, suffix):
     path = save_single_file(pipe, tmp_path / f"model{suffix}")
-    model = load_sdxl(PretrainedModel(name_or_path=str(path), config=str(folder)), torch.float32)
+    model = SDXL_FAMILY.load(PretrainedModel(name_or_path=str(path), config=str(folder)), torch.float32)
     assert_same_model(model, pipe)
 
 
@@ -69,7 +65,7 @@ def test_a_hub_model_from_the_cache(pipe, tmp_path, monkeypatch, variant):
     (tmp_path / "models--someone--narrow-xl" / "refs" / "main").write_text("abc")
     monkeypatch.setattr("diffusers.pipelines.pipeline_utils.HF_HUB_CACHE", str(tmp_path), raising=False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    assert_same_model(load_sdxl(PretrainedModel(name_or_path="someone/narrow-xl"), torch.float32), pipe)
+    assert_same_model(SDXL_FAMILY.load(PretrainedModel(name_or_path="someone/narrow-xl"), torch.float32), pipe)
 
 
 def test_weights_take_the_training_precision_and_the_vae_stays_float32(folder, pipe, tmp_path):
@@ -79,12 +75,12 @@ def test_weights_take_the_training_precision_and_the_vae_stays_float32(folder, p
         PretrainedModel(name_or_path=str(folder)),
         PretrainedModel(name_or_path=str(path), config=str(folder)),
     ):
-        model = load_sdxl(settings, torch.bfloat16)
+        model = SDXL_FAMILY.load(settings, torch.bfloat16)
         model.encode_prompts([""], "cpu")
-        place(model.unet, "cpu", model.dtype)
-        assert model.unet.dtype == model.pipe.text_encoder.dtype == torch.bfloat16
+        place(model.denoiser, "cpu", model.dtype)
+        assert model.denoiser.dtype == model.pipe.text_encoder.dtype == torch.bfloat16
         assert model.pipe.vae.dtype == torch.float32
-        assert not any(p.requires_grad for p in model.unet.parameters())
+        assert not any(p.requires_grad for p in model.denoiser.parameters())
     assert same_weights(model.pipe.vae, pipe.vae)  # not through bfloat16 and back
 
 
@@ -95,11 +91,11 @@ def test_weights_of_a_single_file_are_not_copied_before_they_are_placed(pipe, fo
     for name in ("text_encoder", "text_encoder_2"):
         setattr(whole, name, copy.deepcopy(getattr(pipe, name)).half())
     path = save_single_file(whole, tmp_path / "model.safetensors")
-    model = load_sdxl(PretrainedModel(name_or_path=str(path), config=str(folder)), torch.bfloat16)
+    model = SDXL_FAMILY.load(PretrainedModel(name_or_path=str(path), config=str(folder)), torch.bfloat16)
     fingerprint = model.fingerprint()
-    assert same_weights(model.unet, half)
-    place(model.unet, "cpu", model.dtype)
-    assert same_weights(model.unet, half.to(torch.bfloat16))
+    assert same_weights(model.denoiser, half)
+    place(model.denoiser, "cpu", model.dtype)
+    assert same_weights(model.denoiser, half.to(torch.bfloat16))
     model.encode_prompts(["a"], "cpu")
     assert model.fingerprint() == fingerprint
 
@@ -109,15 +105,15 @@ def test_a_single_file_of_mixed_dtypes_is_converted_when_it_is_loaded(pipe, fold
     state = load_file(path)
     state["model.diffusion_model.out.2.weight"] = state["model.diffusion_model.out.2.weight"].half()
     save_file(state, path)
-    model = load_sdxl(PretrainedModel(name_or_path=str(path), config=str(folder)), torch.bfloat16)
-    assert model.unet.dtype == model.pipe.text_encoder.dtype == torch.bfloat16
+    model = SDXL_FAMILY.load(PretrainedModel(name_or_path=str(path), config=str(folder)), torch.bfloat16)
+    assert model.denoiser.dtype == model.pipe.text_encoder.dtype == torch.bfloat16
 
 
 def test_v_prediction_is_found_in_a_single_file(pipe, folder, tmp_path):
     path = save_single_file(pipe, tmp_path / "model.safetensors", announce=("v_pred", "ztsnr"))
-    model = load_sdxl(PretrainedModel(name_or_path=str(path), config=str(folder)), torch.float32)
-    assert model.schedule.prediction_type == "v_prediction"
-    assert model.schedule.alphas_cumprod[-1] == pytest.approx(0, abs=1e-6)
+    model = SDXL_FAMILY.load(PretrainedModel(name_or_path=str(path), config=str(folder)), torch.float32)
+    assert model.objective.prediction_type == "v_prediction"
+    assert model.objective.alphas[-1] == pytest.approx(0, abs=1e-6)
 
 
 def test_v_prediction_is_found_in_a_folder(folder, tmp_path):
@@ -125,21 +121,21 @@ def test_v_prediction_is_found_in_a_folder(folder, tmp_path):
     config = json.loads((v_model / "scheduler" / "scheduler_config.json").read_text())
     config |= {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
     (v_model / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))
-    model = load_sdxl(PretrainedModel(name_or_path=str(v_model)), torch.float32)
-    assert model.schedule.prediction_type == "v_prediction"
-    assert model.schedule.alphas_cumprod[-1] == pytest.approx(0, abs=1e-6)
+    model = SDXL_FAMILY.load(PretrainedModel(name_or_path=str(v_model)), torch.float32)
+    assert model.objective.prediction_type == "v_prediction"
+    assert model.objective.alphas[-1] == pytest.approx(0, abs=1e-6)
     with pytest.raises(InputError, match="v_pred"):
-        load_sdxl(PretrainedModel(name_or_path=str(v_model), v_pred=False), torch.float32)
+        SDXL_FAMILY.load(PretrainedModel(name_or_path=str(v_model), v_pred=False), torch.float32)
 
 
 def test_v_prediction_can_be_stated(folder):
-    model = load_sdxl(PretrainedModel(name_or_path=str(folder), v_pred=True), torch.float32)
-    assert model.schedule.prediction_type == "v_prediction"
+    model = SDXL_FAMILY.load(PretrainedModel(name_or_path=str(folder), v_pred=True), torch.float32)
+    assert model.objective.prediction_type == "v_prediction"
 
 
 def test_clip_skip_takes_an_earlier_layer(folder):
     plain, skipped = (
-        load_sdxl(PretrainedModel(name_or_path=str(folder), clip_skip=skip), torch.float32).encode_prompts(
+        SDXL_FAMILY.load(PretrainedModel(name_or_path=str(folder), clip_skip=skip), torch.float32).encode_prompts(
             ["a"], "cpu"
         )["a"]
         for skip in (None, 1)
@@ -154,38 +150,10 @@ def test_a_single_file_that_lacks_weights_is_refused(pipe, folder, tmp_path):
     del state["conditioner.embedders.1.model.text_projection"]
     save_file(state, path)
     with pytest.raises(InputError, match="text_projection"):
-        load_sdxl(PretrainedModel(name_or_path=str(path), config=str(folder)), torch.float32)
+        SDXL_FAMILY.load(PretrainedModel(name_or_path=str(path), config=str(folder)), torch.float32)
 
 
 def test_an_sd1_file_is_refused(tmp_path):
     save_file({"cond_stage_model.transformer.text_model.x": torch.zeros(1)}, tmp_path / "sd1.safetensors")
     with pytest.raises(InputError, match="not an SDXL checkpoint"):
-        check_source(PretrainedModel(name_or_path=str(tmp_path / "sd1.safetensors")))
-
-
-def test_noise_is_added_as_by_every_scheduler_that_a_config_may_name():
-    """`train.noise_scheduler`: the four differ only in sampling (LMS and Euler-a after `scale_model_input`)."""
-    schedule = NoiseSchedule.from_scheduler_config(SDXL_BETAS, "epsilon", zero_snr=False)
-    generator = torch.Generator().manual_seed(0)
-    latents, noise = (torch.randn(1, 4, 8, 8, generator=generator) for _ in range(2))
-    for name in ("DDIMScheduler", "DDPMScheduler", "LMSDiscreteScheduler", "EulerAncestralDiscreteScheduler"):
-        for t in (1, 250, 500, 999):
-            scheduler = getattr(diffusers, name)(**SDXL_BETAS)  # a new one, because they cache the index of a timestep
-            scheduler.set_timesteps(1000)
-            timestep = torch.tensor([t])
-            noisy = scheduler.add_noise(latents, noise, timestep)
-            noisy = scheduler.scale_model_input(noisy, scheduler.timesteps[scheduler.timesteps == t][0])
-            assert torch.allclose(noisy, schedule.add_noise(latents, noise, timestep), atol=2e-6), (name, t)
-
-
-def test_the_target_is_the_noise_or_what_diffusers_calls_velocity():
-    epsilon, v = (
-        NoiseSchedule.from_scheduler_config(SDXL_BETAS, p, zero_snr=True) for p in ("epsilon", "v_prediction")
-    )
-    generator = torch.Generator().manual_seed(0)
-    latents, noise = (torch.randn(3, 4, 8, 8, generator=generator) for _ in range(2))
-    timesteps = torch.tensor([0, 400, 999])
-    scheduler = diffusers.DDPMScheduler(**SDXL_BETAS, rescale_betas_zero_snr=True)
-    velocity = scheduler.get_velocity(latents, noise, timesteps)
-    assert torch.allclose(v.target(latents, noise, timesteps), velocity, atol=1e-6)
-    assert torch.equal(epsilon.target(latents, noise, timesteps), noise)
+        SDXL_FAMILY.check_source(PretrainedModel(name_or_path=str(tmp_path / "sd1.safetensors")))

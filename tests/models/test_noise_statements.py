@@ -4,14 +4,14 @@ import pytest
 import torch
 from narrow_files import change_json, check, copied, load, save, state_of
 from sliders.models.diffusers_unet.narrow import build_scheduler
-from sliders.models.schedule import NoiseSchedule
+from sliders.models.objective import Objective
 from sliders.system.errors import InputError
 
 EPSILON, V = "epsilon", "v_prediction"
 PREDICTS_NOISE = {"prediction_type": EPSILON}
 EMPTY = torch.zeros(0)
 BETAS = dict(build_scheduler().config)
-PLAIN, RESCALED = (NoiseSchedule.from_scheduler_config(BETAS, V, zero).alphas_cumprod for zero in (False, True))
+PLAIN, RESCALED = (Objective.from_scheduler_config(BETAS, V, zero).alphas.square() for zero in (False, True))
 
 
 def spec(value):
@@ -53,8 +53,8 @@ def test_what_is_stated_is_read(narrow_folders, tmp_path, name):
     change_json(folder / "scheduler" / "scheduler_config.json", **scheduler)
     path = save(tmp_path / "model.safetensors", state_of(family) | keys, metadata)
     model = load(family, path, folder, v_pred=v_pred)
-    assert model.schedule.prediction_type == model.scheduler.config.prediction_type == prediction
-    assert (model.schedule.alphas_cumprod[-1] < 1e-6) == zero == bool(model.scheduler.config.rescale_betas_zero_snr)
+    assert model.objective.prediction_type == model.scheduler.config.prediction_type == prediction
+    assert (model.objective.alphas[-1] < 1e-6) == zero == bool(model.scheduler.config.rescale_betas_zero_snr)
 
 
 REFUSED = {  # name: (family, keys, metadata, v_pred, words)
@@ -135,7 +135,7 @@ def test_trained_betas_are_the_noise_of_training(narrow_folders, tmp_path):
     folder = copied(narrow_folders["sd1"], tmp_path / "model")
     betas = torch.linspace(1e-3, 0.01, 1000)
     change_json(folder / "scheduler" / "scheduler_config.json", trained_betas=betas.tolist())
-    assert torch.allclose(load("sd1", folder).schedule.alphas_cumprod, (1 - betas).cumprod(0))
+    assert torch.allclose(load("sd1", folder).objective.alphas.square(), (1 - betas).cumprod(0))
 
 
 @pytest.mark.parametrize(("file", "changes", "words"), [
@@ -157,7 +157,7 @@ def test_parts_that_the_denoiser_is_not_made_for_are_refused(narrow_folders, tmp
 
 
 def test_settings_that_overrule_the_model_are_noted(narrow_folders, capsys):
-    assert load("sdxl", narrow_folders["sdxl"], v_pred=True).schedule.prediction_type == V
+    assert load("sdxl", narrow_folders["sdxl"], v_pred=True).objective.prediction_type == V
     assert "note: pretrained_model.v_pred: true counts, although" in capsys.readouterr().out
 
 

@@ -8,7 +8,8 @@ from diffusers.loaders.lora_conversion_utils import _convert_non_diffusers_lora_
 from diffusers.utils.state_dict_utils import convert_unet_state_dict_to_peft
 from sliders.adaptors.network import AdaptorNetwork
 from sliders.config.schema import Network
-from sliders.models.layers import METHODS, reachable_layers, select_layers
+from sliders.models.diffusers_unet.architecture import UNET
+from sliders.models.layers import reachable_layers, select_layers
 from sliders.models.sd.family import SD1_FAMILY, SD2_FAMILY
 from sliders.models.sd.keys import file_key, original_sd_name, sd_file_keys
 from sliders.models.sd.narrow import NarrowSD, build_unet
@@ -46,7 +47,7 @@ def test_the_real_sizes(sd1_unet):
     assert SD2_FAMILY.weightless_denoiser(SD2_FAMILY.facts.example).num_parameters() == 865_910_724
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", UNET.methods)
 def test_layer_counts(unet, method):
     counts = tuple(len(select_layers(unet, network_type, method)) for network_type in ("lierla", "c3lier"))
     assert counts == GOLDEN[method]

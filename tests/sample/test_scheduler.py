@@ -4,8 +4,8 @@ import diffusers
 import pytest
 from conftest import write_experiment
 from experiments import settings_of
-from sliders.models.sdxl import family
-from sliders.sample.sampling import check_scheduler
+from sliders.models.diffusers_unet.samplers import check_scheduler
+from sliders.models.sdxl.family import SDXLFamily
 from sliders.system.errors import InputError
 from sliders.train.plan import make_plan
 from sliders.train.trainer import Trainer
@@ -49,13 +49,13 @@ def test_a_sampler_takes_the_place_of_the_scheduler_but_not_of_what_is_predicted
 
 
 def test_previews_with_it_are_refused_before_the_first_step(tmp_path, monkeypatch):
-    load = family.load_sdxl
+    load = SDXLFamily.load
 
     def with_flow_matching(*arguments):
         model = load(*arguments)
         model.scheduler = built("FlowMatchEulerDiscrete")
         return model
 
-    monkeypatch.setattr(family, "load_sdxl", with_flow_matching)
+    monkeypatch.setattr(SDXLFamily, "load", with_flow_matching)
     with pytest.raises(InputError, match=r"^preview.prompts: the model's own scheduler, FlowMatch.*: remove them"):
         Trainer(make_plan(settings_of(write_experiment(tmp_path, preview={"prompts": ["a"]}))))

@@ -36,7 +36,9 @@ def short_slider(tmp_path_factory):
     )
     (report,) = run_all(load_settings(argv)[0])
     model = load_model()
-    return evaluate(model, open_slider(report.path, model.unet, SDXL_FAMILY), "size_hard", multipliers=(-1.0, 0.0, 1.0))
+    return evaluate(
+        model, open_slider(report.path, model.denoiser, SDXL_FAMILY), "size_hard", multipliers=(-1.0, 0.0, 1.0)
+    )
 
 
 def test_a_short_slider_has_an_effect_of_the_right_sign(short_slider):
@@ -67,7 +69,7 @@ def test_a_short_text_slider_moves_colour_to_both_sides(tmp_path, monkeypatch):
     argv = ["--config_file", str(path), "--save_path", str(tmp_path / "models"), "--device", "cpu"]
     (report,) = run_all(load_text_settings(argv)[0])
     model = load_model()
-    network = open_slider(report.path, model.unet, SDXL_FAMILY)
+    network = open_slider(report.path, model.denoiser, SDXL_FAMILY)
     below, middle, above = evaluate(model, network, "warmth", (-1.0, 0.0, 1.0), replace(SAMPLING, steps=6)).mean
     assert below < middle - 8 and above > middle + 8
 

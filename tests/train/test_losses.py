@@ -3,49 +3,10 @@
 import pytest
 import torch
 from experiments import make_trainer
-from networks import SDXL_BETAS, randomize
+from networks import randomize
 from sliders.data.latents import View
 from sliders.data.noise_levels import LEVELS, NOISES, measure_noise_levels
-from sliders.models.schedule import EPSILON, V_PREDICTION, NoiseSchedule
 from sliders.train.losses import LOSSES, reference
-
-TIMESTEPS = torch.tensor([20, 300, 700, 990])
-
-
-def schedule(prediction):
-    return NoiseSchedule.from_scheduler_config(SDXL_BETAS, prediction, zero_snr=False)
-
-
-def draw(*names, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(4, 4, 8, 8, generator=generator) for _ in names]
-
-
-@pytest.mark.parametrize("prediction", [EPSILON, V_PREDICTION])
-def test_the_target_leads_to_the_image(prediction):
-    """By the textbook: x0 = (x_t - sigma * eps) / alpha, or alpha * x_t - sigma * v."""
-    s = schedule(prediction)
-    latents, noise = draw("latents", "noise")
-    noisy, target = s.add_noise(latents, noise, TIMESTEPS), s.target(latents, noise, TIMESTEPS)
-    alpha, sigma = s.coefficients(TIMESTEPS)
-    image = (noisy - sigma * target) / alpha if prediction == EPSILON else alpha * noisy - sigma * target
-    assert torch.allclose(image, latents, atol=1e-3)
-
-
-@pytest.mark.parametrize("prediction", [EPSILON, V_PREDICTION])
-@pytest.mark.parametrize("gamma", [0.2, 5.0, 1e9])
-def test_min_snr_weighs_the_error_of_the_image(prediction, gamma):
-    """The same wrong image costs min(SNR, gamma) times its squared error, whichever the model predicts."""
-    s = schedule(prediction)
-    latents, noise, wrong = draw("latents", "noise", "wrong")
-    noisy = s.add_noise(latents, noise, TIMESTEPS)
-    alpha, sigma = s.coefficients(TIMESTEPS)
-    wrong_noise = (noisy - alpha * wrong) / sigma  # the noise that `wrong` would have been given
-    error = s.target(wrong, wrong_noise, TIMESTEPS) - s.target(latents, noise, TIMESTEPS)
-    cost = s.min_snr_weight(TIMESTEPS, gamma) * error.square().flatten(1).mean(1)
-    snr = (alpha / sigma).square().flatten()
-    wanted = snr.clamp(max=gamma) * (wrong - latents).square().flatten(1).mean(1)
-    assert torch.allclose(cost, wanted, rtol=2e-3)
 
 
 def test_the_weight_of_the_config_multiplies_each_row(tmp_path):
@@ -54,7 +15,7 @@ def test_the_weight_of_the_config_multiplies_each_row(tmp_path):
     for trainer in (weighted, plain):
         randomize(trainer.network)
     batch = plain.step.make_batch(plain.step.draw(0))
-    rows = reference(plain.step.denoiser, batch) * plain.model.schedule.min_snr_weight(batch.timesteps, 0.2)
+    rows = reference(plain.step.denoiser, batch) * plain.model.objective.min_snr_weight(batch.timesteps, 0.2)
     assert weighted.step.loss_of(weighted.step.make_batch(weighted.step.draw(0))).item() == pytest.approx(
         2 * rows.mean().item(), rel=1e-5
     )
@@ -75,22 +36,22 @@ def test_auto_measures_where_the_scales_differ(tmp_path):
     embeds = [trainer.step.make_batch.prompt_embeds[""]] * 3
     found = measure_noise_levels(model, cache, View(64, False), embeds, "cpu")
     level, level_index = LEVELS[6], 6
-    alpha, sigma = (float(c) for c in model.schedule.coefficients(torch.tensor([level])))
+    alpha, sigma = model.objective.alphas[level].item(), model.objective.sigmas[level].item()
     variances, errors = [], []
     for draw_index in range(NOISES):
         image = cache[draw_index % 3, View(64, False)]
         generator = torch.Generator().manual_seed(1000 * level + draw_index)
         noise = torch.randn(image.mean.shape[1:], generator=generator)
         deviations = []
-        for mean in image.mean * cache.scaling_factor:
+        for mean in image.mean * model.vae.config.scaling_factor:
             noisy = alpha * mean + sigma * noise
             time_ids = torch.tensor([[64.0, 64, 0, 0, 64, 64]])
             conditioning = {"text_embeds": embeds[0].pooled[None], "time_ids": time_ids}
             with torch.no_grad():
                 trainer.network.set_multipliers(None)
-                epsilon = model.unet(noisy[None], level, embeds[0].tokens[None], added_cond_kwargs=conditioning).sample[
-                    0
-                ]
+                epsilon = model.denoiser(
+                    noisy[None], level, embeds[0].tokens[None], added_cond_kwargs=conditioning
+                ).sample[0]
             deviations.append((noisy - sigma * epsilon) / alpha - mean)
             errors.append((epsilon - noise).square().mean().item())
         variances.append(torch.stack(deviations).double().var(0).mean().item())

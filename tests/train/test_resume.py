@@ -283,14 +283,14 @@ def test_a_changed_image_is_refused_and_named(finished, tmp_path, train_main, ca
 
 
 def test_other_weights_under_the_same_name_are_refused(finished, tmp_path):
-    from sliders.models.sdxl.loading import load_sdxl
+    from sliders.models.sdxl.family import SDXL_FAMILY
     from sliders.system.errors import InputError
 
     argv, _ = finished
     settings = settings_of([*argv, "--resume"])
-    model = load_sdxl(settings.pretrained_model, torch.float32)
+    model = SDXL_FAMILY.load(settings.pretrained_model, torch.float32)
     with torch.no_grad():
-        model.unet.conv_in.weight += 1
+        model.denoiser.conv_in.weight += 1
     trainer = Trainer(make_plan(settings), model)
     with pytest.raises(InputError, match="model was"):
         trainer.resume()

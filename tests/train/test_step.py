@@ -5,12 +5,12 @@ import dataclasses
 import pytest
 import torch
 from conftest import write_experiment
-from experiments import FOLDERS, PROMPTS, SCALES, make_trainer
+from experiments import FOLDERS, PROMPTS, make_trainer
 from naive import NaiveTrainer
 from networks import gathered_gradients, randomize
 from sliders.config.schema import PretrainedModel
 from sliders.config.settings import load_settings
-from sliders.models.sdxl.loading import load_sdxl
+from sliders.models.sdxl.family import SDXL_FAMILY
 from sliders.train.monitor import NonFiniteError
 from sliders.train.optimizers import build_lr_scheduler
 from sliders.train.plan import make_plan
@@ -18,11 +18,11 @@ from sliders.train.trainer import Trainer
 
 
 def naive_trainer(trainer):
-    model = load_sdxl(PretrainedModel(name_or_path="tiny"), torch.float32)
+    model = SDXL_FAMILY.load(PretrainedModel(name_or_path="tiny"), torch.float32)
     network = trainer.network
     downs, ups = [a.down for a in network.adaptors], [a.up for a in network.adaptors]
     alpha = trainer.settings.network.alpha
-    return NaiveTrainer(model.unet, model.pipe.vae, network.module_paths, downs, ups, alpha)
+    return NaiveTrainer(model.denoiser, model.pipe.vae, network.module_paths, downs, ups, alpha)
 
 
 def naive_loss(naive, trainer, draw):
@@ -33,13 +33,11 @@ def naive_loss(naive, trainer, draw):
     for row in draw.rows:
         generator = torch.Generator().manual_seed(row.noise_seed)
         noise, eps = (torch.randn(4, 8, 8, generator=generator) for _ in range(2))
-        folder, name = trainer.settings.data.folder_main, trainer.data.names[row.name]
-        latents = naive.encode(folder / FOLDERS[row.scale] / f"{name}.png", eps)
+        folder, name = trainer.settings.data.folder_main, trainer.data.names[row.image]
+        latents = naive.encode(folder / FOLDERS[row.folder] / f"{name}.png", eps)
         prompt = embeds[chosen.positive if row.positive else chosen.neutral]
         losses.append(
-            naive.row(
-                latents, noise[None].double(), row.timestep, prompt, embeds[chosen.neutral], 64, SCALES[row.scale]
-            )
+            naive.row(latents, noise[None].double(), row.timestep, prompt, embeds[chosen.neutral], 64, row.scale)
         )
     return 2 * sum(losses) / len(losses)
 
@@ -82,7 +80,7 @@ def test_folder_i_is_trained_at_scale_i(tmp_path, swapped):
     trainer = make_trainer(tmp_path, folders=tuple(order), prompts=PROMPTS[:1], train={"timestep_bias": 0})
     randomize(trainer.network)
     draws = (trainer.step.draw(step) for step in range(1000))
-    draw = next(d for d in draws if any(row.scale in (i, j) and row.timestep < 200 for row in d.rows))
+    draw = next(d for d in draws if any(row.folder in (i, j) and row.timestep < 200 for row in d.rows))
     trainer.step.loss_of(trainer.step.make_batch(draw)).backward()
     naive = naive_trainer(trainer)
     naive_loss(naive, trainer, draw)
@@ -100,24 +98,24 @@ def test_gradient_checkpointing_changes_no_gradient(tmp_path):
         trainer.step.loss_of(trainer.step.make_batch(trainer.step.draw(0))).backward()
         gradients.append(gathered_gradients(trainer).values())
         assert any(
-            m.gradient_checkpointing for m in trainer.model.unet.modules() if hasattr(m, "gradient_checkpointing")
+            m.gradient_checkpointing for m in trainer.model.denoiser.modules() if hasattr(m, "gradient_checkpointing")
         ) is (checkpointing)
     assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-8) for a, b in zip(*gradients, strict=True))
 
 
 def test_only_the_adaptors_learn(tmp_path):
     trainer = make_trainer(tmp_path)
-    before = {k: v.clone() for k, v in trainer.model.unet.state_dict().items()}
+    before = {k: v.clone() for k, v in trainer.model.denoiser.state_dict().items()}
     for step in range(2):
         trainer.step(step)
-    assert all(torch.equal(before[k], v) for k, v in trainer.model.unet.state_dict().items())
+    assert all(torch.equal(before[k], v) for k, v in trainer.model.denoiser.state_dict().items())
     assert all(p.dtype == torch.float32 and p.abs().sum() > 0 for p in trainer.network.parameters())
 
 
 def test_bfloat16_trains_float32_adaptors(tmp_path):
     trainer = make_trainer(tmp_path, train={"precision": "bfloat16"})
     full = make_trainer(tmp_path / "full")
-    assert trainer.model.unet.dtype == torch.bfloat16
+    assert trainer.model.denoiser.dtype == torch.bfloat16
     assert trainer.model.pipe.vae.dtype == torch.float32
     assert trainer.step(0).loss == pytest.approx(full.step(0).loss, rel=0.02)
     assert {p.dtype for p in trainer.network.parameters()} == {torch.float32}
@@ -144,8 +142,8 @@ def test_a_non_finite_gradient_stops_before_the_optimizer(tmp_path):
     with pytest.raises(NonFiniteError) as stopped:
         trainer.read([bad, later])
     assert "step 2" in str(stopped.value)
-    assert trainer.data.names[draw.rows[0].name] in str(stopped.value)
-    assert f"{SCALES[draw.rows[0].scale]:g}" in str(stopped.value)
+    assert trainer.data.names[draw.rows[0].image] in str(stopped.value)
+    assert f"{draw.rows[0].scale:g}" in str(stopped.value)
     assert all(torch.equal(a, b) for a, b in zip(before, trainer.network.parameters(), strict=True))
 
 
@@ -226,7 +224,7 @@ def test_a_vae_that_yields_no_numbers_names_the_image(tmp_path):
     make_trainer(tmp_path)  # writes the data set
     argv = write_experiment(tmp_path, data=tmp_path / "data", flags=["--folders", "small, base", "--scales", "1, 2"])
     (settings,), _ = load_settings(argv)
-    model = load_sdxl(settings.pretrained_model, torch.float32)
+    model = SDXL_FAMILY.load(settings.pretrained_model, torch.float32)
     with torch.no_grad():
         model.pipe.vae.encoder.conv_in.weight[0, 0, 0, 0] = float("nan")
     with pytest.raises(InputError, match=r"small/a\.png: the VAE yields latents that are not finite"):

@@ -7,8 +7,15 @@ from itertools import pairwise
 
 import pytest
 import torch
-from conftest import load_script, write_yaml
-from experiments import TEXT_SETS, TEXT_STEPS, make_text_trainer, text_settings_of, write_text_experiment
+from conftest import script_main, write_yaml
+from experiments import (
+    TEXT_SETS,
+    TEXT_STEPS,
+    UPSTREAM_BLOCK,
+    make_text_trainer,
+    text_settings_of,
+    write_text_experiment,
+)
 from naive import NaiveLora, scaled_linear_alphas
 from networks import gathered_gradients, randomize
 from PIL import Image
@@ -16,8 +23,8 @@ from safetensors import safe_open
 from sliders.config.schema import PretrainedModel
 from sliders.data.timesteps import timestep_of
 from sliders.formats.checkpoint import checkpoints_of
-from sliders.models.schedule import EPSILON, V_PREDICTION, NoiseSchedule
-from sliders.models.sdxl.loading import load_sdxl
+from sliders.models.objective import EPSILON, V_PREDICTION, Objective
+from sliders.models.sdxl.family import SDXL_FAMILY
 from sliders.system.errors import InputError
 from sliders.train.plan import describe, make_plan
 from sliders.train.trainer import Trainer
@@ -30,7 +37,10 @@ class NaiveText:
     def __init__(self, trainer):
         network = trainer.network
         downs, ups = [a.down for a in network.adaptors], [a.up for a in network.adaptors]
-        self.trainer, self.unet = trainer, load_sdxl(PretrainedModel(name_or_path="tiny"), torch.float32).unet.double()
+        self.trainer, self.unet = (
+            trainer,
+            SDXL_FAMILY.load(PretrainedModel(name_or_path="tiny"), torch.float32).denoiser.double(),
+        )
         self.lora = NaiveLora(self.unet, network.module_paths, downs, ups, trainer.settings.network.alpha)
         self.alphas_cumprod = scaled_linear_alphas()
 
@@ -137,7 +147,7 @@ def test_every_step_trains_both_signs_over_the_whole_range(tmp_path):
 
 @pytest.mark.parametrize("prediction", [EPSILON, V_PREDICTION])
 def test_image_and_noise_of_a_prediction_make_up_the_latents(prediction):
-    schedule = NoiseSchedule(scaled_linear_alphas().float(), prediction)
+    schedule = Objective.variance_preserving(scaled_linear_alphas().float(), prediction)
     generator = torch.Generator().manual_seed(0)
     noisy, predicted = (torch.randn(3, 4, 8, 8, generator=generator) for _ in range(2))
     timesteps = torch.tensor([10, 500, 999])
@@ -148,36 +158,13 @@ def test_image_and_noise_of_a_prediction_make_up_the_latents(prediction):
 
 # --- the command
 
-UPSTREAM_CONFIG = """
+UPSTREAM_CONFIG = f"""
 prompts_file: "PROMPTS"
 pretrained_model:
   name_or_path: "stabilityai/stable-diffusion-xl-base-1.0"
   v2: false
   v_pred: false
-network:
-  type: "c3lier"
-  rank: 4
-  alpha: 1.0
-  training_method: "noxattn"
-train:
-  precision: "bfloat16"
-  noise_scheduler: "ddim"
-  iterations: 1000
-  lr: 0.0002
-  optimizer: "AdamW"
-  lr_scheduler: "constant"
-  max_denoising_steps: 50
-save:
-  name: "temp"
-  path: "./models"
-  per_steps: 500
-  precision: "bfloat16"
-logging:
-  use_wandb: false
-  verbose: false
-other:
-  use_xformers: true
-"""
+{UPSTREAM_BLOCK}"""
 UPSTREAM_PROMPTS = """
 - target: "person"
   positive: "person, old"
@@ -241,7 +228,7 @@ def test_what_does_not_apply_is_refused_with_a_sentence(tmp_path, case):
 def test_the_script_trains_previews_and_resumes_to_the_same_slider(tmp_path, monkeypatch, capsys):
     """Four steps equal two and two more, bit for bit; what is beside the slider speaks of multipliers, not of folders."""
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
-    main = load_script("train_lora_xl").main
+    main = script_main("train_lora_xl")
     train = {"iterations": 4, "lr_scheduler": "cosine"}
     preview = {"prompts": ["a disc"], "multipliers": [-1, 0, 1], "steps": 2, "guidance": 3}
     straight = write_text_experiment(tmp_path / "straight", train=train, preview=preview, save={"per_steps": 2})

@@ -19,7 +19,7 @@ from sliders.compute.device import DTYPES, place, torch_device, use_device
 from sliders.config.schema import Data
 from sliders.data.dataset import ScaleFolders
 from sliders.fast.path import FastPath, fuse_vae
-from sliders.models.sdxl.model import SDXL
+from sliders.models.sdxl.family import SDXL_FAMILY
 from sliders.report.page import Page, render
 from sliders.report.summary import measured
 from sliders.report.yardstick import Yardstick, card_multipliers
@@ -36,7 +36,7 @@ def write_folders(root: Path, size: int) -> ScaleFolders:
         for name in range(NAMES):
             noise(size, generator).save(root / folder / f"{name}.png", compress_level=1)
     data = Data(folder_main=root, folders=tuple(SCALES), scales=tuple(SCALES.values()))
-    return ScaleFolders.find(data, SDXL.facts.size_multiple)
+    return ScaleFolders.find(data, SDXL_FAMILY.facts.size_multiple)
 
 
 def noise(size: int, generator: torch.Generator) -> Image.Image:
@@ -58,12 +58,12 @@ def main() -> int:
     cuda = device.startswith("cuda")
     model = build_model(args.model, args.precision or ("bfloat16" if cuda else "float32"), device)
     prompt = model.encode_prompts([""], device)[""]
-    place(model.unet, device, model.dtype)
+    place(model.denoiser, device, model.dtype)
     if cuda:
-        model.unet.to(memory_format=torch.channels_last)
+        model.denoiser.to(memory_format=torch.channels_last)
     model.vae.to(device)
     fuse_vae(model.vae, device)
-    FastPath(model.unet)
+    FastPath(model.denoiser)
     generator, multipliers = torch.Generator().manual_seed(1), card_multipliers(tuple(SCALES.values()))
     sweeps = [[noise(args.resolution, generator) for _ in multipliers] for _ in range(args.prompts)]
     with tempfile.TemporaryDirectory() as temporary:

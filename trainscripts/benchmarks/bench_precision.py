@@ -35,10 +35,10 @@ KINDS = {  # {kind: what is set in the config's section other}; the reference fi
 def load(args: argparse.Namespace, kind: str, device: str) -> SDXL:
     """The model in bfloat16; for the reference, the same values in float32."""
     model = build_model(args.model, "bfloat16", device)
-    model.unet.to("cpu", torch.bfloat16)
+    model.denoiser.to("cpu", torch.bfloat16)
     if kind == REFERENCE:
-        model.unet.float()
-    model.dtype = model.unet.dtype
+        model.denoiser.float()
+    model.dtype = model.denoiser.dtype
     encode = model.encode_prompts
 
     def rounded(prompts: list[str], device: str) -> dict[str, PromptEmbeds]:

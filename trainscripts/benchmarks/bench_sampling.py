@@ -34,7 +34,7 @@ class Bench:
         self.device = device
         self.model = build_model(args.model, args.precision, self.device)
         embeds = self.model.encode_prompts(["a", ""], self.device)
-        place(self.model.unet, self.device, self.model.dtype)
+        place(self.model.denoiser, self.device, self.model.dtype)
         self.model.pipe.vae.to(self.device)
         self.negative, self.rows = embeds[""], [Row(embeds["a"], 1, (m,)) for m in MULTIPLIERS]
         self.size = {"width": args.resolution, "height": args.resolution, "steps": args.steps, "guidance": 5.0}
@@ -65,14 +65,14 @@ class Bench:
 
     def attach(self) -> None:
         if self.device.startswith("cuda"):
-            self.model.unet.to(memory_format=torch.channels_last)
+            self.model.denoiser.to(memory_format=torch.channels_last)
             fuse_vae(self.model.vae, self.device)
         settings = Network(type="c3lier", rank=self.rank, alpha=self.rank / 2, training_method="noxattn")
-        self.network = AdaptorNetwork(self.model.unet, settings)
+        self.network = AdaptorNetwork(self.model.denoiser, settings)
         with torch.no_grad():
             for adaptor in self.network.adaptors:
                 adaptor.up.normal_(std=0.02)
-        FastPath(self.model.unet, [self.network])
+        FastPath(self.model.denoiser, [self.network])
 
     @torch.no_grad()
     def seconds(self, batch_size: int) -> float:

@@ -75,7 +75,7 @@ def median_seconds(step: Callable[[], object], device: str, steps: int) -> float
 
 def measure_naive(args: argparse.Namespace, resolution: int, device: str) -> dict:
     model = build_model(args.model, args.precision, device)
-    layers = select_layers(model.unet, "c3lier", "noxattn")
+    layers = select_layers(model.denoiser, "c3lier", "noxattn")
     naive = NaiveStep(model, layers, args.rank, resolution, device)
     losses = [naive.step() for _ in range(WARM_UP)]
     seconds = median_seconds(lambda: losses.append(naive.step()), device, 1)
@@ -113,7 +113,7 @@ def measure_mode(args: argparse.Namespace, mode: str, resolution: int, pairs: in
 def build_in_main_memory(args: argparse.Namespace, device: str) -> SDXL:
     """The model in main memory, where a run loads it, so that the time to move it is measured too."""
     model = build_model(args.model, args.precision, device)
-    model.unet.to("cpu")
+    model.denoiser.to("cpu")
     model.pipe.vae.to("cpu")
     if device.startswith("cuda"):
         torch.cuda.empty_cache()

@@ -39,10 +39,10 @@ class NaiveStep:
 
     def __init__(self, model: SDXL, layers: dict[str, nn.Module], rank: int, resolution: int, device: str):
         self.model, self.device, self.resolution = model, device, resolution
-        place(model.unet, device, model.dtype)
-        model.unet.requires_grad_(False)
+        place(model.denoiser, device, model.dtype)
+        model.denoiser.requires_grad_(False)
         model.pipe.vae.to(device)
-        dtype = model.unet.dtype
+        dtype = model.denoiser.dtype
         self.loras = nn.ModuleList(PlainLora(layer, rank, rank / 2) for layer in layers.values()).to(device, dtype)
         self.optimizer = torch.optim.AdamW(self.loras.parameters(), lr=1e-4)
         embeds = model.encode_prompts(["", "positive"], device)
@@ -61,14 +61,14 @@ class NaiveStep:
         return unconditional + 1.0 * (conditional - unconditional)
 
     def step(self) -> float:
-        schedule = self.model.schedule.to(self.device)
+        objective = self.model.objective.to(self.device)
         timestep = torch.randint(1, 999, (1,), device=self.device)
         with torch.no_grad():
             vae = self.model.pipe.vae
             encoded = [vae.encode(image.to(self.device)).latent_dist.sample() for image in self.images]
-            latents = [e * self.model.scaling_factor for e in encoded]
+            latents = [self.model.normalise(e) for e in encoded]
             noise = torch.randn_like(latents[0])
-            noisy = [schedule.add_noise(x, noise, timestep) for x in latents]
+            noisy = [objective.add_noise(x, noise, timestep) for x in latents]
             for x in noisy:
                 self._predict(x, timestep, 0.0)  # the original trainers never use the result
         total = 0.0

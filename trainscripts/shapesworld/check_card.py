@@ -22,7 +22,6 @@ from sliders.data.dataset import ScaleFolders
 from sliders.formats.cards import calibrate, keep_card
 from sliders.formats.slider_file import open_slider
 from sliders.models.sdxl.family import SDXL_FAMILY
-from sliders.models.sdxl.model import SDXL
 from sliders.report.card import Card
 from sliders.report.grids import to_pictures
 from sliders.report.sweeps import rank_correlation
@@ -66,12 +65,12 @@ class Check:
         self.embeds = self.model.encode_prompts([*texts, ""], device)
         self.jobs = [(self.embeds[text], seed) for text, seed in zip(texts, EVALUATION_SEEDS, strict=True)]
         self.multipliers = card_multipliers(self.attribute.scales)
-        found = ScaleFolders.find(data, SDXL.facts.size_multiple)
+        found = ScaleFolders.find(data, SDXL_FAMILY.facts.size_multiple)
         self.yardstick = Yardstick(self.model, found, (IMAGE_SIZE, IMAGE_SIZE), self.embeds[""])
 
     def pictures(self, slider: Path) -> Tensor:
         """[captions, multipliers, 3, H, W] in [0, 1]."""
-        network: AdaptorNetwork = open_slider(slider, self.model.unet, SDXL_FAMILY)
+        network: AdaptorNetwork = open_slider(slider, self.model.denoiser, SDXL_FAMILY)
         sampling = replace(SAMPLING, batch_size=SAMPLING.batch_size if self.device == "cpu" else GPU_ROWS)
         found = sample_grid(self.model, network, self.jobs, self.embeds[""], self.multipliers, sampling)
         network.remove()

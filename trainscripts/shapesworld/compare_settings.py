@@ -91,7 +91,7 @@ def train_and_measure(job: Job, device: str, robustness: bool, keep: Path | None
         model = load_model()
         if device != "cpu":
             model.pipe.to(torch_device(device))
-        network = open_slider(report.path, model.unet, SDXL_FAMILY)
+        network = open_slider(report.path, model.denoiser, SDXL_FAMILY)
         sampling = replace(SAMPLING, batch_size=SAMPLING.batch_size if device == "cpu" else GPU_ROWS)
         curve = evaluate(model, network, job.attribute, sampling=sampling)
         found = {**vars(job), **curve.as_json()}

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from sliders.adaptors.network import AdaptorNetwork
 from sliders.config.schema import PretrainedModel
-from sliders.models.sdxl.loading import load_sdxl
+from sliders.models.sdxl.family import SDXL_FAMILY
 from sliders.models.sdxl.model import SDXL
 from sliders.sample.preview import preview_multipliers, sample_grid
 from sliders.sample.sampling import Sampling
@@ -24,7 +24,7 @@ GPU_ROWS = 80  # pictures sampled at once on a GPU
 
 def load_model() -> SDXL:
     """The shapes world's SDXL in float32 on the CPU, through the ordinary loader."""
-    return load_sdxl(PretrainedModel(name_or_path=str(MODEL)), torch.float32)
+    return SDXL_FAMILY.load(PretrainedModel(name_or_path=str(MODEL)), torch.float32)
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def evaluate(
     attribute, scenes = ATTRIBUTES[name], evaluation_scenes(name)
     multipliers = tuple(multipliers or dense_multipliers(attribute)) if network is not None else (0.0,)
     texts = captions(scenes)
-    embeds = model.encode_prompts([*texts, ""], str(model.unet.device))
+    embeds = model.encode_prompts([*texts, ""], str(model.denoiser.device))
     jobs = [(embeds[text], seed) for text, seed in zip(texts, EVALUATION_SEEDS, strict=True)]
     pictures = sample_grid(model, network, jobs, embeds[""], multipliers, sampling)
     found = [measured(name, pictures[:, column], scenes) for column in range(len(multipliers))]

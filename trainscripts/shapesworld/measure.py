@@ -54,7 +54,7 @@ def measure_all(paths: list[Path], attribute: str, multipliers: list[float] | No
     curves = {"base model": evaluate(model, None, attribute)}
     print(format_curve("base model", curves["base model"]), flush=True)
     for path in paths:
-        network = open_slider(path, model.unet, SDXL_FAMILY)
+        network = open_slider(path, model.denoiser, SDXL_FAMILY)
         curves[path.stem] = evaluate(model, network, attribute, multipliers)
         network.remove()
         print(format_curve(path.stem, curves[path.stem]), flush=True)

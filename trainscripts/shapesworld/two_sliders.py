@@ -27,7 +27,7 @@ def measure_grid(files: list[Path], names: list[str], device: str) -> list[dict]
     """One entry per pair of multipliers: {"at": both, name: mean of that attribute, ..., "mess"}."""
     model = load_model()
     model.pipe.to(device)
-    networks = [open_slider(path, model.unet, SDXL_FAMILY) for path in files]
+    networks = [open_slider(path, model.denoiser, SDXL_FAMILY) for path in files]
     scenes = evaluation_scenes(names[0])
     texts = captions(scenes)
     embeds = model.encode_prompts([*texts, ""], device)

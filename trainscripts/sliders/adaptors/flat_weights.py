@@ -11,7 +11,7 @@ from sliders.adaptors.network import AdaptorNetwork
 class FlatLayout:
     """Where each of a network's parameters lies in a tensor of all of them: all of one kind before the next, downs before ups.
 
-    Convolution weights are channels-last, like the UNet's, so that no step converts them.
+    Convolution weights are channels-last, like the denoiser's, so that no step converts them.
     """
 
     def __init__(self, network: AdaptorNetwork):

@@ -15,17 +15,17 @@ from sliders.system.errors import InputError
 
 
 class AdaptorNetwork(nn.Module):
-    """Adaptors for the layers of a UNet that the settings choose.
+    """Adaptors for the layers of a denoiser that the settings choose.
 
-    The UNet's modules are not replaced or renamed: until `remove()`, their `forward` is shadowed. Do not change the
+    The denoiser's modules are not replaced or renamed: until `remove()`, their `forward` is shadowed. Do not change the
     multipliers between a forward pass and its backward pass: gradient checkpointing repeats the forward pass, and with
     other multipliers the gradients would silently be wrong.
     """
 
-    def __init__(self, unet: nn.Module, settings: Network, seed: int = 0):
+    def __init__(self, denoiser: nn.Module, settings: Network, seed: int = 0):
         """Attaches the adaptors, with multiplier 1. seed: of their weights. Raises InputError if no layer is selected."""
         super().__init__()
-        chosen = choose_layers(unet, settings)
+        chosen = choose_layers(denoiser, settings)
         if not chosen:
             raise InputError(
                 f"network: type {settings.type} with training_method {settings.training_method} adapts no layers"
@@ -38,7 +38,7 @@ class AdaptorNetwork(nn.Module):
         self.module_paths = tuple(chosen)
         self.adaptors = nn.ModuleList(algorithm(c.layer, c.rank, c.alpha, generator) for c in chosen.values())
         self.layers = tuple(c.layer for c in chosen.values())  # not a ModuleList, which would register them as ours
-        self._device = next(unet.parameters()).device
+        self._device = next(denoiser.parameters()).device
         self.to(self._device)
         self.set_multipliers(torch.ones(1))
         self._patches = Patches()
@@ -47,22 +47,22 @@ class AdaptorNetwork(nn.Module):
 
     def _adapted(self, base_forward: Callable[[Tensor], Tensor], adaptor: Adaptor) -> Callable[[Tensor], Tensor]:
         def forward(x: Tensor) -> Tensor:
-            strength = self.strength(adaptor.gain)
-            return base_forward(x) if strength is None else adaptor.adapted(base_forward, x, strength)
+            scaling = self.scaling(adaptor.gain)
+            return base_forward(x) if scaling is None else adaptor.adapted(base_forward, x, scaling)
 
         return forward
 
     def set_multipliers(self, multipliers: Tensor | None) -> None:
         """multipliers: [B] for the rows of the next batch, [1] for all rows, or None for the base model alone."""
         self._multipliers = multipliers
-        self._strengths: dict[float, Tensor] | None = None  # {gain: multipliers · gain}
+        self._scalings: dict[float, Tensor] | None = None  # {gain: multipliers · gain}
         if multipliers is not None:
             rows = multipliers.to(self._device, torch.float32)
-            self._strengths = {gain: rows * gain for gain in {a.gain for a in self.adaptors}}
+            self._scalings = {gain: rows * gain for gain in {a.gain for a in self.adaptors}}
 
-    def strength(self, gain: float) -> Tensor | None:
+    def scaling(self, gain: float) -> Tensor | None:
         """The present multipliers · `gain` of an adaptor, [B] or [1] float32, or None without multipliers."""
-        return None if self._strengths is None else self._strengths[gain]
+        return None if self._scalings is None else self._scalings[gain]
 
     @property
     def multipliers(self) -> Tensor | None:

@@ -1,6 +1,6 @@
-"""`pretrained_model.quantize`: stores the linear layers of the UNet's transformers in 8 or 4 bits per weight.
+"""`pretrained_model.quantize`: stores the linear layers of the denoiser's transformers in 8 or 4 bits per weight.
 
-Most of the UNet's weights are there. This saves memory only: products are still computed in the training precision.
+Most of the denoiser's weights are there. This saves memory only: products are still computed in the training precision.
 Products in float8 were no faster: rounding their inputs took as long as they saved.
 """
 
@@ -29,23 +29,23 @@ def check_quantization(kind: str, device: str) -> None:
         raise InputError("pretrained_model.quantize: nf4 needs bitsandbytes: install it, or use int8.")
 
 
-def quantize(unet: nn.Module, kind: str, device: str, dtype: torch.dtype) -> None:
-    """Replaces the linear layers of the transformers, under their names, by quantised ones on `device`.
+def quantize(denoiser: nn.Module, kind: str, device: str, dtype: torch.dtype, part: str) -> None:
+    """Replaces the linear layers whose paths contain `part`, under their names, by quantised ones on `device`.
 
     They are moved, and converted to `dtype`, one by one, so that the device never holds all original weights. The rest of
-    the UNet is not moved.
+    the denoiser is not moved.
     """
     if kind == "none":
         return
     # a list of modules instead of names would keep all original weights in memory until the end
-    names = [n for n, m in unet.named_modules() if type(m) is nn.Linear and ".attentions." in f".{n}"]
+    names = [n for n, m in denoiser.named_modules() if type(m) is nn.Linear and part in f".{n}"]
     for name in names:
         parent, _, child = name.rpartition(".")
-        linear = unet.get_submodule(name)
-        linear.name_or_path = f"{getattr(unet, 'name_or_path', '') or 'the model'}: {name}"  # for errors of `place`
+        linear = denoiser.get_submodule(name)
+        linear.name_or_path = f"{getattr(denoiser, 'name_or_path', '') or 'the model'}: {name}"  # for errors of `place`
         place(linear, device, dtype)
         layer = _nf4(linear, device) if kind == "nf4" else ByteLinear(linear, BYTE[kind])
-        setattr(unet.get_submodule(parent), child, layer)
+        setattr(denoiser.get_submodule(parent), child, layer)
 
 
 class ByteLinear(nn.Linear):

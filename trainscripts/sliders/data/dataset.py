@@ -14,6 +14,7 @@ from sliders.config.prompts import CAPTION, PromptSet
 from sliders.config.schema import Data
 from sliders.data.captions import Captions, find_captions
 from sliders.data.colours import Colours
+from sliders.data.contract import Checked
 from sliders.data.draws import RowDraw
 from sliders.data.folders import SHOWN, SLOW, Files, Reading, find_folders, read_all, unmatched, usual_size
 from sliders.data.images import fitted_size
@@ -25,7 +26,7 @@ SMALL = 0.8  # share of the pixels of a training size, below which it is told th
 
 
 @dataclass(frozen=True)
-class ScaleFolders:
+class ScaleFolders(Checked):
     """`files[n][s]` is image name `names[n]` as it is to look at multiplier `scales[s]`, scales ascending."""
 
     folder_main: Path
@@ -84,10 +85,6 @@ class ScaleFolders:
         """Names whose images have the same pixels at all scales."""
         return tuple(name for name, row in zip(self.names, self.seen.pixels, strict=True) if len(set(row)) == 1)
 
-    @property
-    def num_images(self) -> int:
-        return len(self.names) * len(self.scales)
-
     @cached_property
     def digests(self) -> dict[str, str]:
         """{folder/image: first 16 digits of the file's sha256}, to recognise the same data set again."""
@@ -98,23 +95,21 @@ class ScaleFolders:
                 found[f"{folder}/{path.name}"] = hashlib.file_digest(file, "sha256").hexdigest()[:16]
         return found
 
-    def fitted_size(self, name: int, resolution: int) -> tuple[int, int]:
-        """(width, height) in px at which an image is trained."""
-        return fitted_size(self.sizes[name], resolution, self.size_multiple)
+    def fitted_size(self, image: int, resolution: int) -> tuple[int, int]:
+        return fitted_size(self.sizes[image], resolution, self.size_multiple)
 
     def fitted_sizes(self, resolution: int) -> list[tuple[int, int]]:
-        """Those of all images, each once, ascending."""
         return sorted({self.fitted_size(name, resolution) for name in range(len(self.names))})
 
-    def scale_of(self, row: RowDraw) -> float:
-        return self.scales[row.scale]
+    def texts(self, prompts: tuple[PromptSet, ...]) -> list[list[tuple[str, str]]]:
+        """[prompt set][image name] → what it is read with, (neutral, positive)."""
+        return [[chosen.texts(caption) for caption in self.captions or ("",) * len(self.names)] for chosen in prompts]
 
     def place(self, row: RowDraw) -> str:
-        """Which row it is, for messages."""
-        return f"{self.names[row.name]} at {self.scale_of(row):g}, timestep {row.timestep}"
+        return f"{self.names[row.image]} at {row.scale:g}, timestep {row.timestep}"
 
     def identity(self) -> dict:
-        """What must be the same when a run is resumed. Images are identified by their content, so a data set may be moved.
+        """Images are identified by their content, so a data set may be moved.
 
         Those whose colours are converted count as others than the same files as they were read before.
         """
@@ -130,7 +125,6 @@ class ScaleFolders:
         }
 
     def metadata(self, prompts: tuple[PromptSet, ...]) -> dict[str, str | dict | list]:
-        """What a slider file tells of its images."""
         resolution = max(p.resolution for p in prompts)
         sizes = Counter(self.fitted_size(name, resolution) for name in range(len(self.names)))
         buckets = {i: {"resolution": s, "count": n * len(self.scales)} for i, (s, n) in enumerate(sizes.items())}
@@ -147,17 +141,14 @@ class ScaleFolders:
         A1111 shows them as training words.
         """
         tags: Counter[str] = Counter()
-        for caption in self.captions or ("",) * len(self.names):
-            texts = dict.fromkeys(chosen.texts(caption)[1] for chosen in prompts)
-            tags.update({tag for text in texts for word in text.split(",") if (tag := word.strip())})
+        for pairs in zip(*self.texts(prompts), strict=True):
+            tags.update({tag for _, positive in pairs for word in positive.split(",") if (tag := word.strip())})
         return dict(sorted(tags.items()))
 
     def describe(self, prompts: tuple[PromptSet, ...], whole: bool = False) -> list[str]:
-        """Lines of the plan. whole: with a row of the table for each name, however many there are."""
         return [f"images  {len(self.names)} names × {len(self.scales)} scales", "", self.table(whole)]
 
     def remarks(self, prompts: tuple[PromptSet, ...]) -> list[str]:
-        """What is allowed, but perhaps not meant."""
         remarks = [*self._remarks_on_files(), *self._remarks_on_images(max(p.resolution for p in prompts))]
         if self.captions and not any(p.uses_captions for p in prompts):
             remarks.append(

@@ -18,8 +18,9 @@ ROWS_PER_PAIR = 2  # `batch_size` counts pairs, as in Concept Sliders
 class RowDraw:
     """One image at one scale, with its own noise."""
 
-    name: int  # index of the image name
-    scale: int  # index of the scale
+    image: int  # index of the image name
+    folder: int  # index of the scale folder
+    scale: float  # the multiplier that the folder stands for
     positive: bool  # read with the prompt `positive`; otherwise with `neutral`
     captioned: bool  # False: caption dropout, so the row is read with an empty prompt
     timestep: int
@@ -37,13 +38,16 @@ class TextRowDraw:
     crop: tuple[float, float, float]  # size and place, top and left, of a random crop to speak of, each in [0, 1)
 
 
+Row = RowDraw | TextRowDraw
+
+
 @dataclass(frozen=True)
 class StepDraw:
     """The rows of one optimizer step, of all processes together, all of one latent shape."""
 
     prompt: int  # index of the prompt set
     resolution: int  # px
-    rows: tuple[RowDraw, ...] | tuple[TextRowDraw, ...]
+    rows: tuple[Row, ...]
 
 
 def resolutions(prompts: PromptSet) -> tuple[int, ...]:
@@ -64,35 +68,34 @@ def _begin(seed: int, step: int, prompts: Sequence[PromptSet]) -> tuple[random.R
 class Draws:
     """`draws(step)` returns the `StepDraw` of a step.
 
-    `shape_of(name, resolution)` is the shape of an image's latents; the images of one step must agree in it to form a
-    batch. Prompt set, resolution, name and scale are drawn uniformly, the timestep from `timesteps`. Rows alternate
+    `shape_of(image, resolution)` is the shape of an image's latents; the images of one step must agree in it to form a
+    batch. Prompt set, resolution, image and scale are drawn uniformly, the timestep from `timesteps`. Rows alternate
     between the lower and the higher of two different scales, which decides the prompt they are read with. Each has its
     own image, noise and timestep, because rows that share them were measured to teach less; with `scales_per_step` above
     1, groups of so many rows share them and differ in the scale alone.
 
-    No row is at the scale `untrained`, which is 0: every algorithm multiplies what it adds by the scale, and every loss of
+    No row is at scale 0: every algorithm multiplies what it adds by the scale, and every loss of
     images looks at each row alone, so such a row has no gradient. Where it is drawn, the other of the two takes its place.
     """
 
     seed: int
     prompts: Sequence[PromptSet]
-    num_names: int
-    num_scales: int
+    num_images: int
+    scales: tuple[float, ...]  # of each folder
     timesteps: TimestepDistribution
     shape_of: Callable[[int, int], Hashable]
     caption_dropout: float = 0.0
     scales_per_step: int = 1
     processes: int = 1  # each trains on `batch_size` pairs
-    untrained: int | None = None  # index of a scale
 
     def __call__(self, step: int) -> StepDraw:
         rng, prompt, resolution = _begin(self.seed, step, self.prompts)
         chosen = self.prompts[prompt]
-        first = rng.randrange(self.num_names)
+        first = rng.randrange(self.num_images)
         shape = self.shape_of(first, resolution)
-        alike = [n for n in range(self.num_names) if self.shape_of(n, resolution) == shape]
-        names = [first] + [rng.choice(alike) for _ in range(ROWS_PER_PAIR * chosen.batch_size * self.processes - 1)]
-        rows = tuple(self._row(rng, name, positive=bool(i % 2)) for i, name in enumerate(names))
+        alike = [i for i in range(self.num_images) if self.shape_of(i, resolution) == shape]
+        images = [first] + [rng.choice(alike) for _ in range(ROWS_PER_PAIR * chosen.batch_size * self.processes - 1)]
+        rows = tuple(self._row(rng, image, positive=bool(i % 2)) for i, image in enumerate(images))
         together = min(self.scales_per_step, len(self._trained))
         if together > 1:
             groups = [rows[i : i + together] for i in range(0, len(rows), together)]
@@ -101,20 +104,26 @@ class Draws:
 
     @property
     def _trained(self) -> list[int]:
-        return [scale for scale in range(self.num_scales) if scale != self.untrained]
+        """Indices of the folders."""
+        return [folder for folder, scale in enumerate(self.scales) if scale]
 
     def _alike(self, rng: random.Random, group: tuple[RowDraw, ...]) -> list[RowDraw]:
         """The first row of the group at as many different scales as the group has rows, ascending."""
-        scales = sorted(rng.sample(self._trained, len(group)))
-        return [replace(group[0], scale=s, positive=2 * i >= len(group)) for i, s in enumerate(scales)]
+        folders = sorted(rng.sample(self._trained, len(group)))
+        return [
+            replace(group[0], folder=f, scale=self.scales[f], positive=2 * i >= len(group))
+            for i, f in enumerate(folders)
+        ]
 
-    def _row(self, rng: random.Random, name: int, positive: bool) -> RowDraw:
-        low, high = sorted(rng.sample(range(self.num_scales), 2))
-        if (high if positive else low) == self.untrained:
+    def _row(self, rng: random.Random, image: int, positive: bool) -> RowDraw:
+        low, high = sorted(rng.sample(range(len(self.scales)), 2))
+        if self.scales[high if positive else low] == 0:
             positive = not positive
+        folder = high if positive else low
         return RowDraw(
-            name=name,
-            scale=high if positive else low,
+            image=image,
+            folder=folder,
+            scale=self.scales[folder],
             positive=positive,
             captioned=rng.random() >= self.caption_dropout,
             timestep=self.timesteps.draw(rng.random()),

@@ -29,7 +29,7 @@ class View:
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """One image name in one view. Latents are not yet multiplied by the VAE's scaling factor."""
+    """One image name in one view. Its latents are not yet normalised."""
 
     mean: Tensor  # of the posterior, [scales, c, h, w] float32
     std: Tensor  # the same shape
@@ -59,7 +59,6 @@ class LatentCache:
 
         Raises InputError, naming the image, if its latents are not finite.
         """
-        self.scaling_factor = model.scaling_factor
         keys = [(name, view) for view in wanted for name in range(len(data.names))]
         total = len(processes.part(keys)) * len(data.scales)
         with vae_on(model, device), tqdm(total=total, desc="encoding images", unit="img") as bar:

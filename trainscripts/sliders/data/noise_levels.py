@@ -17,27 +17,27 @@ def measure_noise_levels(
 ) -> NoiseLevels:
     """embeds: of each image name, on `device`. The model must have no adaptors attached, or none that are on.
 
-    All scales of an image get the same noise. With x0 the image and x0' what the model's prediction stands for, d = x0' - x0
-    is the model's error. The part that is the same at every scale is the base model's; the slider can reduce its variance
-    over the scales.
+        All scales of an image get the same noise. With x0 the image and x0' what follows from the model's prediction, x0' - x0 is
+    the model's error. What is the same of it at every scale says nothing about the slider; its variance over the scales
+    does.
     """
     differing, errors = [], []
     for timestep in tqdm(LEVELS, "measuring timesteps", unit="level"):
+        alpha, sigma = model.objective.alphas[timestep], model.objective.sigmas[timestep]
         variances, squares = [], []
         for draw in range(NOISES):
             name = draw % len(embeds)
             image = cache[name, view]
             window, geometry = image.crop((0.5, 0.5))
-            latents = (image.mean[(slice(None), *window)] * cache.scaling_factor).to(device)
+            latents = model.normalise(image.mean[(slice(None), *window)]).to(device)
             scales = len(latents)
             generator = torch.Generator().manual_seed(1000 * timestep + draw)
             noise = torch.randn(latents.shape[1:], generator=generator).to(device).expand_as(latents)
             steps = torch.full((scales,), timestep, device=device)
             conditioning = model.conditioning([embeds[name]] * scales, [geometry] * scales)
             conditioning = {key: value.to(device) for key, value in conditioning.items()}
-            noisy = model.schedule.add_noise(latents, noise, steps)
-            error = model.schedule.image(noisy, model.denoise(noisy, steps, conditioning), steps) - latents
-            alpha, sigma = model.schedule.coefficients(steps)
+            noisy = model.objective.add_noise(latents, noise, steps)
+            error = model.objective.image(noisy, model.denoise(noisy, steps, conditioning), steps) - latents
             variances.append(error.var(0).mean())
             squares.append((error * alpha / sigma).square().mean())
         differing.append(torch.stack(variances).mean().item())

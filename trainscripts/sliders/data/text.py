@@ -10,7 +10,7 @@ from torch.utils._pytree import register_dataclass
 
 from sliders.adaptors.network import AdaptorNetwork
 from sliders.config.prompts import PromptSet, TextPromptSet
-from sliders.data.batch import Batch, moved
+from sliders.data.contract import Batch, Checked, moved
 from sliders.data.draws import StepDraw, TextRowDraw
 from sliders.models.base import Conditioning, Geometry, Model, PromptEmbeds
 
@@ -19,23 +19,18 @@ CROPS_OF = 3.0  # dynamic_crops: the picture that a crop is said to be from is a
 
 
 @dataclass(frozen=True)
-class MultiplierRange:
+class MultiplierRange(Checked):
     """All multipliers from the first to the last of `scales`, which are ascending."""
 
     scales: tuple[float, ...]
 
-    def fitted_size(self, name: int, resolution: int) -> tuple[int, int]:
-        """(width, height) in px of the pictures, whatever their name."""
+    def fitted_size(self, image: int, resolution: int) -> tuple[int, int]:
         return resolution, resolution
 
     def fitted_sizes(self, resolution: int) -> list[tuple[int, int]]:
         return [(resolution, resolution)]
 
-    def scale_of(self, row: TextRowDraw) -> float:
-        return row.scale
-
     def place(self, row: TextRowDraw) -> str:
-        """Which row it is, for messages."""
         return f"multiplier {row.scale:.2f}, timestep {row.timestep}"
 
     def identity(self) -> dict:
@@ -45,7 +40,6 @@ class MultiplierRange:
         return {"sliders.scales": list(self.scales)}
 
     def describe(self, prompts: tuple[TextPromptSet, ...], whole: bool = False) -> list[str]:
-        """Lines of the plan. whole: has no effect, for there is nothing to leave out."""
         lines = [f"range   multipliers {self.scales[0]:g} to {self.scales[-1]:g}, without images", ""]
         for chosen in prompts:
             lines.append(
@@ -62,7 +56,7 @@ class MultiplierRange:
 class TextBatch(Batch):
     """Partly denoised latents, and what the frozen model is asked about them."""
 
-    noisy: Tensor  # [B, c, h, w] float32
+    noisy: Tensor  # [B, …] float32
     strength: Tensor  # [B] float32: `TextPromptSet.strength`
     frozen: Conditioning  # [3 B, …]: under `positive`, then `unconditional`, then `neutral`
 
@@ -107,9 +101,8 @@ class TextBatchMaker:
         return batch
 
     def _noise(self, row: TextRowDraw, resolution: int) -> Tensor:
-        facts, generator = self.model.facts, torch.Generator().manual_seed(row.noise_seed)
-        side = resolution // facts.latent_factor
-        return torch.randn((facts.latent_channels, side, side), generator=generator)
+        generator = torch.Generator().manual_seed(row.noise_seed)
+        return torch.randn(self.model.facts.latent_shape(resolution, resolution), generator=generator)
 
     @torch.no_grad()
     def _denoise(self, batch: TextBatch, unprompted: Conditioning, rows: tuple[TextRowDraw, ...]) -> None:
@@ -117,7 +110,7 @@ class TextBatchMaker:
 
         With the deterministic DDIM (Song et al. 2020, arXiv:2010.02502, eq. 12 with σ = 0).
         """
-        schedule = self.model.schedule
+        objective = self.model.objective
         for now, after in pairwise(self.path):
             left = sum(row.timestep < now for row in rows)  # these come first
             if not left:
@@ -126,11 +119,11 @@ class TextBatchMaker:
             here, there = (torch.full((left,), t, device=noisy.device) for t in (now, after))
             conditioning = _joined(*({k: v[:left] for k, v in c.items()} for c in (unprompted, batch.conditioning)))
             self.network.set_multipliers(batch.scales[:left].repeat(2))
-            both = self.model.denoise(noisy.repeat(2, 1, 1, 1), here.repeat(2), conditioning)
+            both = self.model.denoise(torch.cat([noisy] * 2), here.repeat(2), conditioning)
             without, prompted = both.chunk(2)
             prediction = without + GUIDANCE * (prompted - without)
-            image, noise = schedule.image(noisy, prediction, here), schedule.noise(noisy, prediction, here)
-            batch.noisy[:left] = schedule.add_noise(image, noise, there)
+            image, noise = objective.image(noisy, prediction, here), objective.noise(noisy, prediction, here)
+            batch.noisy[:left] = objective.add_noise(image, noise, there)
 
 
 def _joined(*parts: Conditioning) -> Conditioning:

@@ -9,7 +9,7 @@ from itertools import accumulate
 from sliders.config.schema import Train
 from sliders.system.errors import InputError
 
-NUM_TRAIN_TIMESTEPS = 1000
+NUM_TIMESTEPS = 1000  # of every family: min_timestep, max_timestep and timestep_bias are in these
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,13 @@ class TimestepDistribution:
     def _cumulative(self) -> tuple[float, ...]:
         return tuple(accumulate(self.shares))
 
+    def weight_table(self) -> list[float] | None:
+        """Weights of all timesteps, 0 for those that are not drawn; None if all weigh alike."""
+        if self.weights is None:
+            return None
+        table = dict(zip(self.timesteps, self.weights, strict=True))
+        return [table.get(timestep, 0.0) for timestep in range(NUM_TIMESTEPS)]
+
     @property
     def median(self) -> int:
         """Half of the draws are noisier."""
@@ -47,7 +54,7 @@ class TimestepDistribution:
 
 def timestep_of(k: int, max_denoising_steps: int) -> int:
     """Timestep of denoising step k, 1 <= k < max_denoising_steps: from near 999 (noise) down to near 0 (image)."""
-    return NUM_TRAIN_TIMESTEPS - 1 - NUM_TRAIN_TIMESTEPS * k // max_denoising_steps
+    return NUM_TIMESTEPS - 1 - NUM_TIMESTEPS * k // max_denoising_steps
 
 
 def allowed_timesteps(train: Train) -> tuple[int, ...]:
@@ -68,9 +75,7 @@ def biased(timesteps: Sequence[int], bias: float) -> TimestepDistribution:
     Size, place and shape are decided where a picture is mostly noise. The error is small there, so uniform draws leave
     the gradient to timesteps that only matter for detail; so does a weight on the error, which Adam divides out again.
     """
-    return TimestepDistribution(
-        tuple(timesteps), _normalised(((t + 1) / NUM_TRAIN_TIMESTEPS) ** bias for t in timesteps)
-    )
+    return TimestepDistribution(tuple(timesteps), _normalised(((t + 1) / NUM_TIMESTEPS) ** bias for t in timesteps))
 
 
 def measured(timesteps: Sequence[int], levels: NoiseLevels) -> TimestepDistribution:

@@ -1,4 +1,4 @@
-"""`other.attention`: the kernels with which the UNet computes attention."""
+"""`other.attention`: the kernels with which the denoiser computes attention."""
 
 import importlib.util
 from collections.abc import Callable, Sequence
@@ -43,7 +43,7 @@ def check_attention(settings: Other, device: str, precision: str) -> None:
 
     device: as torch names it. precision: `train.precision`.
     """
-    name = settings.attention_backend
+    name = settings.attention
     module, extra = PACKAGES.get(name, (None, ""))
     if module and importlib.util.find_spec(module) is None:
         raise InputError(
@@ -72,9 +72,9 @@ def check_capability(name: str, capability: tuple[int, int], precision: str) -> 
         )
 
 
-def set_attention(unet: UNet2DConditionModel, attend: Attend) -> None:
-    """Makes all attention layers of the UNet compute with `attend`."""
-    unet.set_attn_processor(AttentionProcessor(attend))
+def set_attention(denoiser: UNet2DConditionModel, attend: Attend) -> None:
+    """Makes all attention layers of the denoiser compute with `attend`."""
+    denoiser.set_attn_processor(AttentionProcessor(attend))
 
 
 class AttentionProcessor:
@@ -104,10 +104,10 @@ class AttentionProcessor:
 class ContextProjections:
     """The keys and values of cross-attention layers: they read the same tokens, so one product computes them all.
 
-    It replaces the UNet's `forward`, and computes them before it, so that a captured or repeated forward pass has its own.
+    It replaces the denoiser's `forward`, and computes them before it, so that a captured or repeated forward pass has its own.
     """
 
-    def __init__(self, unet: nn.Module, attentions: Sequence[Attention], patches: Patches):
+    def __init__(self, denoiser: nn.Module, attentions: Sequence[Attention], patches: Patches):
         """Of those attentions whose layers are not patched, if `side_by_side` can compute them."""
         free = [m for m in attentions if not (is_patched(m.to_k) or is_patched(m.to_v))]
         layers = [layer for m in free for layer in (m.to_k, m.to_v)]
@@ -115,9 +115,9 @@ class ContextProjections:
         self._attentions = free if self._product else []
         self._sizes = [layer.out_features for layer in layers]
         self._found: dict[Attention, tuple[Tensor, Tensor]] = {}
-        self._forward = unet.forward
+        self._forward = denoiser.forward
         if self._attentions:
-            patches.replace(unet, self._with_projections)
+            patches.replace(denoiser, self._with_projections)
 
     def _with_projections(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, *args, **kwargs):
         parts = self._product(encoder_hidden_states).split(self._sizes, -1)

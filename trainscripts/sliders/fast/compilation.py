@@ -12,7 +12,6 @@ from torch import nn
 from sliders.fast.kernel_support import triton_problem
 from sliders.system.errors import InputError
 
-BLOCKS = ("BasicTransformerBlock", "ResnetBlock2D")
 RECOMPILE_LIMIT = 64  # at torch's default of 8 it would give up: the ResNets alone come in more shapes
 
 
@@ -47,14 +46,14 @@ def _cpp_problem() -> str | None:
     return None
 
 
-def compile_unet(unet: nn.Module, extent: str, backend: str = "inductor") -> int:
-    """Returns the number of compiled pieces: regional compiles each repeated block, full the whole UNet, off nothing.
+def compile_denoiser(denoiser: nn.Module, extent: str, blocks: tuple[str, ...], backend: str = "inductor") -> int:
+    """Returns the number of compiled pieces: regional compiles each module of the classes `blocks`, full all at once, off nothing.
 
     Compilation takes minutes, in the first training step.
     """
     torch._dynamo.config.recompile_limit = max(RECOMPILE_LIMIT, torch._dynamo.config.recompile_limit)
-    blocks = [m for m in unet.modules() if type(m).__name__ in BLOCKS]
-    pieces = {"off": [], "regional": blocks, "full": [unet]}[extent]
+    repeated = [module for module in denoiser.modules() if type(module).__name__ in blocks]
+    pieces = {"off": [], "regional": repeated, "full": [denoiser]}[extent]
     for piece in pieces:
         piece.compile(backend=backend)
     return len(pieces)

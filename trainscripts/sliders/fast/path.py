@@ -30,7 +30,7 @@ from sliders.models.base import Model
 
 
 class FastPath:
-    """Until `restore`, or the end of its `with` block, a UNet with its networks computes the same, faster.
+    """Until `restore`, or the end of its `with` block, a denoiser with its networks computes the same, faster.
 
     Adapted linear layers and convolutions are computed together with their LoRA, query, key and value at once; so are the
     keys and values of a prompt in all layers, and blocks by kernels where these run. Layers that several networks adapt,
@@ -40,24 +40,24 @@ class FastPath:
     """
 
     def __init__(
-        self, unet: UNet2DConditionModel, networks: Sequence[AdaptorNetwork] = (), attention: str = "auto", trains: bool = False
+        self, denoiser: UNet2DConditionModel, networks: Sequence[AdaptorNetwork] = (), attention: str = "auto", trains: bool = False
     ):  # fmt: skip
-        """The UNet is on its device. attention: `other.attention`. trains: whether the weights need room for a gradient."""
-        for module in unet.modules():
+        """The denoiser is on its device. attention: `other.attention`. trains: whether the weights need room for a gradient."""
+        for module in denoiser.modules():
             check_own(module)
-        self._unet, self._networks, self._patches = unet, networks, Patches()
-        self._processors = unet.attn_processors
-        self.weights = [FastWeights(network, unet.dtype, trains) for network in networks]
+        self._denoiser, self._networks, self._patches = denoiser, networks, Patches()
+        self._processors = denoiser.attn_processors
+        self.weights = [FastWeights(network, denoiser.dtype, trains) for network in networks]
         self._adapted = self._adapted_once()
-        if can_fuse(str(unet.device)):
-            fuse_blocks(unet, self._patches)
+        if can_fuse(str(denoiser.device)):
+            fuse_blocks(denoiser, self._patches)
         self._unpack_with(unpacked)
-        attend = attend_with(attention, unet.device)
-        attentions = {f"{n}.processor": m for n, m in unet.named_modules() if isinstance(m, Attention)}
+        attend = attend_with(attention, denoiser.device)
+        attentions = {f"{n}.processor": m for n, m in denoiser.named_modules() if isinstance(m, Attention)}
         crossing = [m for m in attentions.values() if m.is_cross_attention]
-        context = ContextProjections(unet, crossing, self._patches)
+        context = ContextProjections(denoiser, crossing, self._patches)
         projections = {m: self._projection(m) for m in attentions.values() if not m.is_cross_attention}
-        unet.set_attn_processor(
+        denoiser.set_attn_processor(
             {name: AttentionProcessor(attend, projections.get(m), context.reader(m)) for name, m in attentions.items()}
         )
         for layer in self._adapted:
@@ -72,7 +72,7 @@ class FastPath:
         return {layer: entries[0] for layer, entries in found.items() if len(entries) == 1}
 
     def _fused(self, layers: Sequence[nn.Module]) -> tuple[FusedLoRA, Callable[[], Tensor | None]] | None:
-        """The layers with their LoRAs at once, and their present strength. None if they cannot be computed so."""
+        """The layers with their LoRAs at once, and their present scaling. None if they cannot be computed so."""
         entries = [self._adapted.get(layer) for layer in layers]
         kind = frozen_kind(layers)
         if kind is None or None in entries:
@@ -81,7 +81,7 @@ class FastPath:
         shapes = {(a.gain, a.down.shape) if isinstance(a, LoRA) else None for a in adaptors}
         if len(shapes) > 1 or None in shapes or len(set(networks)) > 1:
             return None
-        return FusedLoRA.of(kind, adaptors, weights[0]), partial(networks[0].strength, adaptors[0].gain)
+        return FusedLoRA.of(kind, adaptors, weights[0]), partial(networks[0].scaling, adaptors[0].gain)
 
     def _projection(self, attention: Attention) -> Callable[[Tensor], tuple[Tensor, ...] | None] | None:
         """Computes a self-attention's query, key and value at once, if all three are adapted alike."""
@@ -91,10 +91,10 @@ class FastPath:
             return None
         for layer in layers:
             del self._adapted[layer]
-        fused, strength = found
+        fused, scaling = found
 
         def project(x: Tensor) -> tuple[Tensor, ...] | None:
-            present = strength()
+            present = scaling()
             return None if present is None else fused(x, present).chunk(len(layers), -1)
 
         return project
@@ -104,24 +104,24 @@ class FastPath:
         found, plain = self._fused([layer]), layer.forward
         if found is None:
             return
-        fused, strength = found
+        fused, scaling = found
 
         def forward(x: Tensor) -> Tensor:
-            present = strength()
+            present = scaling()
             return plain(x) if present is None else fused(x, present)
 
         self._patches.replace(layer, forward)
 
     def _unpack_with(self, unpack: Unpack) -> None:
-        for layer in self._unet.modules():
+        for layer in self._denoiser.modules():
             if isinstance(layer, ByteLinear):
                 layer.unpack = unpack
 
     def restore(self) -> None:
-        """Gives everything back: the UNet and the networks compute as before."""
+        """Gives everything back: the denoiser and the networks compute as before."""
         self._patches.restore()
         self._unpack_with(plainly_unpacked)
-        self._unet.set_attn_processor(dict(self._processors))
+        self._denoiser.set_attn_processor(dict(self._processors))
         for network in self._networks:
             for adaptor in network.adaptors:
                 adaptor.compute_with({})

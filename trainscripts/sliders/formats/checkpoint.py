@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from sliders import __version__
+from sliders.config.migration import ADDED_TO_NETWORK
 from sliders.config.schema import Settings
-from sliders.data.sources import Checked
+from sliders.data.contract import Checked
 from sliders.formats.metadata import model_name
 from sliders.formats.slider_file import not_finite
 from sliders.system.errors import InputError
@@ -29,8 +30,6 @@ SUFFIX = ".state"
 # Keys of train that may change when a run is resumed: its length, and what NonFiniteError suggests changing. The sections
 # save, preview, logging and other may change too, and so may the device.
 MAY_CHANGE = {"iterations", "lr", "max_grad_norm", "precision", "skip_nonfinite"}
-# Keys of network that checkpoints of earlier versions lack. They are part of a run's identity if they are set.
-ADDED = ("include", "exclude", "factor")
 
 
 @dataclass(frozen=True)
@@ -142,7 +141,7 @@ def identity(settings: Settings, data: Checked) -> dict:
             "name_or_path": model_name(settings),
         },
         "network": settings.network.model_dump(
-            mode="json", exclude={k for k in ADDED if not getattr(settings.network, k)}
+            mode="json", exclude={k for k in ADDED_TO_NETWORK if not getattr(settings.network, k)}
         ),
         "train": settings.train.model_dump(mode="json", exclude=MAY_CHANGE),
         "prompts": [p.model_dump(mode="json") for p in settings.prompts],

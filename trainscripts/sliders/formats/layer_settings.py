@@ -13,7 +13,7 @@ from sliders.adaptors import ALGORITHMS
 from sliders.adaptors.base import ALPHA
 from sliders.config.schema import LayerPattern, Network
 from sliders.formats.foreign_keys import Module
-from sliders.models.layers import BLOCKS, METHODS, reachable_layers, select_layers
+from sliders.models.layers import architecture_of, reachable_layers, select_layers
 from sliders.system.errors import InputError
 
 MOST = 4096  # of network.rank
@@ -30,7 +30,8 @@ def settings_for(path: Path, unet: nn.Module, modules: dict[str, Module], algo: 
         raise InputError(f"{path}: {name} has rank {rank}, and 1 to {MOST} can be used: get an undamaged file.")
     alphas = [parts[ALPHA].item() for parts in modules.values() if ALPHA in parts]
     network, usual = _most_common(unet, modules, Network(algo=algo, alpha=max(alphas, default=1.0)), ranks)
-    methods = {(kind, method): select_layers(unet, kind, method).keys() for kind in BLOCKS for method in METHODS}
+    known = architecture_of(unet)
+    methods = {(t, m): select_layers(unet, t, m).keys() for t in known.adapted for m in known.methods}
     fitting = {choice: layers for choice, layers in methods.items() if layers <= modules.keys()}  # one has none
     kind, method = max(fitting, key=lambda choice: len(fitting[choice]))
     chosen, reachable = fitting[kind, method], list(reachable_layers(unet))

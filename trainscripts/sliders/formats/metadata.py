@@ -7,9 +7,9 @@ from pathlib import Path
 
 from sliders import __version__
 from sliders.config.schema import Network, Settings
-from sliders.data.sources import Checked
+from sliders.data.contract import Checked
 from sliders.models import Family
-from sliders.models.schedule import EPSILON, V_PREDICTION
+from sliders.models.objective import EPSILON, V_PREDICTION
 
 
 def slider_metadata(

@@ -8,7 +8,7 @@ from sliders.models.sdxl.family import SDXL_FAMILY
 
 hide_progress_bars()
 
-FAMILIES: dict[str, Family] = {"sdxl": SDXL_FAMILY, "sd": SD1_FAMILY}  # the names are those of schema.FAMILY_ENDINGS
+FAMILIES: dict[str, Family] = {"sdxl": SDXL_FAMILY, "sd": SD1_FAMILY}  # the names are those of config.families
 
 VERSIONS: tuple[Family, ...] = (SDXL_FAMILY, SD1_FAMILY, SD2_FAMILY)  # of all families
 

@@ -10,8 +10,9 @@ from diffusers import SchedulerMixin
 from PIL import Image
 from torch import Tensor, nn
 
+from sliders.config.families import Facts
 from sliders.config.schema import PretrainedModel, Settings
-from sliders.models.schedule import NoiseSchedule
+from sliders.models.objective import Objective
 from sliders.system.errors import InputError
 
 SAMPLED = 16  # values of each weight in a fingerprint
@@ -36,42 +37,31 @@ class Geometry:
     target: tuple[int, int]  # (height, width) of the crop
 
 
-@dataclass(frozen=True)
-class Facts:
-    """Constants of a model family."""
-
-    title: str  # its name in messages
-    example: str  # the hub id of its usual model
-    webui_version: str  # "sd version" in the sidecar
-    webui_clip_skip: int  # what web UIs call Clip skip where `clip_skip` is none
-    size_multiple: int  # px; the sides of training images are multiples of it
-    latent_factor: int  # px per latent along each side
-    latent_channels: int
-    default_size: int  # px; side of a sampled picture
-
-
 class Model(ABC):
     """A frozen model, loaded on the CPU. The caller moves its parts to other devices, the UNet with `place`.
 
-    dtype: what all but the VAE computes in; until they are placed, weights may be in that of their file. unet: the
-    denoiser, to which adaptors are attached. schedule: the noise of training. scheduler: diffusers' sampler.
+    dtype: what all but the VAE computes in; until they are placed, weights may be in that of their file. denoiser: the
+    denoiser, to which adaptors are attached. objective: of training. scheduler: diffusers' sampler.
     """
 
     facts: Facts
     dtype: torch.dtype
-    unet: nn.Module
-    schedule: NoiseSchedule
+    denoiser: nn.Module
+    objective: Objective
     scheduler: SchedulerMixin
-
-    @property
-    @abstractmethod
-    def scaling_factor(self) -> float:
-        """Factor from the image encoder's output to latents."""
 
     @property
     @abstractmethod
     def vae(self) -> nn.Module:
         """Image encoder and decoder, float32."""
+
+    @abstractmethod
+    def normalise(self, latents: Tensor) -> Tensor:
+        """Latents […, c, h, w] as the VAE's encoder yields them → as the denoiser gets them, of about unit variance."""
+
+    @abstractmethod
+    def denormalise(self, latents: Tensor) -> Tensor:
+        """The inverse of `normalise`."""
 
     @abstractmethod
     def fingerprint(self) -> str:
@@ -98,6 +88,14 @@ class Model(ABC):
         """Returns the prediction [B, c, h, w] float32 for noisy [B, c, h, w] float32 and timesteps [B] int64."""
 
     @abstractmethod
+    def check_sampling(self, place: str, remedy: str | None) -> None:
+        """Raises InputError, naming `place` and the remedy, if `scheduler` cannot make pictures; remedy None: it need not."""
+
+    @abstractmethod
+    def use_sampler(self, name: str) -> None:
+        """Replaces `scheduler` by a sampler, a key of schema.SAMPLERS."""
+
+    @abstractmethod
     def sample_latents(
         self, prompts: Sequence[PromptEmbeds], negative: PromptEmbeds, noise: Tensor, generators: list[torch.Generator],
         steps: int, guidance: float, after_step: AfterStep,
@@ -109,10 +107,7 @@ class Model(ABC):
 
     @torch.no_grad()
     def encode_image(self, image: Image.Image) -> tuple[Tensor, Tensor]:
-        """RGB image → mean and standard deviation of its latents, [c, h, w] float32 on the CPU, not yet scaled.
-
-        Multiply the latents by `scaling_factor`.
-        """
+        """RGB image → mean and standard deviation of its latents, [c, h, w] float32 on the CPU, before `normalise`."""
         pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(1, image.height, image.width, 3)
         pixels = pixels.to(self.vae.device).permute(0, 3, 1, 2).float() / 127.5 - 1
         posterior = self.vae.encode(pixels).latent_dist
@@ -121,7 +116,7 @@ class Model(ABC):
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """latents [c, h, w] → picture [3, H, W] float32 in [0, 1], on the VAE's device."""
-        latents = latents[None].to(self.vae.device, self.vae.dtype) / self.scaling_factor
+        latents = self.denormalise(latents[None].to(self.vae.device, self.vae.dtype))
         return (self.vae.decode(latents, return_dict=False)[0][0].float() / 2 + 0.5).clamp(0, 1)
 
 

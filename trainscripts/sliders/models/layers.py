@@ -1,43 +1,33 @@
-"""Chooses the layers of a diffusers UNet that are adapted, by `network.type`, `training_method`, `include`, `exclude`."""
+"""Chooses the layers of a denoiser that are adapted, by `network.type`, `training_method`, `include`, `exclude`."""
 
 import difflib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from torch import nn
 
 from sliders.config.schema import Network
+from sliders.models.architecture import Architecture
+from sliders.models.diffusers_unet.architecture import UNET
 from sliders.system.errors import InputError, either
 
 Layer = nn.Linear | nn.Conv2d
 
-BLOCKS = {  # {network.type: classes of the modules whose Linear and Conv2d layers are adapted}
-    "lierla": ("Attention",),
-    "c3lier": ("Attention", "ResnetBlock2D", "Downsample2D", "Upsample2D"),
-}
-
-# {training_method: rule(path of the block, path of the layer in it)}, as in the original trainers. noxattn adapts a
-# ResNet's time_emb_proj, because only the block's path is searched for "time_embed". For these blocks innoxattn is the
-# same as noxattn; it is kept for the original trainers' configs.
-METHODS: dict[str, Callable[[str, str], bool]] = {
-    "full": lambda block, layer: True,
-    "noxattn": lambda block, layer: "attn2" not in block and "time_embed" not in block,
-    "innoxattn": lambda block, layer: "attn2" not in block,
-    "selfattn": lambda block, layer: "attn1" in block,
-    "xattn": lambda block, layer: "attn2" in block,
-    "xattn-strict": lambda block, layer: "attn2" in block and "out" not in layer,
-    "noxattn-hspace": lambda block, layer: "attn2" not in block and "mid_block" in block,
-    "noxattn-hspace-last": lambda block, layer: (block, layer) == ("mid_block.resnets.1", "conv2"),
-}
+ARCHITECTURES = {"UNet2DConditionModel": UNET}  # {class of the denoiser: its modules}
 
 
-def select_layers(unet: nn.Module, network_type: str, training_method: str) -> dict[str, Layer]:
-    """Returns {module path: layer} of the layers to adapt, in the UNet's order. May be empty."""
-    keep = METHODS[training_method]
+def architecture_of(denoiser: nn.Module) -> Architecture:
+    return ARCHITECTURES[type(denoiser).__name__]
+
+
+def select_layers(denoiser: nn.Module, network_type: str, training_method: str) -> dict[str, Layer]:
+    """Returns {module path: layer} of the layers to adapt, in the denoiser's order. May be empty."""
+    architecture = architecture_of(denoiser)
+    keep, adapted = architecture.methods[training_method], architecture.adapted[network_type]
     chosen = {}
-    for block, module in unet.named_modules():
-        if type(module).__name__ not in BLOCKS[network_type]:
+    for block, module in denoiser.named_modules():
+        if type(module).__name__ not in adapted:
             continue
         for layer, child in module.named_modules():
             if isinstance(child, Layer) and keep(block, layer):
@@ -54,19 +44,19 @@ class ChosenLayer:
     alpha: float
 
 
-def reachable_layers(unet: nn.Module) -> dict[str, Layer]:
+def reachable_layers(denoiser: nn.Module) -> dict[str, Layer]:
     """{module path: layer} of all that patterns may name: those inside the blocks, whose names web UIs know."""
-    inside = ("down_blocks.", "mid_block.", "up_blocks.")
-    return {path: m for path, m in unet.named_modules() if path.startswith(inside) and isinstance(m, Layer)}
+    inside = architecture_of(denoiser).inside
+    return {path: m for path, m in denoiser.named_modules() if path.startswith(inside) and isinstance(m, Layer)}
 
 
-def choose_layers(unet: nn.Module, network: Network) -> dict[str, ChosenLayer]:
+def choose_layers(denoiser: nn.Module, network: Network) -> dict[str, ChosenLayer]:
     """{module path: layer, rank and alpha} by type and training_method, plus `include`, minus `exclude`. May be empty.
 
     Of several patterns of `include`, the last one with a rank decides. Raises InputError for a pattern without effect.
     """
-    reachable = reachable_layers(unet)
-    usual = select_layers(unet, network.type, network.training_method)
+    reachable = reachable_layers(denoiser)
+    usual = select_layers(denoiser, network.type, network.training_method)
     chosen = {path: ChosenLayer(layer, network.rank, network.alpha) for path, layer in usual.items()}
     for item in network.include:
         for path in _matching(item.pattern, reachable, f"network.include: {item.pattern!r}"):
@@ -79,10 +69,10 @@ def choose_layers(unet: nn.Module, network: Network) -> dict[str, ChosenLayer]:
     return {path: chosen[path] for path in (reachable if network.include else usual) if path in chosen}
 
 
-def describe_choice(unet: nn.Module, network: Network) -> str:
+def describe_choice(denoiser: nn.Module, network: Network) -> str:
     """`c3lier noxattn, with 140 of *ff.net* (rank 8 alpha 4), without 6 of mid_block.resnets.*`"""
     text = f"{network.type} {network.training_method}"
-    before = choose_layers(unet, network.model_copy(update={"exclude": ()}))
+    before = choose_layers(denoiser, network.model_copy(update={"exclude": ()}))
     for item in network.include:
         rank, alpha = network.rank_and_alpha(item)
         own = f" (rank {rank} alpha {alpha:g})" if item.rank or item.alpha else ""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sliders.models.base import Geometry, Model, PromptEmbeds
+from sliders.models.layers import architecture_of
 
 TIMESTEP = 50  # of 1000: the picture is nearly free of noise
 CELLS = 2  # along each side: averages over quarters of the picture tell left from right
@@ -19,13 +20,13 @@ MAX_ROWS = 16
 
 @torch.no_grad()
 def features(model: Model, pictures: Iterable[Image.Image], prompt: PromptEmbeds) -> Tensor:
-    """RGB pictures of one size → [N, 1 + cells, C] float64 on the CPU. No adaptor may be active, and the VAE is on the UNet's device.
+    """RGB pictures of one size → [N, 1 + cells, C] float64 on the CPU. No adaptor may be active, and the VAE is on the denoiser's device.
 
     Activations of diffusion models describe pictures well (Baranchuk et al. 2022, arXiv:2112.03126). All pictures get
     the same noise and prompt, so that two pictures differ in their features only where they differ themselves.
     """
     found = []
-    with blocks_of(model.unet) as outputs, torch.compiler.set_stance("force_eager"):
+    with blocks_of(model.denoiser) as outputs, torch.compiler.set_stance("force_eager"):
         for latents, size in _latents(model, pictures):
             outputs.clear()
             _denoise(model, latents, size, prompt)
@@ -34,14 +35,14 @@ def features(model: Model, pictures: Iterable[Image.Image], prompt: PromptEmbeds
 
 
 @contextmanager
-def blocks_of(unet: nn.Module) -> Iterator[list[Tensor]]:
+def blocks_of(denoiser: nn.Module) -> Iterator[list[Tensor]]:
     """Yields a list to which each block of a call appends its output, [B, C, h, w]."""
     outputs: list[Tensor] = []
 
     def note(module: nn.Module, inputs: tuple, output: Tensor | tuple) -> None:
         outputs.append(output[0] if isinstance(output, tuple) else output)
 
-    hooks = [block.register_forward_hook(note) for block in (*unet.down_blocks, unet.mid_block, *unet.up_blocks)]
+    hooks = [block.register_forward_hook(note) for block in architecture_of(denoiser).blocks(denoiser)]
     try:
         yield outputs
     finally:
@@ -50,21 +51,21 @@ def blocks_of(unet: nn.Module) -> Iterator[list[Tensor]]:
 
 
 def _latents(model: Model, pictures: Iterable[Image.Image]) -> Iterator[tuple[Tensor, tuple[int, int]]]:
-    """Batches of latents [B, c, h, w] float32 on the UNet's device, with the pictures' (height, width) in px."""
+    """Batches of latents [B, c, h, w] float32 on the denoiser's device, with the pictures' (height, width) in px."""
     rest = iter(pictures)
     first = next(rest)
     rows = min(MAX_ROWS, max(1, PIXELS_AT_ONCE // (first.width * first.height)))
     waiting = chain([first], rest)
     while batch := list(islice(waiting, rows)):
         means = torch.stack([model.encode_image(picture)[0] for picture in batch])
-        yield (means * model.scaling_factor).to(model.unet.device), (first.height, first.width)
+        yield model.normalise(means).to(model.denoiser.device), (first.height, first.width)
 
 
 def _denoise(model: Model, latents: Tensor, size: tuple[int, int], prompt: PromptEmbeds) -> None:
     count, device = len(latents), latents.device
     noise = torch.randn(latents.shape[1:], generator=torch.Generator().manual_seed(0)).to(device).expand_as(latents)
     timesteps = torch.full((count,), TIMESTEP, device=device)
-    noisy = model.schedule.to(device).add_noise(latents, noise, timesteps)
+    noisy = model.objective.to(device).add_noise(latents, noise, timesteps)
     conditioning = model.conditioning([prompt] * count, [Geometry(size, (0, 0), size)] * count)
     model.denoise(noisy, timesteps, {key: value.to(device) for key, value in conditioning.items()})
 

@@ -35,7 +35,7 @@ class Yardstick:
     def __init__(self, model: Model, data: ScaleFolders, size: tuple[int, int], prompt: PromptEmbeds):
         """size: (width, height) in px of the pictures to come. prompt: of the denoiser for all images, best an empty one.
 
-        The UNet and the VAE are on the same device, and no adaptor is active.
+        The denoiser and the VAE are on the same device, and no adaptor is active.
         """
         self._model, self._prompt, self._scales = model, prompt, data.scales
         rows = _chosen(data)

@@ -23,22 +23,22 @@ def _side_stream(device: int) -> torch.cuda.Stream:
 
 
 class CapturedDenoiser:
-    """In its `with` block, calls of `unet` replay a CUDA graph, one per shape, where that pays.
+    """In its `with` block, calls of `denoiser` replay a CUDA graph, one per shape, where that pays.
 
     Prompts, latents, timesteps and multipliers are copied into the graph's own tensors, so that one graph serves every
     step of every picture.
     """
 
-    def __init__(self, unet: nn.Module, networks: Sequence[AdaptorNetwork], enabled: bool):
-        """networks: all that are attached to `unet`. enabled: False changes nothing, as without CUDA."""
-        self._unet, self._networks, self._enabled = unet, networks, enabled
+    def __init__(self, denoiser: nn.Module, networks: Sequence[AdaptorNetwork], enabled: bool):
+        """networks: all that are attached to `denoiser`. enabled: False changes nothing, as without CUDA."""
+        self._denoiser, self._networks, self._enabled = denoiser, networks, enabled
         self._patches = Patches()
 
     def __enter__(self) -> Self:
         if self._enabled:
-            self._forward = self._unet.forward
-            self._calls = CallsOfPictures(self._with_multipliers, self._unet.device)
-            self._patches.replace(self._unet, self._replayed)
+            self._forward = self._denoiser.forward
+            self._calls = CallsOfPictures(self._with_multipliers, self._denoiser.device)
+            self._patches.replace(self._denoiser, self._replayed)
         return self
 
     def __exit__(self, *_) -> None:
@@ -61,7 +61,7 @@ class CapturedDenoiser:
             self._calls.forget()
 
     def _replayed(self, *args, **kwargs) -> tuple[Tensor]:
-        """The UNet's `forward` with `return_dict=False`."""
+        """The denoiser's `forward` with `return_dict=False`."""
         multipliers = [network.multipliers for network in self._networks]
         try:
             return (self._calls(multipliers, args, kwargs),)

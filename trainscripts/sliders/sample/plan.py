@@ -27,7 +27,7 @@ SIZE = TypeAdapter(tuple[Pixels, Pixels])
 
 
 @dataclass(frozen=True)
-class Plan:
+class SamplePlan:
     """A sampling run that has passed all checks."""
 
     family: Family
@@ -40,7 +40,7 @@ class Plan:
     measured_by: ScaleFolders | None = None  # the folders to measure the first slider by
 
 
-def make_plan(settings: SampleSettings) -> Plan:
+def make_plan(settings: SampleSettings) -> SamplePlan:
     """Checks the settings against the files and the device. Raises InputError for anything that would stop the run later."""
     device, family = torch_device(settings.device), find_family(settings.family, settings.model)
     family.check_source(settings.model)
@@ -51,8 +51,8 @@ def make_plan(settings: SampleSettings) -> Plan:
         check_lpips()
     known = known_sliders(settings)
     first = settings.slider[0]
-    unet = family.weightless_denoiser(settings.model.name_or_path)
-    checked = {p.stem: check_slider(p, unet, family) for p in settings.slider}
+    denoiser = family.weightless_denoiser(settings.model.name_or_path)
+    checked = {p.stem: check_slider(p, denoiser, family) for p in settings.slider}
     metadata = checked[first.stem].metadata
     folders = _folders_of_card(settings, metadata, family) if settings.card is not None else None
     groups = [g for prompt in settings.prompt for g in _groups(prompt, settings, metadata)]
@@ -67,7 +67,7 @@ def make_plan(settings: SampleSettings) -> Plan:
                 "or add its file with --slider or its folder with --lora_dir."
             )
         if name not in checked:
-            checked[name] = check_slider(known[name], unet, family)
+            checked[name] = check_slider(known[name], denoiser, family)
     count = sum(len(g.multipliers) for g in groups) * len(settings.seeds)
     if count > MAX_PICTURES:
         raise InputError(f"--prompt: {count} pictures exceed the limit {MAX_PICTURES}: use fewer prompts or --seeds.")
@@ -76,7 +76,7 @@ def make_plan(settings: SampleSettings) -> Plan:
     hashes = {name: slider.model_hash for name, slider in shown.items()}
     sampling = _sampling(settings, metadata, device, family)
     notes = (*_notes(settings, family, groups), *_notes_on_sliders(shown, first, added))
-    return Plan(family, tuple(dict.fromkeys(groups)), paths, hashes, sampling, device, notes, folders)
+    return SamplePlan(family, tuple(dict.fromkeys(groups)), paths, hashes, sampling, device, notes, folders)
 
 
 def _folders_of_card(settings: SampleSettings, metadata: dict[str, str], family: Family) -> ScaleFolders:

@@ -10,8 +10,8 @@ from tqdm import tqdm
 
 from sliders.adaptors.network import AdaptorNetwork
 from sliders.config.schema import Preview, Settings
+from sliders.data.contract import Checked
 from sliders.data.dataset import ScaleFolders
-from sliders.data.sources import Checked
 from sliders.fast.path import vae_on
 from sliders.models.base import Model, PromptEmbeds
 from sliders.report.card import Card
@@ -21,7 +21,7 @@ from sliders.report.page import Page, multiplier_label
 from sliders.report.sections import section
 from sliders.report.summary import measured
 from sliders.report.yardstick import FEWEST_SCENES, Yardstick
-from sliders.sample.sampling import Row, Sampling, check_scheduler, rows_within, sample
+from sliders.sample.sampling import Row, Sampling, rows_within, sample
 from sliders.system.errors import InputError
 from sliders.system.progress import progress
 
@@ -112,9 +112,7 @@ class Previews:
         self._shown, _ = completed(settings.preview.multipliers or preview_multipliers(data.scales), ())
         self._multipliers, _ = completed(self._shown, needed_on_page(data))
         self._size = data.fitted_size(0, settings.prompts[0].resolution)
-        check_scheduler(
-            model.scheduler, "preview.prompts", "remove them, and make pictures with the sample command's --sampler"
-        )
+        model.check_sampling("preview.prompts", "remove them, and make pictures with the sample command's --sampler")
 
     def pictures(self, last: bool = False, decode_on_cpu: bool = True) -> Tensor:
         """[rows, multipliers, 3, H, W] in [0, 1], float32 on the CPU: what `grid` shows, for the last also what `page` does.
@@ -180,21 +178,15 @@ class Previews:
 
 @contextmanager
 def sampling_from(model: Model, network: AdaptorNetwork, device: str) -> Iterator[None]:
-    """Prepares a model in training for sampling: VAE on `device`, modules in evaluation mode. Restores everything on exit.
+    """Prepares a model in training for sampling: VAE on `device`, a scheduler of its own. Restores everything on exit.
 
     Sampling uses its own random generators, so torch's random state is not affected.
     """
-    modules = [*model.unet.modules(), *network.modules()]
     scheduler, multipliers = model.scheduler, network.multipliers
-    training = [module.training for module in modules]
     model.scheduler = type(scheduler).from_config(scheduler.config)
     try:
-        for module in modules:
-            module.training = False
         with vae_on(model, device):
             yield
     finally:
-        for module, flag in zip(modules, training, strict=True):
-            module.training = flag
         model.scheduler = scheduler
         network.set_multipliers(multipliers)

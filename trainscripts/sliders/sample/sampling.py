@@ -3,28 +3,18 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import diffusers
 import torch
-from diffusers import SchedulerMixin
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from sliders.adaptors.network import AdaptorNetwork
 from sliders.compute.patches import unpatch
-from sliders.config.schema import SAMPLERS
 from sliders.models.base import AfterStep, Model, PromptEmbeds
-from sliders.models.schedule import EPSILON, V_PREDICTION
 from sliders.sample.captured import CapturedDenoiser
-from sliders.system.errors import InputError
 
 MAX_ROWS = 16
 PIXELS_PER_BATCH = 4 * 1024**2  # what a 24 GB card can sample at once, with guidance
 CARD_24_GB = 22 * 2**30  # bytes; such cards report a little less than 24 GiB
-
-MODEL_OPTIONS = (  # scheduler options that belong to the model, not to the sampler
-    "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr",
-    "prediction_type", "timestep_spacing", "steps_offset",
-)  # fmt: skip
 
 
 def pixels_per_batch(device: str) -> int:
@@ -38,9 +28,9 @@ def pixels_per_batch(device: str) -> int:
     return int(PIXELS_PER_BATCH * min(1, total / CARD_24_GB))
 
 
-def can_capture(unet: nn.Module) -> bool:
-    """Whether CUDA graphs can replay calls of `unet`."""
-    return unet.device.type == "cuda"
+def can_capture(denoiser: nn.Module) -> bool:
+    """Whether CUDA graphs can replay calls of `denoiser`."""
+    return denoiser.device.type == "cuda"
 
 
 def rows_within(pixels: int, width: int, height: int) -> int:
@@ -72,39 +62,6 @@ class Row:
     multipliers: tuple[float, ...]  # one per network
 
 
-def check_scheduler(scheduler: SchedulerMixin, place: str, remedy: str | None) -> None:
-    """Raises InputError, naming `place`, for the scheduler of a model that pictures cannot be sampled from.
-
-    remedy: what to do about one that is not for noise of this kind, given by betas, or not for making pictures. None: another
-    one takes its place, so that only what the model predicts must be known.
-    """
-    config, name = scheduler.config, type(scheduler).__name__
-    predicted = config.get("prediction_type", EPSILON)
-    if predicted not in (EPSILON, V_PREDICTION):
-        raise InputError(
-            f"{place}: the model's own scheduler, {name}, says that the model predicts {predicted}, neither noise nor v: choose another "
-            "model."
-        )
-    others = any(word in name for word in ("Flow", "Inverse", "RePaint"))
-    foreign = others or "beta_start" not in config or config.get("use_flow_sigmas")
-    if foreign and remedy is not None:
-        raise InputError(
-            f"{place}: the model's own scheduler, {name}, cannot sample from this kind of model: {remedy}."
-        )
-
-
-def use_sampler(model: Model, name: str | None) -> None:
-    """Replaces the model's scheduler by the sampler `name`, or keeps it for None.
-
-    Only MODEL_OPTIONS are taken over: any other inherited option could turn the sampler into a different one.
-    """
-    if name is None:
-        return
-    cls, options, _ = SAMPLERS[name]
-    own = {key: value for key, value in model.scheduler.config.items() if key in MODEL_OPTIONS}
-    model.scheduler = getattr(diffusers, cls).from_config(own, **options)
-
-
 @torch.no_grad()
 def sample(
     model: Model, networks: Sequence[AdaptorNetwork], rows: Sequence[Row], negative: PromptEmbeds, sampling: Sampling
@@ -112,13 +69,14 @@ def sample(
     """Yields one picture per row, in order: [3, H, W] in [0, 1], float32 on the CPU.
 
     Batches have `sampling.batch_size` rows. A batch that does not fit in memory is halved, and so are those after it. The
-    networks must be attached to `model.unet`; they keep the multipliers of the last batch. Raises torch.OutOfMemoryError
+    networks must be attached to `model.denoiser`; they keep the multipliers of the last batch. Raises torch.OutOfMemoryError
     if a single row does not fit.
     """
-    use_sampler(model, sampling.sampler)
+    if sampling.sampler:
+        model.use_sampler(sampling.sampler)
     at_once, start = sampling.batch_size, 0
     black: list[Row] = []
-    with CapturedDenoiser(model.unet, networks, sampling.cuda_graph and can_capture(model.unet)) as graphs:
+    with CapturedDenoiser(model.denoiser, networks, sampling.cuda_graph and can_capture(model.denoiser)) as graphs:
         while start < len(rows):
             batch = rows[start : start + at_once]
             graphs.expect((len(rows) - start) // len(batch) * sampling.steps)
@@ -155,8 +113,7 @@ def _sample_latents(
     model: Model, networks: Sequence[AdaptorNetwork], rows: Sequence[Row], negative: PromptEmbeds, sampling: Sampling
 ) -> Tensor:
     """Latents [B, c, h, w] of one batch."""
-    factor = model.facts.latent_factor
-    shape = (model.facts.latent_channels, sampling.height // factor, sampling.width // factor)
+    shape = model.facts.latent_shape(sampling.height, sampling.width)
     generators = [torch.Generator().manual_seed(row.seed) for row in rows]  # on the CPU: the same noise on every device
     noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
     after_step = _apply_multipliers(networks, rows, sampling)

@@ -14,8 +14,8 @@ from sliders.fast.path import FastPath, fuse_vae
 from sliders.formats.slider_file import open_slider
 from sliders.report.card import Card
 from sliders.report.yardstick import Yardstick
-from sliders.sample.plan import Plan
-from sliders.sample.sampling import Row, check_scheduler, sample
+from sliders.sample.plan import SamplePlan
+from sliders.sample.sampling import Row, sample
 from sliders.sample.settings import SampleSettings
 from sliders.sample.templates import Group
 from sliders.system.progress import now
@@ -24,34 +24,32 @@ from sliders.system.progress import now
 class Studio:
     """Loads the model that the settings name, and encodes the prompts of all plans."""
 
-    def __init__(self, settings: SampleSettings, plans: Sequence[Plan]):
+    def __init__(self, settings: SampleSettings, plans: Sequence[SamplePlan]):
         self._settings = settings
         plan = plans[0]
         device = plan.device
         precision = settings.precision or ("float16" if device.startswith("cuda") else "float32")
         now("loading the model")
         model = self.model = plan.family.load(settings.model, DTYPES[precision])
-        check_scheduler(
-            model.scheduler, "--model", None if settings.sampler else f"add --sampler, such as {next(iter(SAMPLERS))}"
-        )
+        model.check_sampling("--model", None if settings.sampler else f"add --sampler, such as {next(iter(SAMPLERS))}")
         texts = dict.fromkeys(group.text for plan in plans for group in plan.groups)
         self._embeds = model.encode_prompts([settings.negative, "", *texts], device)
         model.free_text_encoders()
-        place(model.unet, device, model.dtype)
+        place(model.denoiser, device, model.dtype)
         if device.startswith("cuda"):
-            model.unet.to(memory_format=torch.channels_last)
+            model.denoiser.to(memory_format=torch.channels_last)
         model.vae.to(device)
         fuse_vae(model.vae, device)
         self._yardsticks: dict[tuple, Yardstick] = {}
 
-    def pictures(self, plan: Plan) -> Iterator[tuple[Group, Tensor]]:
+    def pictures(self, plan: SamplePlan) -> Iterator[tuple[Group, Tensor]]:
         """Yields each group with its pictures [seeds, multipliers, 3, H, W]. Batches run across groups and seeds."""
         model, seeds = self.model, self._settings.seeds
-        networks = [open_slider(path, model.unet, plan.family) for path in plan.sliders.values()]
+        networks = [open_slider(path, model.denoiser, plan.family) for path in plan.sliders.values()]
         negative = model.negative(self._settings.negative, self._embeds)
         rows = [row for group in plan.groups for row in self._rows(plan, group)]
         with (
-            FastPath(model.unet, networks),
+            FastPath(model.denoiser, networks),
             closing(sample(model, networks, rows, negative, plan.sampling)) as made,
         ):
             bar = iter(tqdm(made, "sampling", total=len(rows), unit="img"))
@@ -61,18 +59,18 @@ class Studio:
         for network in reversed(networks):
             network.remove()
 
-    def _rows(self, plan: Plan, group: Group) -> list[Row]:
+    def _rows(self, plan: SamplePlan, group: Group) -> list[Row]:
         variants = [group.at(m) for m in group.multipliers]
         columns = [tuple(v.multiplier(name) for name in plan.sliders) for v in variants]
         prompt = self._embeds[group.text]
         return [Row(prompt, seed, multipliers) for seed in self._settings.seeds for multipliers in columns]
 
-    def card(self, plan: Plan, sweeps: Sequence[Sequence[Image.Image]]) -> Card:
+    def card(self, plan: SamplePlan, sweeps: Sequence[Sequence[Image.Image]]) -> Card:
         """Measures the sweeps of all groups by the plan's folders. Not while `pictures` is being read."""
         folders = plan.measured_by
         key = (folders.folders, folders.scales)
         texts = [group.text for group in plan.groups for _ in self._settings.seeds]
-        with FastPath(self.model.unet):
+        with FastPath(self.model.denoiser):
             if key not in self._yardsticks:
                 size = (plan.sampling.width, plan.sampling.height)
                 self._yardsticks[key] = Yardstick(self.model, folders, size, self._embeds[""])

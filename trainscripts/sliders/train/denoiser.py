@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 
 from sliders.adaptors.network import AdaptorNetwork
-from sliders.data.batch import Batch
+from sliders.data.contract import Batch
 from sliders.models.base import Conditioning, Model
-from sliders.models.schedule import NoiseSchedule
+from sliders.models.objective import Objective
 
 
 class AdaptedDenoiser:
@@ -19,8 +19,8 @@ class AdaptedDenoiser:
         self._model, self._network = model, network
 
     @property
-    def schedule(self) -> NoiseSchedule:
-        return self._model.schedule
+    def objective(self) -> Objective:
+        return self._model.objective
 
     def adapted(self, noisy: Tensor, batch: Batch) -> Tensor:
         """The prediction at the batch's timesteps, with each row at its own scale, float32 [B, c, h, w].

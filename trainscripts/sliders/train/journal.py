@@ -11,10 +11,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from sliders.config.schema import Settings
-from sliders.data.draws import RowDraw, TextRowDraw
 from sliders.train.step import StepResult
-
-Row = RowDraw | TextRowDraw
 
 
 class Log:
@@ -46,8 +43,8 @@ class Log:
 class Journal:
     """Collects steps whose values are still on the device, until `write` reads them all at once."""
 
-    def __init__(self, read: Callable[[list[StepResult]], list[tuple[float, float]]], scale_of: Callable[[Row], float]):
-        self._read, self._scale_of = read, scale_of
+    def __init__(self, read: Callable[[list[StepResult]], list[tuple[float, float]]]):
+        self._read = read
         self._unread: list[StepResult] = []
         self._since = time.perf_counter()
         self._seconds: list[float] = []  # per step: the mean of each reading
@@ -64,7 +61,7 @@ class Journal:
         for result, (loss, norm) in zip(self._unread, values, strict=True):
             log.log({"loss": loss, "lr": result.lr, "grad_norm": norm}, step=result.step + 1)
             self.losses.append(loss)
-        scales = " ".join(f"{self._scale_of(row):.3g}" for row in result.draw.rows[:2])
+        scales = " ".join(f"{row.scale:.3g}" for row in result.draw.rows[:2])
         shown = f"loss {loss:.4f} lr {result.lr:.2e} scales {scales}"
         bar.set_postfix_str(shown, refresh=False)
         now = time.perf_counter()

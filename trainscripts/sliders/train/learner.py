@@ -1,5 +1,7 @@
 """Everything that the next update depends on: weights, optimizer and learning-rate schedule."""
 
+import warnings
+
 import torch
 
 from sliders.adaptors.flat_weights import FlatWeights
@@ -15,11 +17,18 @@ class Learner:
         self.optimizer = build_optimizer(settings, [weights.master])
         self.lr_scheduler = build_lr_scheduler(settings, self.optimizer)
         self._base_lrs = list(self.lr_scheduler.base_lrs)
-        self.guard = UpdateGuard(self.optimizer, device, settings.skip_nonfinite)
+        self._guard = UpdateGuard(device, settings.skip_nonfinite)
 
     @property
     def lr(self) -> float:
         return self.lr_scheduler.get_last_lr()[0]
+
+    def update(self, values: torch.Tensor) -> None:
+        """Takes a step along `master.grad`, unless loss or gradient norm, `values`, are not finite. The schedule goes on."""
+        self._guard.step(self.optimizer, self._weights.master.grad, values)
+        self._weights.refresh()
+        with warnings.catch_warnings(action="ignore"):  # PyTorch expects the optimizer to have stepped
+            self.lr_scheduler.step()
 
     def tensors(self) -> dict:
         return {

@@ -5,10 +5,13 @@ A loss owns the forward call and returns unreduced values, so that a new one nee
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
-from sliders.data.batch import Batch, ImageBatch
+from sliders.data.batch import ImageBatch
+from sliders.data.contract import Batch
 from sliders.data.text import TextBatch
+from sliders.models.objective import broadcast_rows
 from sliders.train.denoiser import AdaptedDenoiser
 
 Loss = Callable[[AdaptedDenoiser, Batch], Tensor]
@@ -20,9 +23,9 @@ def reference(denoiser: AdaptedDenoiser, batch: ImageBatch) -> Tensor:
 
     Returns the mean squared error of each row, float32 [B].
     """
-    schedule = denoiser.schedule
-    noisy = schedule.add_noise(batch.latents, batch.noise, batch.timesteps)
-    target = schedule.target(batch.latents, batch.noise, batch.timesteps)
+    objective = denoiser.objective
+    noisy = objective.add_noise(batch.latents, batch.noise, batch.timesteps)
+    target = objective.target(batch.latents, batch.noise, batch.timesteps)
     return (denoiser.adapted(noisy, batch) - target).square().flatten(1).mean(1)
 
 
@@ -33,9 +36,9 @@ def text_reference(denoiser: AdaptedDenoiser, batch: TextBatch) -> Tensor:
 
     Returns the mean squared error of each row, float32 [B].
     """
-    thrice = batch.noisy.repeat(3, 1, 1, 1), batch.timesteps.repeat(3)
+    thrice = torch.cat([batch.noisy] * 3), batch.timesteps.repeat(3)
     positive, unconditional, neutral = denoiser.frozen(*thrice, batch.frozen).chunk(3)
-    step = (batch.scales * batch.strength).view(-1, 1, 1, 1)
+    step = broadcast_rows(batch.scales * batch.strength, batch.noisy)
     target = neutral + step * (positive - unconditional)
     return (denoiser.adapted(batch.noisy, batch) - target).square().flatten(1).mean(1)
 

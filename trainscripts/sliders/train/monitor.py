@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from sliders.data.sources import Checked
+from sliders.data.contract import Checked
 from sliders.system.errors import InputError
 from sliders.train.step import StepResult
 

@@ -69,30 +69,27 @@ def build_optimizer(settings: Train, parameters: Iterable[torch.nn.Parameter]) -
 
 
 class UpdateGuard:
-    """Keeps gradients that are not finite away from the weights, if possible without waiting for the device.
+    """Calls the optimizer, but for gradients that are not finite, if possible without waiting for the device.
 
-    PyTorch's fused Adam has a flag on the device, meant for loss scaling, that makes its kernel write nothing. After more
-    than `tolerated` bad steps in a row, no further step is admitted, and `Watch` ends the run.
+    PyTorch's loss scaling does that, here with a scale of 1: fused optimizers find out on the device, and write nothing.
+    After more than `tolerated` bad steps in a row, all that follow count as bad, and `Watch` ends the run.
     """
 
-    def __init__(self, optimizer: Optimizer, device: str, tolerated: int = 0):
+    def __init__(self, device: str, tolerated: int = 0):
         self._tolerated = tolerated
         self._in_row = torch.zeros((), device=device)
         self._over = torch.zeros((), device=device)  # 1 from the first bad step that is not tolerated
-        self._flag = None
-        if optimizer.defaults.get("fused"):
-            self._flag = optimizer.found_inf = torch.zeros((), device=device)
+        self._scaler = torch.amp.GradScaler(torch.device(device).type, init_scale=1.0)
+        self._scaler.scale(torch.zeros((), device=device))  # makes its tensors
 
-    def admits(self, values: torch.Tensor) -> bool:
-        """values [2]: loss and gradient norm, on the device. True: call the optimizer, which may itself skip the step."""
+    def step(self, optimizer: Optimizer, gradient: torch.Tensor, values: torch.Tensor) -> None:
+        """gradient: what the optimizer reads; a bad one is overwritten. values [2]: loss and gradient norm, on the device."""
         bad = values.isfinite().all().logical_not()
         self._in_row.add_(1).mul_(bad)
         self._over.logical_or_(self._in_row > self._tolerated)
-        held = self._over.logical_or(bad)
-        if self._flag is None:
-            return not held.item()
-        self._flag.copy_(held)
-        return True
+        gradient.masked_fill_(self._over.logical_or(bad), torch.inf)
+        self._scaler.step(optimizer)
+        self._scaler.update(new_scale=1.0)
 
 
 def build_lr_scheduler(settings: Train, optimizer: Optimizer) -> schedules.LRScheduler:

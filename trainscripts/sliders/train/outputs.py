@@ -39,7 +39,7 @@ class Outputs:
     def know_model(self, model: Model) -> None:
         """Adds the model to the run's identity and to the metadata. Call it before the text encoders are freed."""
         self.identity["model"] = model.fingerprint()
-        self._prediction = model.schedule.prediction_type
+        self._prediction = model.objective.prediction_type
 
     def path(self, suffix: str) -> Path:
         """Path of the slider with this suffix, such as `500steps` or `last`."""

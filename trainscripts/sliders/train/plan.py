@@ -15,7 +15,8 @@ from sliders.compute.quantization import check_quantization
 from sliders.config.optimizers import OPTIMIZERS
 from sliders.config.prompts import PromptSet
 from sliders.config.schema import Network, Settings
-from sliders.data.sources import SOURCES, Checked
+from sliders.data.contract import Checked
+from sliders.data.sources import SOURCES
 from sliders.data.timesteps import allowed_timesteps
 from sliders.fast.attention import check_attention
 from sliders.fast.compilation import check_compilation
@@ -117,9 +118,9 @@ def _check_device(settings: Settings, device: str) -> None:
 def _weightless_adaptors(family: Family, name_or_path: str, network: Network) -> tuple[tuple[str, ...], int, str]:
     """Layers and number of parameters of the run's network, built on the meta device, and the layers in words."""
     with torch.device("meta"):
-        unet = family.weightless_denoiser(name_or_path)
-        choice = describe_choice(unet, network)
-        adaptors = AdaptorNetwork(unet, network)
+        denoiser = family.weightless_denoiser(name_or_path)
+        choice = describe_choice(denoiser, network)
+        adaptors = AdaptorNetwork(denoiser, network)
     return adaptors.module_paths, adaptors.num_parameters(), choice
 
 

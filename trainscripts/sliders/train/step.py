@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sliders.adaptors.flat_weights import FlatWeights
 from sliders.config.schema import Train
-from sliders.data.batch import Batch
+from sliders.data.contract import Batch
 from sliders.data.draws import StepDraw
 from sliders.fast.graphs import CapturedCalls, free_memory
 from sliders.system.processes import Processes
@@ -63,7 +63,7 @@ class Step:
         with torch.autocast(batch.timesteps.device.type, torch.bfloat16, enabled=self._autocast):
             rows = self.loss(self.denoiser, batch)
         if gamma := self.settings.min_snr_gamma:
-            rows = rows * self.denoiser.schedule.min_snr_weight(batch.timesteps, gamma)
+            rows = rows * self.denoiser.objective.min_snr_weight(batch.timesteps, gamma)
         if self.timestep_weights is not None:
             rows = rows * self.timestep_weights[batch.timesteps]
         return 2 * rows.mean()
@@ -88,10 +88,7 @@ class Step:
         values = torch.stack([shared[-1], norm])
         if self.settings.max_grad_norm:
             gradient.mul_((self.settings.max_grad_norm / (norm + 1e-6)).clamp(max=1))
-        if self.learner.guard.admits(values):
-            self.learner.optimizer.step()
-            self.weights.refresh()
-        self.learner.lr_scheduler.step()
+        self.learner.update(values)
         return values
 
     def capture(self, device: torch.device) -> None:

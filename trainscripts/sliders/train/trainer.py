@@ -14,13 +14,14 @@ from sliders.adaptors.flat_weights import FlatWeights
 from sliders.adaptors.network import AdaptorNetwork
 from sliders.compute.device import DTYPES, place, use_device
 from sliders.compute.quantization import quantize
-from sliders.data.sources import SOURCES, Source
-from sliders.data.timesteps import NUM_TRAIN_TIMESTEPS, TimestepDistribution
+from sliders.data.contract import Steps
+from sliders.data.sources import SOURCES
 from sliders.fast.attention import attend_with, set_attention
-from sliders.fast.compilation import compile_unet
+from sliders.fast.compilation import compile_denoiser
 from sliders.fast.path import FastPath
 from sliders.formats.checkpoint import changeable, check_same_run, checkpoint_path, first_difference
 from sliders.models.base import Model, PromptEmbeds
+from sliders.models.layers import architecture_of
 from sliders.sample.preview import Previews
 from sliders.system.errors import InputError
 from sliders.system.processes import Processes
@@ -70,68 +71,62 @@ class Trainer:
             now("loading the model")
         self.model = model or plan.family.load(settings.pretrained_model, DTYPES[settings.train.precision])
         self.outputs.know_model(self.model)
-        source = SOURCES[settings.data.kind](settings, data, plan.timesteps, self.device, self.processes)
         with during(ENCODING):
-            self.embeds = self._encode(source)
+            source = SOURCES[settings.data.kind].source(
+                settings, data, self.model, plan.timesteps, self.device, self.processes
+            )
+            self.embeds = self._encode([*source.texts, "", *settings.preview.prompts])
         with during(PLACING):
             self.network = self._adapt()
         self.weights = self._speed_up()
         self.learner = Learner(settings.train, self.weights, self.device)
         self.watch = Watch(data, self.weights.master, settings.train.skip_nonfinite)
-        self.step = self._make_step(source)
+        self.step = self._make_step(source.steps(self.network, self.embeds))
         self.previews: Previews | None = None
         if settings.preview.prompts and self.processes.first:
             self.previews = Previews(settings, data, self.model, self.network, self.embeds, self.device)
 
-    def _encode(self, source: Source) -> dict[str, PromptEmbeds]:
-        """Encode images and prompts once; VAE and text encoders then leave the device."""
-        texts = source.encode(self.model)
+    def _encode(self, prompts: list[str]) -> dict[str, PromptEmbeds]:
+        """Encodes each prompt once; the text encoders then leave the device."""
         now("encoding the prompts")
-        embeds = self.model.encode_prompts([*texts, *self.settings.preview.prompts], self.device)
+        embeds = self.model.encode_prompts(prompts, self.device)
         self.model.free_text_encoders()
-        self.model.schedule = self.model.schedule.to(self.device)
+        self.model.objective = self.model.objective.to(self.device)
         return embeds
 
     def _adapt(self) -> AdaptorNetwork:
-        other, unet = self.settings.other, self.model.unet
-        now(f"preparing the UNet on {self.device}")
-        quantize(unet, self.settings.pretrained_model.quantize, self.device, self.model.dtype)
-        place(unet, self.device, self.model.dtype)
-        unet.to(memory_format=torch.channels_last)
+        other, denoiser = self.settings.other, self.model.denoiser
+        now(f"preparing the denoiser on {self.device}")
+        part = architecture_of(denoiser).quantized
+        quantize(denoiser, self.settings.pretrained_model.quantize, self.device, self.model.dtype, part)
+        place(denoiser, self.device, self.model.dtype)
+        denoiser.to(memory_format=torch.channels_last)
         if other.gradient_checkpointing:
             # Nothing random runs inside, and saving the generator's state would make the GPU wait.
-            unet.enable_gradient_checkpointing(partial(checkpoint, use_reentrant=False, preserve_rng_state=False))
-        return AdaptorNetwork(unet, self.settings.network, seed=self.settings.train.seed)
+            denoiser.enable_gradient_checkpointing(partial(checkpoint, use_reentrant=False, preserve_rng_state=False))
+        return AdaptorNetwork(denoiser, self.settings.network, seed=self.settings.train.seed)
 
     def _speed_up(self) -> FlatWeights:
         """Lets the denoiser compute faster, as the settings want it. Returns the weights that it then reads."""
-        other, unet = self.settings.other, self.model.unet
+        other, denoiser = self.settings.other, self.model.denoiser
         if other.takes_fast_path:
-            (weights,) = FastPath(unet, [self.network], other.attention_backend, trains=True).weights
+            (weights,) = FastPath(denoiser, [self.network], other.attention, trains=True).weights
             return weights
-        set_attention(unet, attend_with(other.attention_backend, unet.device, kernels=False))
-        compile_unet(unet, other.torch_compile)
+        set_attention(denoiser, attend_with(other.attention, denoiser.device, kernels=False))
+        compile_denoiser(denoiser, other.torch_compile, architecture_of(denoiser).compiled)
         return FlatWeights(self.network)
 
-    def _make_step(self, source: Source) -> Step:
-        settings, device = self.settings, self.model.unet.device
-        draw, make_batch, timesteps = source.start(self.model, self.network, self.embeds)
+    def _make_step(self, steps: Steps) -> Step:
+        settings, device = self.settings, self.model.denoiser.device
         loss = LOSSES[settings.data.kind][settings.train.loss]
-        denoiser = AdaptedDenoiser(self.model, self.network)
+        denoiser, table = AdaptedDenoiser(self.model, self.network), steps.timesteps.weight_table()
         step = Step(
-            settings.train, draw, make_batch, loss, denoiser, self.weights, self.learner, self.processes,
-            self._weights_of(timesteps), settings.other.torch_amp,
+            settings.train, steps.draw, steps.make_batch, loss, denoiser, self.weights, self.learner, self.processes,
+            None if table is None else torch.tensor(table, device=device), settings.other.torch_amp,
         )  # fmt: skip
         if device.type == "cuda" and settings.other.cuda_graph != "off":
             step.capture(device)
         return step
-
-    def _weights_of(self, timesteps: TimestepDistribution) -> Tensor | None:
-        """Weights of the rows' losses by timestep, [1000] float32, or None if all weigh alike."""
-        if timesteps.weights is None:
-            return None
-        table = dict(zip(timesteps.timesteps, timesteps.weights, strict=True))
-        return torch.tensor([table.get(t, 0.0) for t in range(NUM_TRAIN_TIMESTEPS)]).to(self.device)
 
     def read(self, results: list[StepResult]) -> list[tuple[float, float]]:
         """(loss, gradient norm) of several steps. Raises NonFiniteError; the weights are then those before the bad steps."""
@@ -143,7 +138,7 @@ class Trainer:
         Raises Stopped after a signal, NonFiniteError, and InputError if the last slider cannot be written.
         """
         interrupts = interrupts or Interrupts()
-        journal = Journal(self.read, self.data.scale_of)
+        journal = Journal(self.read)
         self.processes.check_equal(self.outputs.identity, "the model, the images or the settings are")
         self._check_equal()
         self.outputs.begin(self.done)

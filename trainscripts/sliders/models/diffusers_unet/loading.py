@@ -26,7 +26,7 @@ from sliders.models.diffusers_unet.sources import (
     place_of,
 )
 from sliders.models.diffusers_unet.weightless import build_empty
-from sliders.models.schedule import NoiseSchedule
+from sliders.models.objective import Objective
 from sliders.system.errors import InputError, first_line
 
 KEPT = (torch.float32, torch.float16, torch.bfloat16)  # dtypes that weights may have until they are placed
@@ -35,8 +35,8 @@ KEPT = (torch.float32, torch.float16, torch.bfloat16)  # dtypes that weights may
 def load_pipeline(
     pipeline: type[DiffusionPipeline], kind: Kind, settings: PretrainedModel, dtype: torch.dtype,
     base: Mapping[str, Mapping], build_tiny: Callable[[], DiffusionPipeline], **options,
-) -> tuple[DiffusionPipeline, NoiseSchedule]:  # fmt: skip
-    """Returns the pipeline on the CPU, its VAE in float32, the rest in `dtype`, or for `place` to convert; and its noise.
+) -> tuple[DiffusionPipeline, Objective]:  # fmt: skip
+    """Returns the pipeline on the CPU, its VAE in float32, the rest in `dtype`, or for `place` to convert; and its objective.
 
     base: the configs of the usual model's parts. options: for the pipeline's loader. Raises InputError if the source is
     missing, damaged, not whole, of another kind or of another noise.
@@ -46,19 +46,19 @@ def load_pipeline(
         pipe = build_tiny()
         for name in kind.parts:
             place_weights(getattr(pipe, name), "cpu", torch.float32 if name == "vae" else dtype)
-        schedule, pipe.scheduler, note = find_noise(settings, pipe.scheduler, True, Statement(), place)
+        objective, pipe.scheduler, note = find_noise(settings, pipe.scheduler, True, Statement(), place)
     else:
         source = check_source(settings, kind, base)
         if source is None:
             source = inspect_folder(_hub_folder(pipeline, kind, settings, place), place, kind)
         elif source.folder is None:
-            folder = folders.json_folder(kind.example, place)
+            folder = folders.json_folder(kind.facts.example, place)
             source = inspect_file(Path(settings.name_or_path), place, kind, folder, base)
-        schedule, scheduler, note = find_noise(settings, source.scheduler, source.own, source.statement, place)
+        objective, scheduler, note = find_noise(settings, source.scheduler, source.own, source.statement, place)
         pipe = _load(pipeline, replace(source, scheduler=scheduler), dtype, place, options)
     if note:
         print(f"note: {note}")
-    return pipe, schedule
+    return pipe, objective
 
 
 def _hub_folder(pipeline: type[DiffusionPipeline], kind: Kind, settings: PretrainedModel, place: str) -> Path:

@@ -8,8 +8,10 @@ from diffusers import DiffusionPipeline, SchedulerMixin
 from torch import Tensor, nn
 
 from sliders.compute.device import place
+from sliders.config.families import Facts
 from sliders.models.base import AfterStep, Model, PromptEmbeds, fingerprint
-from sliders.models.schedule import NoiseSchedule
+from sliders.models.diffusers_unet.samplers import as_sampler, check_scheduler
+from sliders.models.objective import Objective
 
 
 class PipelineModel(Model):
@@ -22,12 +24,12 @@ class PipelineModel(Model):
     encoders: tuple[str, ...]  # names of the text encoders in the pipeline
 
     def __init__(
-        self, pipe: DiffusionPipeline, schedule: NoiseSchedule, name: str, clip_skip: int | None = None,
+        self, facts: Facts, pipe: DiffusionPipeline, objective: Objective, name: str, clip_skip: int | None = None,
         dtype: torch.dtype | None = None,
     ):  # fmt: skip
-        self.pipe, self.schedule, self.name, self.clip_skip = pipe, schedule, name, clip_skip
-        self.unet = pipe.unet.requires_grad_(False).eval()
-        self.dtype = dtype or self.unet.dtype
+        self.facts, self.pipe, self.objective, self.name, self.clip_skip = facts, pipe, objective, name, clip_skip
+        self.denoiser = pipe.unet.requires_grad_(False).eval()
+        self.dtype = dtype or self.denoiser.dtype
         pipe.vae.requires_grad_(False).eval()
         pipe.set_progress_bar_config(disable=True)
 
@@ -43,12 +45,14 @@ class PipelineModel(Model):
     def scheduler(self, scheduler: SchedulerMixin) -> None:
         self.pipe.scheduler = scheduler
 
-    @property
-    def scaling_factor(self) -> float:
-        return self.pipe.vae.config.scaling_factor
+    def normalise(self, latents: Tensor) -> Tensor:
+        return latents * self.vae.config.scaling_factor
+
+    def denormalise(self, latents: Tensor) -> Tensor:
+        return latents / self.vae.config.scaling_factor
 
     def fingerprint(self) -> str:
-        modules = (self.unet, self.pipe.vae, *(getattr(self.pipe, name) for name in self.encoders))
+        modules = (self.denoiser, self.pipe.vae, *(getattr(self.pipe, name) for name in self.encoders))
         return fingerprint(*(module for module in modules if module is not None))  # a random SDXL has no encoders
 
     @torch.no_grad()
@@ -80,6 +84,12 @@ class PipelineModel(Model):
         for name in self.encoders:
             setattr(self.pipe, name, None)
 
+    def check_sampling(self, place: str, remedy: str | None) -> None:
+        check_scheduler(self.scheduler, place, remedy)
+
+    def use_sampler(self, name: str) -> None:
+        self.scheduler = as_sampler(self.scheduler, name)
+
     def _prompt_inputs(self, prompts: Sequence[PromptEmbeds], negative: PromptEmbeds) -> dict[str, Tensor]:
         """The pipeline's inputs for these prompts, one per row."""
         return {
@@ -99,7 +109,7 @@ class PipelineModel(Model):
         factor = self.facts.latent_factor
         return self.pipe(
             **self._prompt_inputs(prompts, negative),
-            latents=noise.to(self.unet.device, self.unet.dtype),
+            latents=noise.to(self.denoiser.device, self.denoiser.dtype),
             generator=generators,  # for samplers that add noise
             height=noise.shape[2] * factor,
             width=noise.shape[3] * factor,

@@ -8,7 +8,7 @@ from diffusers import AutoencoderKL, DDIMScheduler
 from transformers import CLIPTextConfig
 
 from sliders.models.diffusers_unet.tokenizer import CONTEXT_LENGTH, END, START
-from sliders.models.schedule import EPSILON
+from sliders.models.objective import EPSILON
 
 
 @contextmanager

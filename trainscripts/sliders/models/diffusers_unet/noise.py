@@ -1,4 +1,4 @@
-"""What noise a model was trained with, by what its files and the settings state. What the noise schedule does not cover is refused."""
+"""What noise a model was trained with, by what its files and the settings state. What the objective does not cover is refused."""
 
 import inspect
 import json
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sliders.config.schema import PretrainedModel
 from sliders.models.diffusers_unet.folders import Weights
-from sliders.models.schedule import EPSILON, V_PREDICTION, NoiseSchedule
+from sliders.models.objective import EPSILON, V_PREDICTION, Objective
 from sliders.system.errors import InputError, either, first_line
 
 TIMESTEPS = 1000
@@ -53,7 +53,7 @@ REMEDY = "choose a model that predicts noise or v under the noise of Stable Diff
 
 @dataclass(frozen=True)
 class Statement:
-    """What a single file's keys and metadata say. None: nothing. prediction: of NoiseSchedule. places: where it stands."""
+    """What a single file's keys and metadata say. None: nothing. prediction: of Objective. places: where it stands."""
 
     prediction: str | None = None
     zero_snr: bool | None = None
@@ -149,8 +149,8 @@ def _stored_alphas_cumprod(weights: Weights, place: str) -> Tensor | None:
 
 def find_noise(
     settings: PretrainedModel, scheduler: SchedulerMixin, own: bool, statement: Statement, place: str
-) -> tuple[NoiseSchedule, SchedulerMixin, str | None]:
-    """Returns the noise of training, a scheduler that samples accordingly, and a note if the settings overrule the model.
+) -> tuple[Objective, SchedulerMixin, str | None]:
+    """Returns the objective of training, a scheduler that samples accordingly, and a note if the settings overrule the model.
 
     scheduler: the model's own, or that of a single file's JSON files, which counts where the file and the settings state
     nothing. Raises InputError if the settings deny that the model predicts v, if noise is to be predicted under zero
@@ -173,22 +173,22 @@ def find_noise(
     zero_snr = statement.zero_snr
     if zero_snr is None:  # a file that states its prediction by a key would also state this
         zero_snr = "its key v_pred" not in statement.places and bool(config.get("rescale_betas_zero_snr"))
-    schedule, zero_snr = _schedule(config, prediction, zero_snr, statement.alphas_cumprod, place)
+    objective, zero_snr = _objective(config, prediction, zero_snr, statement.alphas_cumprod, place)
     if zero_snr and prediction == EPSILON:
         raise InputError(
             f"{place} states zero terminal SNR, under which noise cannot be predicted, but not v-prediction: set "
             "pretrained_model.v_pred: true if it is a v-prediction model, or choose another model."
         )
-    return schedule, _sampling_scheduler(scheduler, prediction, zero_snr), note
+    return objective, _sampling_scheduler(scheduler, prediction, zero_snr), note
 
 
-def _schedule(
+def _objective(
     config: Mapping, prediction: str, zero_snr: bool, stored: Tensor | None, place: str
-) -> tuple[NoiseSchedule, bool]:
-    """The schedule, and whether its terminal SNR is zero, which a file's own ᾱ, [1000], may also state."""
-    plain, rescaled = (NoiseSchedule.from_scheduler_config(dict(config), prediction, zero) for zero in (False, True))
-    if stored is not None and not _alike(stored, plain.alphas_cumprod):
-        if not _alike(stored, rescaled.alphas_cumprod):
+) -> tuple[Objective, bool]:
+    """The objective, and whether its terminal SNR is zero, which a file's own ᾱ, [1000], may also state."""
+    plain, rescaled = (Objective.from_scheduler_config(dict(config), prediction, zero) for zero in (False, True))
+    if stored is not None and not _alike(stored, plain.alphas.square()):
+        if not _alike(stored, rescaled.alphas.square()):
             raise InputError(
                 f"{place} contains a noise schedule of its own, which differs from its scheduler's: {REMEDY}."
             )

@@ -1,33 +1,40 @@
 """Stable Diffusion 1 and 2 as model families. They differ in widths, in projections, and in how web UIs name them."""
 
-import torch
-from torch import nn
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 
 from sliders.config.schema import PretrainedModel
-from sliders.models.base import Family, Model
-from sliders.models.schedule import V_PREDICTION
+from sliders.models.base import Family
+from sliders.models.diffusers_unet import kinds
+from sliders.models.diffusers_unet.family import UNetFamily
+from sliders.models.objective import V_PREDICTION
+from sliders.models.sd.configs import SD1_PARTS, SD2_PARTS
 from sliders.models.sd.keys import file_key, original_sd_name, sd_file_keys
-from sliders.models.sd.loading import check_source, load_sd
-from sliders.models.sd.model import SD1_FACTS, SD2_FACTS
-from sliders.models.sd.unet import weightless_unet
+from sliders.models.sd.model import StableDiffusion
+from sliders.models.sd.narrow import NarrowSD, build_narrow_sd, build_unet
+
+NO_CHECKER = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 
 
-class StableDiffusionFamily(Family):
-    def __init__(self, v2: bool):
-        self.v2 = v2
-        self.facts = SD2_FACTS if v2 else SD1_FACTS
+class StableDiffusionFamily(UNetFamily):
+    """Files of SD 2 with and without v-prediction need not differ: where one states nothing, `v_pred` counts, or else the
+    scheduler of its JSON files.
+    """
+
+    pipeline, model = StableDiffusionPipeline, StableDiffusion
+    options = NO_CHECKER
+
+    @property
+    def v2(self) -> bool:
+        return self.kind is kinds.SD2
 
     def variant(self, settings: PretrainedModel) -> Family:
         return SD2_FAMILY if settings.v2 else SD1_FAMILY
 
-    def check_source(self, settings: PretrainedModel) -> None:
-        check_source(settings)
+    def build_tiny(self) -> StableDiffusionPipeline:
+        return build_narrow_sd(v2=self.v2)
 
-    def load(self, settings: PretrainedModel, dtype: torch.dtype) -> Model:
-        return load_sd(settings, dtype)
-
-    def weightless_denoiser(self, name_or_path: str) -> nn.Module:
-        return weightless_unet(name_or_path, self.v2)
+    def build_tiny_unet(self) -> UNet2DConditionModel:
+        return build_unet(NarrowSD(), self.v2)
 
     def file_key(self, module: str) -> str:
         return file_key(module)
@@ -50,4 +57,5 @@ class StableDiffusionFamily(Family):
         }
 
 
-SD1_FAMILY, SD2_FAMILY = StableDiffusionFamily(v2=False), StableDiffusionFamily(v2=True)
+SD1_FAMILY = StableDiffusionFamily(kinds.SD1, SD1_PARTS)
+SD2_FAMILY = StableDiffusionFamily(kinds.SD2, SD2_PARTS)

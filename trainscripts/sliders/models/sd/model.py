@@ -5,40 +5,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sliders.models.base import Conditioning, Facts, Geometry, PromptEmbeds
-from sliders.models.diffusers_unet import kinds
+from sliders.models.base import Conditioning, Geometry, PromptEmbeds
 from sliders.models.diffusers_unet.model import PipelineModel
-
-SD1_FACTS = Facts(
-    title=kinds.SD1.title,
-    example=kinds.SD1.example,
-    webui_version="SD1",
-    webui_clip_skip=1,
-    size_multiple=64,  # 8 for the VAE times 8 for the UNet's three downsamplings
-    latent_factor=8,
-    latent_channels=4,
-    default_size=512,
-)
-SD2_FACTS = Facts(
-    title=kinds.SD2.title,
-    example=kinds.SD2.example,
-    webui_version="SD2",
-    webui_clip_skip=1,
-    size_multiple=64,
-    latent_factor=8,
-    latent_channels=4,
-    default_size=768,
-)
 
 
 class StableDiffusion(PipelineModel):
     """A prompt's tokens are [77, 768], for SD 2 [77, 1024]. Nothing else conditions the denoiser."""
 
     encoders = ("text_encoder",)
-
-    def __init__(self, facts: Facts, *args):
-        super().__init__(*args)
-        self.facts = facts
 
     def _encode(self, prompt: str, device: torch.device) -> PromptEmbeds:
         """Not with the pipeline's method, whose clip_skip looks for a module that CLIPTextModel no longer has."""
@@ -53,6 +27,6 @@ class StableDiffusion(PipelineModel):
         return {"tokens": torch.stack([p.tokens for p in prompts])}  # [B, 77, 768 or 1024]
 
     def denoise(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-        return self.unet(
-            noisy.to(self.unet.dtype), timesteps, encoder_hidden_states=conditioning["tokens"], return_dict=False
+        return self.denoiser(
+            noisy.to(self.denoiser.dtype), timesteps, encoder_hidden_states=conditioning["tokens"], return_dict=False
         )[0].float()

@@ -1,20 +1,19 @@
 """SDXL as a model family."""
 
-import torch
-from torch import nn
+from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 
 from sliders.config.schema import PretrainedModel
-from sliders.models.base import Family, Model
+from sliders.models.diffusers_unet import kinds
+from sliders.models.diffusers_unet.family import UNetFamily
+from sliders.models.sdxl.configs import SDXL_PARTS
 from sliders.models.sdxl.keys import file_key, sdxl_file_keys, sgm_name
-from sliders.models.sdxl.loading import load_sdxl
-from sliders.models.sdxl.model import SDXL_FACTS
-from sliders.models.sdxl.sources import check_source
-from sliders.models.sdxl.unet import weightless_unet
+from sliders.models.sdxl.model import SDXL
+from sliders.models.sdxl.narrow import NarrowSDXL, build_narrow_sdxl, build_unet
 from sliders.system.errors import InputError
 
 
-class SDXLFamily(Family):
-    facts = SDXL_FACTS
+class SDXLFamily(UNetFamily):
+    pipeline, options, model = StableDiffusionXLPipeline, {"add_watermarker": False}, SDXL
 
     def check_source(self, settings: PretrainedModel) -> None:
         if settings.v2:
@@ -22,13 +21,13 @@ class SDXLFamily(Family):
                 "pretrained_model.v2: true means Stable Diffusion 2, but this is a script for SDXL: remove the key, or use "
                 "train_lora-scale.py."
             )
-        check_source(settings)
+        super().check_source(settings)
 
-    def load(self, settings: PretrainedModel, dtype: torch.dtype) -> Model:
-        return load_sdxl(settings, dtype)
+    def build_tiny(self) -> StableDiffusionXLPipeline:
+        return build_narrow_sdxl()
 
-    def weightless_denoiser(self, name_or_path: str) -> nn.Module:
-        return weightless_unet(name_or_path)
+    def build_tiny_unet(self) -> UNet2DConditionModel:
+        return build_unet(NarrowSDXL())
 
     def file_key(self, module: str) -> str:
         return file_key(module)
@@ -49,4 +48,4 @@ class SDXLFamily(Family):
         }
 
 
-SDXL_FAMILY = SDXLFamily()
+SDXL_FAMILY = SDXLFamily(kinds.SDXL, SDXL_PARTS)

@@ -5,26 +5,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sliders.models.base import Conditioning, Facts, Geometry, PromptEmbeds
-from sliders.models.diffusers_unet import kinds
+from sliders.models.base import Conditioning, Geometry, PromptEmbeds
 from sliders.models.diffusers_unet.model import PipelineModel
-
-SDXL_FACTS = Facts(
-    title=kinds.SDXL.title,
-    example=kinds.SDXL.example,
-    webui_version="SDXL",
-    webui_clip_skip=2,
-    size_multiple=32,  # 8 for the VAE times 4 for the UNet's two downsamplings
-    latent_factor=8,
-    latent_channels=4,
-    default_size=1024,
-)
 
 
 class SDXL(PipelineModel):
     """A prompt's tokens are [77, 2048], both text encoders' concatenated, and its pooled embedding [1280]."""
 
-    facts = SDXL_FACTS
     encoders = ("text_encoder", "text_encoder_2")
 
     def _encode(self, prompt: str, device: torch.device) -> PromptEmbeds:
@@ -49,8 +36,8 @@ class SDXL(PipelineModel):
         }
 
     def denoise(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-        return self.unet(
-            noisy.to(self.unet.dtype),
+        return self.denoiser(
+            noisy.to(self.denoiser.dtype),
             timesteps,
             encoder_hidden_states=conditioning["tokens"],
             added_cond_kwargs={"text_embeds": conditioning["pooled"], "time_ids": conditioning["time_ids"]},

@@ -2,13 +2,12 @@
 
 import torch
 from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionModel
-
 from sliders.models.base import PromptEmbeds
 from sliders.models.diffusers_unet.narrow import build_scheduler
-from sliders.models.schedule import EPSILON, NoiseSchedule
-from sliders.models.sdxl.base import SDXL_VAE
+from sliders.models.objective import EPSILON, Objective
+from sliders.models.sdxl.configs import SDXL_UNET, SDXL_VAE
+from sliders.models.sdxl.family import SDXL_FAMILY
 from sliders.models.sdxl.model import SDXL
-from sliders.models.sdxl.unet import SDXL_BASE_UNET
 
 
 class RandomSDXL(SDXL):
@@ -19,17 +18,17 @@ class RandomSDXL(SDXL):
         with torch.device(device):
             vae = AutoencoderKL(**SDXL_VAE)
             torch.set_default_dtype(dtype)
-            unet = UNet2DConditionModel(**SDXL_BASE_UNET)
+            unet = UNet2DConditionModel(**SDXL_UNET)
             torch.set_default_dtype(torch.float32)
         pipe = StableDiffusionXLPipeline(
             vae=vae, unet=unet, scheduler=build_scheduler(), text_encoder=None, text_encoder_2=None,
             tokenizer=None, tokenizer_2=None, add_watermarker=False,
         )  # fmt: skip
-        schedule = NoiseSchedule.from_scheduler_config(dict(pipe.scheduler.config), EPSILON, False)
-        super().__init__(pipe, schedule, "random")
+        objective = Objective.from_scheduler_config(dict(pipe.scheduler.config), EPSILON, False)
+        super().__init__(SDXL_FAMILY.facts, pipe, objective, "random")
 
     def encode_prompts(self, prompts: list[str], device: str) -> dict[str, PromptEmbeds]:
-        shape, dtype = self.unet.config, self.unet.dtype
+        shape, dtype = self.denoiser.config, self.denoiser.dtype
         pooled = shape.projection_class_embeddings_input_dim - 6 * shape.addition_time_embed_dim
         generator = torch.Generator().manual_seed(len(prompts))
 

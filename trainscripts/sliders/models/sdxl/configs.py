@@ -1,11 +1,8 @@
-"""SDXL-base's UNet without weights, so that layers can be counted before a model is downloaded."""
+"""SDXL-base's parts as their config.json files describe them, for single files whose JSON files are not at hand."""
 
-from diffusers import UNet2DConditionModel
+from sliders.models.diffusers_unet.configs import CLIP_L, VAE
 
-from sliders.models.diffusers_unet.weightless import build_weightless
-from sliders.models.sdxl.narrow import NarrowSDXL, build_unet
-
-SDXL_BASE_UNET = {
+SDXL_UNET = {
     "sample_size": 128,
     "in_channels": 4,
     "out_channels": 4,
@@ -22,7 +19,14 @@ SDXL_BASE_UNET = {
     "addition_time_embed_dim": 256,
     "projection_class_embeddings_input_dim": 2816,
 }
-
-
-def weightless_unet(name_or_path: str) -> UNet2DConditionModel:
-    return build_weightless(name_or_path, SDXL_BASE_UNET, lambda: build_unet(NarrowSDXL()))
+SDXL_VAE = {**VAE, "sample_size": 1024, "scaling_factor": 0.13025}
+OPEN_CLIP_G = {
+    **CLIP_L,
+    "hidden_size": 1280,
+    "intermediate_size": 5120,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 20,
+    "projection_dim": 1280,
+    "hidden_act": "gelu",
+}
+SDXL_PARTS = {"unet": SDXL_UNET, "vae": SDXL_VAE, "text_encoder": CLIP_L, "text_encoder_2": OPEN_CLIP_G}
