@@ -21,6 +21,7 @@ LIST_FLAGS = ("--scales", "--folders", "--attributes")
 USUAL_MODELS = {  # {family, or its version: hub id of the model where none is named}
     "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
     "sd": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    "flux2": "black-forest-labs/FLUX.2-klein-base-4B",
     "sd2": "stabilityai/stable-diffusion-2-1",
 }
 DEFAULT_FOLDERS = "verylow, low, high, veryhigh"

@@ -31,7 +31,11 @@ TRAINING_METHODS = (
     "full", "noxattn", "innoxattn", "selfattn", "xattn", "xattn-strict", "noxattn-hspace", "noxattn-hspace-last",
 )  # fmt: skip
 DEFAULT_FAMILY = "sdxl"
-FAMILY_ENDINGS = {"sdxl": "-xl", "sd": ""}  # {family: how the names of its scripts and example files end}
+FAMILY_ENDINGS = {  # {family: how the names of its scripts and example files end}
+    "sdxl": "-xl",
+    "sd": "",
+    "flux2": "-flux2",
+}
 DPM_2M = {"algorithm_type": "dpmsolver++", "solver_order": 2, "use_karras_sigmas": False}
 SAMPLERS = {  # name → class in diffusers, the options that make it what the name promises, name in A1111
     "ddim": ("DDIMScheduler", {"clip_sample": False, "set_alpha_to_one": False}, "DDIM"),

@@ -41,6 +41,7 @@ FLAG_TO_KEY = {
 USUAL_PROMPTS = {  # {family: the prompt set where no file is named}, as in the shipped prompts-xl.yaml and prompts.yaml
     "sdxl": {"target": "", "resolution": 1024, "guidance_scale": 4},
     "sd": {"target": "", "resolution": 512, "guidance_scale": 7},
+    "flux2": {"target": "", "resolution": 1024, "guidance_scale": 4},
 }
 
 

@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
-from diffusers import UNet2DConditionModel
-from diffusers.models.attention_processor import Attention
+from diffusers import ModelMixin
+from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -72,9 +72,19 @@ def check_capability(name: str, capability: tuple[int, int], precision: str) -> 
         )
 
 
-def set_attention(denoiser: UNet2DConditionModel, attend: Attend) -> None:
-    """Makes all attention layers of the denoiser compute with `attend`."""
-    denoiser.set_attn_processor(AttentionProcessor(attend))
+def plain_attentions(denoiser: nn.Module) -> dict[str, Attention]:
+    """{name of its processor: layer} of the attention layers that an `AttentionProcessor` can compute."""
+    return {
+        f"{name}.processor": module
+        for name, module in denoiser.named_modules()
+        if isinstance(module, Attention) and isinstance(module.processor, AttnProcessor | AttnProcessor2_0)
+    }
+
+
+def set_attention(denoiser: ModelMixin, attend: Attend) -> None:
+    """Makes all attention layers of the denoiser for which it can compute with `attend`."""
+    processors = dict.fromkeys(plain_attentions(denoiser), AttentionProcessor(attend))
+    denoiser.set_attn_processor({**denoiser.attn_processors, **processors})
 
 
 class AttentionProcessor:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -20,3 +20,5 @@ class Architecture:
     blocks: Callable[
         [nn.Module], list[nn.Module]
     ]  # in their order; by their outputs the report card tells pictures apart
+    # a block's output, (h, w) of the latents → what it says of the image, [B, C, h', w']
+    image_of: Callable[[Tensor | tuple[Tensor, ...], tuple[int, int]], Tensor]

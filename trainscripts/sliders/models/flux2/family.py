@@ -1,0 +1,61 @@
+"""FLUX.2 [klein] 4B as a model family."""
+
+import torch
+from diffusers import Flux2Transformer2DModel
+
+from sliders.config.schema import PretrainedModel
+from sliders.models.base import Facts, Family
+from sliders.models.diffusers_unet.folders import TINY
+from sliders.models.flux2.architecture import join_projections
+from sliders.models.flux2.configs import TRANSFORMER
+from sliders.models.flux2.keys import file_key, klein_file_keys, original_name
+from sliders.models.flux2.model import Klein
+from sliders.models.flux2.narrow import build_narrow_klein, build_transformer
+
+KLEIN_FACTS = Facts(
+    title="FLUX.2 [klein] 4B",
+    example="black-forest-labs/FLUX.2-klein-base-4B",
+    webui_version="Unknown",  # web UIs whose cards have this field know no FLUX.2
+    webui_clip_skip=1,
+    size_multiple=16,  # 8 for the VAE times 2 for the patches
+    latent_factor=16,
+    latent_channels=128,
+    default_size=1024,
+)
+
+
+class KleinFamily(Family):
+    facts = KLEIN_FACTS
+
+    def check_source(self, settings: PretrainedModel) -> None:
+        assert settings.name_or_path == TINY
+
+    def load(self, settings: PretrainedModel, dtype: torch.dtype) -> Klein:
+        pipe = build_narrow_klein()
+        pipe.transformer.to(dtype)
+        pipe.text_encoder.to(dtype)
+        return Klein(self.facts, pipe, settings.name_or_path, dtype)
+
+    def weightless_denoiser(self, name_or_path: str) -> Flux2Transformer2DModel:
+        with torch.device("meta"):
+            tiny = name_or_path == TINY
+            return join_projections(build_transformer() if tiny else Flux2Transformer2DModel(**TRANSFORMER))
+
+    def file_key(self, module: str) -> str:
+        return file_key(module)
+
+    def file_keys(self) -> frozenset[str]:
+        return klein_file_keys()
+
+    def spellings(self, module: str) -> tuple[str, ...]:
+        return module, f"transformer.{module}", original_name(module)
+
+    def metadata(self, prediction_type: str | None) -> dict[str, str]:
+        return {
+            "ss_base_model_version": "flux2_klein_4b",  # as AI Toolkit writes, and SD.Next reads
+            "modelspec.architecture": "Flux.2-klein-4b/lora",  # as Musubi Tuner writes
+            "modelspec.implementation": "https://github.com/black-forest-labs/flux2",
+        }
+
+
+KLEIN_FAMILY = KleinFamily()
