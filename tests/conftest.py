@@ -3,6 +3,8 @@
 import importlib.util
 import os
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
@@ -25,6 +27,7 @@ import pytest
 import yaml
 from hypothesis import settings
 from PIL import Image
+from scripts import run_script
 
 settings.register_profile("no deadline", deadline=None)  # a busy machine is not a failure
 settings.load_profile("no deadline")
@@ -43,12 +46,22 @@ EXPERIMENT = {
 PROMPT_SET = {"target": "", "resolution": 64}
 
 
+def script_path(file_name: str) -> Path:
+    """Of a command or benchmark."""
+    return next(p for folder in SCRIPT_FOLDERS if (p := folder / f"{file_name}.py").exists())
+
+
+def script_main(file_name: str) -> Callable[[list[str]], int]:
+    """`main(argv)` runs the command's script in this process and returns its exit status."""
+    return partial(run_script, script_path(file_name))
+
+
 def load_script(file_name: str):
-    """A command or benchmark as a module; their names hold dashes, so `import` cannot reach them.
+    """A command or benchmark as a module; some names hold dashes, so `import` cannot reach them.
 
     Its folder comes first in the search path, as when Python runs the script: benchmarks import their neighbours.
     """
-    path = next(p for folder in SCRIPT_FOLDERS if (p := folder / f"{file_name}.py").exists())
+    path = script_path(file_name)
     if str(path.parent) not in sys.path:
         sys.path.insert(0, str(path.parent))
     spec = importlib.util.spec_from_file_location(file_name.replace("-", "_"), path)
@@ -60,13 +73,13 @@ def load_script(file_name: str):
 @pytest.fixture(scope="session")
 def train_main():
     """`train_main(argv)` runs the trainer's command line in this process and returns its exit status."""
-    return load_script("train_lora-scale-xl").main
+    return script_main("train_lora-scale-xl")
 
 
 @pytest.fixture(scope="session")
 def sample_main():
     """`sample_main(argv)` runs the sample command in this process and returns its exit status."""
-    return load_script("sample_slider-xl").main
+    return script_main("sample_slider-xl")
 
 
 def disc(size: tuple[int, int], brightness: float, radius: float = 0.6) -> Image.Image:

@@ -6,13 +6,15 @@ from functools import cache
 from pathlib import Path
 
 import torch
+from conftest import load_script
 from safetensors.torch import save_file
 from sliders.config.schema import PretrainedModel
 from sliders.models import find_family
-from sliders.models.diffusers_unet.single_file import original_state
 from sliders.models.sd.narrow import build_narrow_sd
 from sliders.models.sdxl.narrow import NarrowSDXL, build_narrow_sdxl
 
+single_file = load_script("single_file")  # stands beside the benchmarks
+original_state, save_single_file = single_file.original_state, single_file.save_single_file
 FAMILIES = ("sdxl", "sd1", "sd2")
 ENCODERS = ("text_encoder", "text_encoder_2")
 

@@ -4,11 +4,12 @@ import importlib
 import multiprocessing
 import os
 import re
-import runpy
 import signal
 import sys
 import time
 from pathlib import Path
+
+from scripts import run_script
 
 SCRIPT = Path(__file__).parent.parent / "trainscripts" / "imagesliders" / "train_lora-scale-xl.py"
 PATIENCE = 400.0  # seconds; beside other busy processes a start alone may take a minute
@@ -27,7 +28,7 @@ def _train(argv: list[str], log: Path, environment: dict[str, str], threads: int
     os.dup2(output, 1)
     os.dup2(output, 2)
     sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
-    sys.exit(runpy.run_path(str(SCRIPT))["main"](argv))
+    sys.exit(run_script(SCRIPT, argv))
 
 
 def hold_at(target: str, call: int, argv: list[str], log: Path, environment: dict[str, str], threads: int) -> None:

@@ -156,10 +156,10 @@ def test_quantised_products_are_those_of_their_weights(kind):
     x, grad = x.bfloat16(), torch.randn(2, 40, 3 * 384, device="cuda", dtype=torch.bfloat16)
     down = torch.randn(24, 256, device="cuda", dtype=torch.bfloat16)
     product = frozen_kind(layers)(layers, down)
-    out, narrow, left_to_add = product.forward(x)
+    out, projected, left_to_add = product.forward(x)
     for found, wanted in (
         (out + left_to_add, x.double() @ weight.T + bias),
-        (narrow, x.double() @ down.double().T),
+        (projected, x.double() @ down.double().T),
         (product.backward(grad), grad.double() @ weight),
     ):
         off = (found.double() - wanted).norm(dim=-1) / wanted.norm(dim=-1)

@@ -12,7 +12,20 @@ PACKAGE = TRAINSCRIPTS / "sliders"
 FILES = sorted(p for p in TRAINSCRIPTS.rglob("*.py"))
 
 # Data passes through the rooms in this order; a room imports only from itself and from those before it.
-ROOMS = ("system", "config", "compute", "models", "adaptors", "fast", "data", "report", "formats", "sample", "train")
+ROOMS = (
+    "system",
+    "config",
+    "compute",
+    "models",
+    "adaptors",
+    "fast",
+    "data",
+    "report",
+    "formats",
+    "sample",
+    "train",
+    "commands",
+)
 
 
 def module_name(path: Path) -> str:

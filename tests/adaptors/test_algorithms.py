@@ -163,12 +163,12 @@ def test_an_adaptor_adds_exactly_nothing_at_the_start_and_can_learn(variant, kin
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_bfloat16_activations_and_autocast_give_the_same_up_to_rounding(variant):
     layer, adaptor, x = make(variant, "3×3")
-    strength = torch.tensor([0.67, -1.0, 2.0]) * adaptor.gain
-    exact = adaptor.adapted(layer.forward, x, strength)
+    scaling = torch.tensor([0.67, -1.0, 2.0]) * adaptor.gain
+    exact = adaptor.adapted(layer.forward, x, scaling)
     with torch.autocast("cpu", torch.bfloat16):
-        mixed = adaptor.adapted(layer.forward, x, strength)
+        mixed = adaptor.adapted(layer.forward, x, scaling)
     halved = layer.bfloat16()
-    half = adaptor.adapted(halved.forward, x.bfloat16(), strength)
+    half = adaptor.adapted(halved.forward, x.bfloat16(), scaling)
     assert half.dtype == torch.bfloat16
     for found in (mixed, half):
         assert relative_error(found, exact.double()) < 0.02

@@ -25,7 +25,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import yaml
-from conftest import EXPERIMENT, load_script, make_scale_folders, write_experiment
+from conftest import EXPERIMENT, make_scale_folders, script_main, write_experiment
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -166,7 +166,7 @@ class Fuzz:
         importlib.import_module("sliders.train.runs")  # takes seconds, which must not count against the first case
         self.folder = folder
         self.writes = Writes()
-        self.main = load_script("train_lora-scale-xl").main
+        self.main = script_main("train_lora-scale-xl")
         make_scale_folders(folder / "data", folders=("low", "high"), names=("one",))
         self.argv = [*write_experiment(folder, data=folder / "data"), "--folders", "low, high", "--scales", "-1, 1"]
         self.config, self.prompts = (folder / "config.yaml").read_bytes(), (folder / "prompts.yaml").read_bytes()

@@ -13,7 +13,6 @@ sliders were kept (`--folder before`), `--against before` also says how far apar
 
 import argparse
 import re
-import runpy
 import sys
 import tempfile
 import time
@@ -31,6 +30,7 @@ from campaigns.soak import demo
 from conftest import EXPERIMENT, ROOT, make_scale_folders, write_yaml
 from safetensors import safe_open
 from safetensors.torch import load_file
+from scripts import run_script
 
 SDXL, SD, TEXT = (
     "imagesliders/train_lora-scale-xl.py",
@@ -155,7 +155,7 @@ def run(name: str, root: Path, folder: Path, resume: bool) -> str:
 def train_stage(root: Path, script: str, argv: list[str]) -> bool:
     """Whether the entry script ended with status 0. An exception is printed, so that the other configurations still run."""
     try:
-        return runpy.run_path(str(root / "trainscripts" / script))["main"](argv) == 0
+        return run_script(root / "trainscripts" / script, argv) == 0
     except Exception:
         traceback.print_exc()
         return False

@@ -6,7 +6,7 @@ import stat
 
 import pytest
 import torch
-from conftest import load_script
+from conftest import script_main
 from networks import random_network, unet_output
 from safetensors import safe_open
 from sliders.config.schema import Network
@@ -29,7 +29,7 @@ def card(strength):
 
 @pytest.fixture(scope="session")
 def convert_main():
-    return load_script("convert_slider").main
+    return script_main("convert_slider")
 
 
 @pytest.fixture(params=["lora", "lokr", "full"])

@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 import torch
-from conftest import load_script
+from conftest import script_main
 from experiments import everything_in
 from networks import random_network, unet_output
 from safetensors import safe_open
@@ -31,7 +31,7 @@ def original():
 
 @pytest.fixture(scope="session")
 def convert_main():
-    return load_script("convert_slider").main
+    return script_main("convert_slider")
 
 
 def keyed(tensors, name, parts=("lora_down.weight", "lora_up.weight", "alpha")):

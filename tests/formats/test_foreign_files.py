@@ -9,7 +9,7 @@ import re
 
 import pytest
 import torch
-from conftest import load_script
+from conftest import script_main
 from diffusers import StableDiffusionXLPipeline
 from lycoris import LycorisNetwork, create_lycoris
 from networks import random_network, unet_output
@@ -34,7 +34,7 @@ OTHERS = r".*(ff\.net\.0\.proj|ff\.net\.2|proj_in|proj_out|samplers\.0\.conv)"
 
 @pytest.fixture(scope="session")
 def convert_main():
-    return load_script("convert_slider").main
+    return script_main("convert_slider")
 
 
 @pytest.fixture(scope="module")

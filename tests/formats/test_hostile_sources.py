@@ -5,7 +5,7 @@ import os
 
 import pytest
 import torch
-from conftest import load_script
+from conftest import script_main
 from experiments import everything_in
 from networks import random_network
 from safetensors.torch import load_file, save_file
@@ -22,7 +22,7 @@ SETTINGS = {"type": "lierla", "training_method": "selfattn", "rank": 4, "alpha":
 
 @pytest.fixture(scope="session")
 def convert_main():
-    return load_script("convert_slider").main
+    return script_main("convert_slider")
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from conftest import load_script
+from conftest import script_main
 from experiments import experiment, make_trainer, settings_of
 from networks import random_network
 from safetensors.torch import load_file, save_file
@@ -124,7 +124,7 @@ def test_converting_and_calibrating_refuse_it(unet, tmp_path, capsys, value, fla
     save_file(tensors, path, metadata)
     with pytest.raises(InputError, match=key):
         check_slider(path, SDXL_FAMILY.weightless_denoiser("tiny"), SDXL_FAMILY)
-    assert load_script("convert_slider").main([str(path), "--model", "tiny", *flags]) == 2
+    assert script_main("convert_slider")([str(path), "--model", "tiny", *flags]) == 2
     assert f"error: {path}: {key} contains NaN or infinite values" in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ["x.safetensors"]
 
@@ -132,18 +132,16 @@ def test_converting_and_calibrating_refuse_it(unet, tmp_path, capsys, value, fla
 def test_what_changes_nothing_cannot_be_calibrated(unet, tmp_path, capsys):
     network = Network(**METHOD)
     path = saved(tmp_path / "x.safetensors", tensors_of(unet, network, trained=False), network)
-    assert load_script("convert_slider").main([str(path), "--model", "tiny", "--calibrate"]) == 2
+    assert script_main("convert_slider")([str(path), "--model", "tiny", "--calibrate"]) == 2
     assert "changes nothing, because all its weights are zero" in capsys.readouterr().err
 
 
 def test_calibrating_with_another_model_names_the_flag(unet, tmp_path, capsys):
     network = Network(**METHOD)
     path = saved(tmp_path / "x.safetensors", tensors_of(unet, network, trained=True), network)
-    assert load_script("convert_slider").main([str(path), "--calibrate"]) == 2
+    assert script_main("convert_slider")([str(path), "--calibrate"]) == 2
     assert "give the model it was trained on as --model" in capsys.readouterr().err
-    assert (
-        load_script("convert_slider").main([str(path), "--calibrate", "--model", str(tmp_path / "no.safetensors")]) == 2
-    )
+    assert script_main("convert_slider")([str(path), "--calibrate", "--model", str(tmp_path / "no.safetensors")]) == 2
     assert "error: --model: " in capsys.readouterr().err
 
 

@@ -7,10 +7,10 @@ import shutil
 import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
+from narrow_files import save_single_file
 from safetensors.torch import load_file, save_file
 from sliders.compute.device import place
 from sliders.config.schema import PretrainedModel
-from sliders.models.diffusers_unet.single_file import save_single_file
 from sliders.models.sdxl.family import SDXL_FAMILY
 from sliders.models.sdxl.narrow import NarrowSDXL, build_narrow_sdxl
 from sliders.system.errors import InputError

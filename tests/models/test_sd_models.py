@@ -5,12 +5,12 @@ import shutil
 
 import pytest
 import torch
-from conftest import load_script, write_experiment
+from conftest import script_main, write_experiment
+from narrow_files import save_single_file
 from safetensors.torch import load_file, save_file
 from sliders.compute.device import place
 from sliders.config.schema import FAMILY_ENDINGS, PretrainedModel
 from sliders.models import FAMILIES, find_family
-from sliders.models.diffusers_unet.single_file import save_single_file
 from sliders.models.sd.family import SD1_FAMILY
 from sliders.models.sd.narrow import build_narrow_sd
 from sliders.models.sdxl.narrow import NarrowSDXL, build_narrow_sdxl
@@ -215,7 +215,7 @@ def test_a_model_of_another_family_is_refused_before_it_is_loaded(
     else:
         path = sources[given]
     argv = write_experiment(tmp_path, pretrained_model={"name_or_path": str(path), "v2": v2 or None})
-    assert load_script(script).main([*argv, "--dry_run"]) == 2
+    assert script_main(script)([*argv, "--dry_run"]) == 2
     error = capsys.readouterr().err
     assert len(error.splitlines()) == 1
     assert [word for word in (path.name, *WRONG[script, v2, given]) if word not in error] == [], error
@@ -235,7 +235,7 @@ def test_the_sample_commands_name_the_right_script_too(folders, tmp_path, capsys
         "--device",
         "cpu",
     ]
-    assert load_script(script).main(argv) == 2
+    assert script_main(script)(argv) == 2
     error = capsys.readouterr().err
     assert [word for word in said if word not in error] == [], error
 

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 from browser import browser
-from conftest import load_script, make_scale_folders, write_experiment
+from conftest import make_scale_folders, script_main, write_experiment
 from experiments import everything_in
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -21,7 +21,7 @@ SMALL = ("--model", "tiny", "--device", "cpu", "--steps", "2", "--seeds", "1", "
 
 @pytest.fixture(scope="session")
 def compare_main():
-    return load_script("compare_sliders").main
+    return script_main("compare_sliders")
 
 
 @pytest.fixture(scope="module")

@@ -161,7 +161,7 @@ def test_a_full_disk_fails_a_run_only_if_the_last_slider_is_lost(tmp_path, small
         tmp_path / "run", iterations=5000, per_steps=100, flags=["--save_path", str(small_disk)],
         save={"precision": "bfloat16"}, train={"optimizer": "lion8bit"},
     )  # fmt: skip
-    few = [*argv, "--iterations", "24", "--per_steps", "2"]
+    few = [*argv, "--iterations", "10", "--per_steps", "2"]
     settings, training = settings_of(few), Training(few, tmp_path / "log", prepare=wait_before_saves)
 
     def let_save(number):
@@ -185,7 +185,7 @@ def test_a_full_disk_fails_a_run_only_if_the_last_slider_is_lost(tmp_path, small
     (small_disk / "ballast").unlink()
     resumed = Training([*few, "--resume"], tmp_path / "log2")
     assert resumed.status() == 0, resumed.output
-    assert check_whole(settings)[0] == 24
+    assert check_whole(settings)[0] == 10
     assert (settings.run_dir / f"{RUN}_last.safetensors").exists()
 
 

@@ -179,7 +179,9 @@ def test_two_processes_of_one_group_each_finish(tmp_path):
     trainings = []
     for number, argv in enumerate(runs):
         training = Training(argv, tmp_path / f"log{number}", prepare=in_one_group)
-        trainings.append(training.until_it_trains())
+        trainings.append(training.until((tmp_path / "group").exists))
+    for training in trainings:
+        training.until_it_trains()
     os.killpg(trainings[0].process.pid, signal.SIGINT)
     assert [training.status() for training in trainings] == [130, 130]
     for argv in runs:

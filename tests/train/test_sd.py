@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from conftest import load_script, make_scale_folders, write_experiment
+from conftest import make_scale_folders, script_main, write_experiment
 from diffusers import StableDiffusionPipeline
 from experiments import FOLDERS, make_trainer
 from naive import NaiveLora
@@ -110,7 +110,7 @@ def trained(request, tmp_path_factory):
         root, flags=flags, data=data, network=FULL, save={"per_steps": 3}, preview={"prompts": ["a"], "steps": 2},
         pretrained_model={"v2": v2}, prompts=[{"target": "a disc", "resolution": 64, "guidance_scale": 7}],
     )  # fmt: skip
-    main = load_script("train_lora-scale").main
+    main = script_main("train_lora-scale")
     assert main([*argv, "--dry_run"]) == 0
     assert not (root / "models").exists()
     assert main([*argv, "--iterations", "3"]) == 0
@@ -168,7 +168,7 @@ def sample_argv(path, v2, out, *flags):
 def test_the_sample_command_makes_the_pictures_of_diffusers(trained, tmp_path):
     v2, path = trained
     flags = ("--multipliers", "0, 0.8", "--guidance", "7", "--negative", "blurred", "--clip_skip", "1")
-    assert load_script("sample_slider").main(sample_argv(path, v2, tmp_path / "o", *flags)) == 0
+    assert script_main("sample_slider")(sample_argv(path, v2, tmp_path / "o", *flags)) == 0
     family = SD2_FAMILY if v2 else SD1_FAMILY
     pipe = family.load(PretrainedModel(name_or_path="tiny", v2=v2), torch.float32).pipe
     pipe.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name="slider")
@@ -189,9 +189,9 @@ def test_the_sample_command_makes_the_pictures_of_diffusers(trained, tmp_path):
 def test_sliders_of_other_versions_and_families_are_not_sampled(trained, tmp_path, capsys):
     """SD 1's and SD 2's layers have the same names, and without cross-attention the same sizes."""
     v2, path = trained
-    assert load_script("sample_slider").main(sample_argv(path, not v2, tmp_path / "o")) == 2
+    assert script_main("sample_slider")(sample_argv(path, not v2, tmp_path / "o")) == 2
     assert f"another version than Stable Diffusion {1 if v2 else 2}" in capsys.readouterr().err
-    assert load_script("sample_slider-xl").main(sample_argv(path, False, tmp_path / "o")) == 2
+    assert script_main("sample_slider-xl")(sample_argv(path, False, tmp_path / "o")) == 2
     assert "is not a slider for SDXL" in capsys.readouterr().err
     assert not (tmp_path / "o").exists()
 
@@ -207,7 +207,7 @@ def test_conversion_restores_the_slider(trained, tmp_path, spelling):
         tensors = {f"{names[key.split('.', 1)[0]]}.{key.split('.', 1)[1]}": t for key, t in tensors.items()}
     save_file(tensors, tmp_path / "old.safetensors")
     flags = ["--family", "sd2" if v2 else "sd1", "--model", "tiny"]
-    assert load_script("convert_slider").main([str(tmp_path / "old.safetensors"), *flags]) == 0
+    assert script_main("convert_slider")([str(tmp_path / "old.safetensors"), *flags]) == 0
     out = tmp_path / "old_converted.safetensors"
     found, wanted = load_file(out), load_file(path)
     assert found.keys() == wanted.keys()
@@ -229,7 +229,7 @@ def test_a_checkpoint_of_one_version_is_not_resumed_as_the_other(trained, tmp_pa
     (tmp_path / "config.yaml").write_text(config, encoding="utf-8")
     argv = ["--config_file", str(tmp_path / "config.yaml"), "--folder_main", str(root / "data"), "--device", "cpu"]
     argv += ["--folders", "low, base, high", "--scales", "-1, 0.5, 1", "--lr", "0.02", "--iterations", "6", "--resume"]
-    assert load_script("train_lora-scale").main(argv) == 2
+    assert script_main("train_lora-scale")(argv) == 2
     assert f"pretrained_model.v2 was {was} and is now {now}" in capsys.readouterr().err
 
 

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from conftest import load_script, write_yaml
+from conftest import script_main, write_yaml
 from experiments import TEXT_SETS, TEXT_STEPS, make_text_trainer, text_settings_of, write_text_experiment
 from naive import NaiveLora, scaled_linear_alphas
 from networks import gathered_gradients, randomize
@@ -244,7 +244,7 @@ def test_what_does_not_apply_is_refused_with_a_sentence(tmp_path, case):
 def test_the_script_trains_previews_and_resumes_to_the_same_slider(tmp_path, monkeypatch, capsys):
     """Four steps equal two and two more, bit for bit; what is beside the slider speaks of multipliers, not of folders."""
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
-    main = load_script("train_lora_xl").main
+    main = script_main("train_lora_xl")
     train = {"iterations": 4, "lr_scheduler": "cosine"}
     preview = {"prompts": ["a disc"], "multipliers": [-1, 0, 1], "steps": 2, "guidance": 3}
     straight = write_text_experiment(tmp_path / "straight", train=train, preview=preview, save={"per_steps": 2})

@@ -21,9 +21,9 @@ import torch
 import yaml
 from diffusers import StableDiffusionXLPipeline
 from PIL import Image
+from single_file import save_single_file
 from sliders.compute.device import place
 from sliders.models.diffusers_unet.narrow import build_scheduler
-from sliders.models.diffusers_unet.single_file import save_single_file
 from sliders.models.diffusers_unet.tokenizer import END, END_OF_WORD, START, build_tokenizer, byte_symbols
 from sliders.models.sdxl.narrow import NarrowSDXL, build_sdxl_vae, build_text_encoders, build_unet
 from start_probe import PHASES

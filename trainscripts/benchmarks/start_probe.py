@@ -5,14 +5,16 @@ Arguments: the report to write, the phase after which to stop, then those of tra
 """
 
 import functools
-import importlib.util
 import json
 import os
+import runpy
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
+
+from sliders import commands
+from sliders.config.settings import load_settings
 
 SCRIPT = Path(__file__).parent.parent / "imagesliders" / "train_lora-scale-xl.py"
 PHASES = ("imports", "plan", "loading", "fingerprint", "encoding", "placing", "first step")
@@ -41,7 +43,7 @@ class Probe:
             os._exit(0)  # what a run would do now is not measured
 
     def watch(self) -> None:
-        """Ends the imports, and prepares for the other phases."""
+        """Imports what the command would import next, which ends the imports, and prepares for the other phases."""
         from sliders.models import FAMILIES
         from sliders.train import runs
         from sliders.train.outputs import Outputs
@@ -71,20 +73,16 @@ class Probe:
 
 def main() -> None:
     report, until, *argv = sys.argv[1:]
-    sys.argv = [str(SCRIPT), *argv]
-    spec = importlib.util.spec_from_file_location("train", SCRIPT)
-    train = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(train)
-    probe, quick_imports = Probe(Path(report), until), train.quick_imports
+    probe = Probe(Path(report), until)
 
-    @contextmanager
-    def noted(model: str) -> Iterator[None]:
-        with quick_imports(model):
-            yield
+    def noted(*arguments):
+        settings = load_settings(*arguments)
         probe.watch()
+        return settings
 
-    train.quick_imports = noted
-    sys.exit(train.main(argv))
+    commands.load_settings = noted
+    sys.argv = [str(SCRIPT), *argv]
+    runpy.run_path(str(SCRIPT), run_name="__main__")
 
 
 if __name__ == "__main__":

@@ -7,23 +7,7 @@ Writes a page with all pictures and, with `--card`, measures each slider and pri
 
 import sys
 
-from sliders.sample.settings import load_comparison_settings
-from sliders.system.command import command
-from sliders.system.imports import quick_imports
-
-
-@command
-def main(argv: list[str]) -> None:
-    settings = load_comparison_settings(argv)
-    # imports torch, which --help and a mistyped flag need not wait for
-    with quick_imports(settings.model.name_or_path):
-        from sliders.compute.device import wake
-
-        wake(settings.device)
-        from sliders.sample.compare import compare
-
-    print(f"page    {compare(settings)}")
-
+from sliders.commands import compare
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(compare(sys.argv[1:]))

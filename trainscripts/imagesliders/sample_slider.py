@@ -8,23 +8,7 @@
 
 import sys
 
-from sliders.sample.settings import load_sample_settings
-from sliders.system.command import command
-from sliders.system.imports import quick_imports
-
-
-@command
-def main(argv: list[str]) -> None:
-    settings = load_sample_settings(argv, family="sd")
-    # imports torch, which --help and a mistyped flag need not wait for
-    with quick_imports(settings.model.name_or_path):
-        from sliders.compute.device import wake
-
-        wake(settings.device)
-        from sliders.sample.run import run
-
-    print(f"page    {run(settings)}")
-
+from sliders.commands import sample
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(sample(sys.argv[1:], family="sd"))

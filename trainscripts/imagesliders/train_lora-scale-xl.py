@@ -2,23 +2,7 @@
 
 import sys
 
-from sliders.config.settings import load_settings
-from sliders.system.command import command
-from sliders.system.imports import quick_imports
-
-
-@command
-def main(argv: list[str]) -> None:
-    runs, flags = load_settings(argv, family="sdxl")
-    # imports torch, which --help and a mistyped key need not wait for
-    with quick_imports(runs[0].pretrained_model.name_or_path):
-        from sliders.compute.device import wake
-
-        wake(runs[0].device)
-        from sliders.train.runs import run_all
-
-    run_all(runs, dry_run=flags.dry_run)
-
+from sliders.commands import train_on_images
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(train_on_images(sys.argv[1:], family="sdxl"))

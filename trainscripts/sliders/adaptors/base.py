@@ -11,7 +11,7 @@ ALPHA = "alpha"  # part of a file key
 
 
 class Adaptor(nn.Module, ABC):
-    """A trainable addition to a frozen layer, whose effect is linear in its strength, multiplier · gain.
+    """A trainable addition to a frozen layer, whose effect is linear in its scaling, multiplier · gain.
 
     All its weights are float32 parameters, because most updates at a slider's learning rate would round to nothing in
     bfloat16. It reads them with `weight`, in the dtype of the activations. Weights are 2-D, or 4-D for convolutions.
@@ -34,19 +34,19 @@ class Adaptor(nn.Module, ABC):
         # stride, padding and dilation of a convolution, as F.conv2d takes them
         self.geometry = (base.stride, base.padding, base.dilation) if isinstance(base, nn.Conv2d) else None
 
-    def forward(self, x: Tensor, strength: Tensor) -> Tensor:
-        """Returns what is added to the layer's output for x [B, …], in x's dtype. strength: [B] or [1] (all rows), float32.
+    def forward(self, x: Tensor, scaling: Tensor) -> Tensor:
+        """Returns what is added to the layer's output for x [B, …], in x's dtype. scaling: [B] or [1] (all rows), float32.
 
         A subclass defines it, unless its `adapted` does without.
         """
         raise NotImplementedError
 
-    def adapted(self, base_forward: Callable[[Tensor], Tensor], x: Tensor, strength: Tensor) -> Tensor:
+    def adapted(self, base_forward: Callable[[Tensor], Tensor], x: Tensor, scaling: Tensor) -> Tensor:
         """Returns the adapted layer's output. A subclass may override it to need fewer products.
 
         base_forward: the layer's `forward` without this adaptor.
         """
-        return base_forward(x) + self(x, strength)
+        return base_forward(x) + self(x, scaling)
 
     @property
     def base(self) -> nn.Module:
@@ -94,7 +94,7 @@ class Adaptor(nn.Module, ABC):
 
     @classmethod
     def is_zero(cls, tensors: dict[str, Tensor]) -> bool:
-        """Whether an adaptor with these tensors adds nothing at any strength. By default, all of them are factors."""
+        """Whether an adaptor with these tensors adds nothing at any scaling. By default, all of them are factors."""
         return not all(tensor.float().any() for tensor in tensors.values())
 
     @classmethod
@@ -119,9 +119,9 @@ def zeros(*shape: int) -> nn.Parameter:
     return nn.Parameter(torch.zeros(shape, dtype=torch.float32))
 
 
-def per_row(x: Tensor, strength: Tensor) -> Tensor:
-    """x [B, …] · strength [B] or [1], float32, rounded once, to x's dtype."""
-    return (x * strength.view(-1, *(1,) * (x.ndim - 1))).to(x.dtype)
+def per_row(x: Tensor, scaling: Tensor) -> Tensor:
+    """x [B, …] · scaling [B] or [1], float32, rounded once, to x's dtype."""
+    return (x * scaling.view(-1, *(1,) * (x.ndim - 1))).to(x.dtype)
 
 
 def with_gain_folded(tensors: dict[str, Tensor], rank: int) -> dict[str, Tensor]:

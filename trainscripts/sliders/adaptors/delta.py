@@ -9,13 +9,13 @@ from sliders.adaptors.base import Adaptor, per_row
 
 
 class DeltaAdaptor(Adaptor):
-    """Adds strength · ΔW · x to a layer's output. It costs another product of the layer's own size."""
+    """Adds scaling · ΔW · x to a layer's output. It costs another product of the layer's own size."""
 
     @abstractmethod
     def delta(self, x: Tensor) -> Tensor:
-        """Returns ΔW [out, in], or [out, in, k, k] for a convolution, in x's dtype, at strength 1."""
+        """Returns ΔW [out, in], or [out, in, k, k] for a convolution, in x's dtype, at scaling 1."""
 
-    def forward(self, x: Tensor, strength: Tensor) -> Tensor:
+    def forward(self, x: Tensor, scaling: Tensor) -> Tensor:
         delta = self.delta(x)
         out = F.conv2d(x, delta, None, *self.geometry) if self.geometry else F.linear(x, delta)
-        return per_row(out, strength)
+        return per_row(out, scaling)

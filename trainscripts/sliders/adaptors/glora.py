@@ -32,14 +32,14 @@ class GLoRA(Adaptor):
         for weight in (self.a1, self.b1):
             nn.init.kaiming_uniform_(weight, a=math.sqrt(5), generator=generator)
 
-    def adapted(self, base_forward: Callable[[Tensor], Tensor], x: Tensor, strength: Tensor) -> Tensor:
-        """W · (x + strength · a1 · a2 · x) + strength · b1 · b2 · x, with one pass through the layer."""
+    def adapted(self, base_forward: Callable[[Tensor], Tensor], x: Tensor, scaling: Tensor) -> Tensor:
+        """W · (x + scaling · a1 · a2 · x) + scaling · b1 · b2 · x, with one pass through the layer."""
         a1, a2, b1, b2 = (self.weight(name, x) for name in self.PARTS.values())
         if self.geometry is None:
-            moved = x + F.linear(per_row(F.linear(x, a2), strength), a1)
-            return base_forward(moved) + F.linear(per_row(F.linear(x, b2), strength), b1)
-        moved = x + F.conv2d(per_row(F.conv2d(x, a2), strength), a1)
-        return base_forward(moved) + F.conv2d(per_row(F.conv2d(x, b2, None, *self.geometry), strength), b1)
+            moved = x + F.linear(per_row(F.linear(x, a2), scaling), a1)
+            return base_forward(moved) + F.linear(per_row(F.linear(x, b2), scaling), b1)
+        moved = x + F.conv2d(per_row(F.conv2d(x, a2), scaling), a1)
+        return base_forward(moved) + F.conv2d(per_row(F.conv2d(x, b2, None, *self.geometry), scaling), b1)
 
     @classmethod
     def is_zero(cls, tensors: dict[str, Tensor]) -> bool:

@@ -12,7 +12,7 @@ from sliders.adaptors.base import ALPHA, Adaptor, per_row, shape_of, with_gain_f
 
 
 class LoKr(Adaptor):
-    """Adds strength · (w1 ⊗ w2) · x to a layer's output, without computing the Kronecker product.
+    """Adds scaling · (w1 ⊗ w2) · x to a layer's output, without computing the Kronecker product.
 
     w1 [l, m], w2 [k, n], or [k, n, kh, kw] for a convolution, with l · k = out and m · n = in. If that saves weights, w2
     is the product of w2_a [k, rank] and w2_b [rank, n], or [rank, n · kh · kw]. Else there is no rank and the gain is 1,
@@ -44,8 +44,8 @@ class LoKr(Adaptor):
         else:
             self.w2 = zeros(*self.shape)
 
-    def forward(self, x: Tensor, strength: Tensor) -> Tensor:
-        w1, x = self.weight("w1", x), per_row(x, strength)
+    def forward(self, x: Tensor, scaling: Tensor) -> Tensor:
+        w1, x = self.weight("w1", x), per_row(x, scaling)
         (l, m), (k, n) = w1.shape, self.shape[:2]  # noqa: E741
         w2 = self._second(x)
         if self.geometry is None:

@@ -12,7 +12,7 @@ from sliders.adaptors.base import Adaptor, per_row, shape_of, zeros
 
 
 class LoRA(Adaptor):
-    """Adds strength · up · down · x to a layer's output.
+    """Adds scaling · up · down · x to a layer's output.
 
     down [rank, in], up [out, rank]. For a convolution, down [rank, in, k, k] has its kernel size, stride, padding and
     dilation, up is [out, rank, 1, 1], and the rank is at most min(in, out).
@@ -28,12 +28,12 @@ class LoRA(Adaptor):
         self.up = zeros(out, self.rank, *(1,) * len(kernel))
         nn.init.kaiming_uniform_(self.down, a=math.sqrt(5), generator=generator)
 
-    def forward(self, x: Tensor, strength: Tensor) -> Tensor:
+    def forward(self, x: Tensor, scaling: Tensor) -> Tensor:
         # multiplying the low-rank hidden state instead of the output saves passes over full-size tensors
         down, up = self.weight("down", x), self.weight("up", x)
         if self.geometry:
-            return F.conv2d(per_row(F.conv2d(x, down, None, *self.geometry), strength), up)
-        return F.linear(per_row(F.linear(x, down), strength), up)
+            return F.conv2d(per_row(F.conv2d(x, down, None, *self.geometry), scaling), up)
+        return F.linear(per_row(F.linear(x, down), scaling), up)
 
     @classmethod
     def settings_of(cls, layers: Sequence[dict[str, Tensor]]) -> dict[str, int]:

@@ -47,22 +47,22 @@ class AdaptorNetwork(nn.Module):
 
     def _adapted(self, base_forward: Callable[[Tensor], Tensor], adaptor: Adaptor) -> Callable[[Tensor], Tensor]:
         def forward(x: Tensor) -> Tensor:
-            strength = self.strength(adaptor.gain)
-            return base_forward(x) if strength is None else adaptor.adapted(base_forward, x, strength)
+            scaling = self.scaling(adaptor.gain)
+            return base_forward(x) if scaling is None else adaptor.adapted(base_forward, x, scaling)
 
         return forward
 
     def set_multipliers(self, multipliers: Tensor | None) -> None:
         """multipliers: [B] for the rows of the next batch, [1] for all rows, or None for the base model alone."""
         self._multipliers = multipliers
-        self._strengths: dict[float, Tensor] | None = None  # {gain: multipliers · gain}
+        self._scalings: dict[float, Tensor] | None = None  # {gain: multipliers · gain}
         if multipliers is not None:
             rows = multipliers.to(self._device, torch.float32)
-            self._strengths = {gain: rows * gain for gain in {a.gain for a in self.adaptors}}
+            self._scalings = {gain: rows * gain for gain in {a.gain for a in self.adaptors}}
 
-    def strength(self, gain: float) -> Tensor | None:
+    def scaling(self, gain: float) -> Tensor | None:
         """The present multipliers · `gain` of an adaptor, [B] or [1] float32, or None without multipliers."""
-        return None if self._strengths is None else self._strengths[gain]
+        return None if self._scalings is None else self._scalings[gain]
 
     @property
     def multipliers(self) -> Tensor | None:

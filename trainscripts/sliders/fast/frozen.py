@@ -93,15 +93,15 @@ class PlainConvolution(Frozen):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         apart = x.is_cuda  # where a bias takes a kernel of its own
         both = F.conv2d(x, self._joint.whole, None if apart else self._whole_bias, *self.geometry)
-        own, narrow = both.narrow(1, 0, self.outputs), both.narrow(1, self.outputs, len(self.downs))
-        return own, narrow, self.bias if apart else None
+        own, projected = both.narrow(1, 0, self.outputs), both.narrow(1, self.outputs, len(self.downs))
+        return own, projected, self.bias if apart else None
 
-    def joint_gradient(self, grad: Tensor, narrow: Tensor, strength: Tensor) -> tuple[Tensor, Tensor]:
+    def joint_gradient(self, grad: Tensor, projected: Tensor, scaling: Tensor) -> tuple[Tensor, Tensor]:
         """What `backward` reads: the gradient of both results of `forward` as one, and that of the second alone.
 
-        A row per pixel: grad [m, out] of the first, narrow [m, r] of the second, yet to be multiplied by strength [B].
+        A row per pixel: grad [m, out] of the first, projected [m, r] of the second, yet to be multiplied by scaling [B].
         """
-        return beside_scaled(grad, narrow, strength, len(self._joint.whole))
+        return beside_scaled(grad, projected, scaling, len(self._joint.whole))
 
     def backward(self, both: Tensor, x: Tensor) -> Tensor:
         """The gradient of x. both: the first that `joint_gradient` returns, as an image."""

@@ -44,60 +44,60 @@ class FusedLoRA:
         """[n, out, r]"""
         return self.ups.weight.detach().flatten(1).unflatten(0, (self.count, -1))
 
-    def __call__(self, x: Tensor, strength: Tensor) -> Tensor:
-        """x [B, …, in] → [B, …, n · out], or images. strength [B] or [1]: of the rows."""
+    def __call__(self, x: Tensor, scaling: Tensor) -> Tensor:
+        """x [B, …, in] → [B, …, n · out], or images. scaling [B] or [1]: of the rows."""
         function = ConvWithLoRA if x.ndim == 4 and self.downs.weight.ndim == 4 else LinearWithLoRA
-        return function.apply(x, strength, self.downs.weight, self.ups.weight, self)
+        return function.apply(x, scaling, self.downs.weight, self.ups.weight, self)
 
 
 class LinearWithLoRA(torch.autograd.Function):
     """n linear layers of one x, such as a self-attention's query, key and value → their outputs [B, …, n · out].
 
-    Each is x·Wᵀ + b + strength · (x·downᵀ)·upᵀ. x [B, …, in] and the blocks have one dtype; strength gets no gradient.
+    Each is x·Wᵀ + b + scaling · (x·downᵀ)·upᵀ. x [B, …, in] and the blocks have one dtype; scaling gets no gradient.
     The blocks' gradients go where they belong. Checkpointing may run `forward` twice before `backward`, so nothing that
     one of them computes is kept in `fused`.
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, strength: Tensor, downs: Tensor, ups: Tensor, fused: FusedLoRA) -> Tensor:
-        out, narrow, bias = fused.frozen.forward(x)
-        outs, narrows = (_side_by_side(t, fused.count) for t in (out, narrow))
-        hidden = add_scaled(outs, narrows, fused.stacked_ups.mT, strength, bias)
-        ctx.save_for_backward(x, strength, hidden)
+    def forward(ctx, x: Tensor, scaling: Tensor, downs: Tensor, ups: Tensor, fused: FusedLoRA) -> Tensor:
+        out, projected, bias = fused.frozen.forward(x)
+        outs, projections = (_side_by_side(t, fused.count) for t in (out, projected))
+        hidden = add_scaled(outs, projections, fused.stacked_ups.mT, scaling, bias)
+        ctx.save_for_backward(x, scaling, hidden)
         ctx.fused = fused
         return out
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, strength, hidden = ctx.saved_tensors
+        x, scaling, hidden = ctx.saved_tensors
         fused, grad = ctx.fused, grad.contiguous()
         grads = _side_by_side(grad, fused.count)
         _put_product(fused, fused.ups, grads.mT, hidden)
-        narrow = _narrowed(grads, fused.stacked_ups)
+        projected = _projected(grads, fused.stacked_ups)
         grad_x = None
         if ctx.needs_input_grad[0]:
             grad_x = fused.frozen.backward(grad)
-            grad_hidden = add_scaled(_rows(grad_x)[None], narrow[None], fused.downs.weight.detach()[None], strength)
+            grad_hidden = add_scaled(_rows(grad_x)[None], projected[None], fused.downs.weight.detach()[None], scaling)
         else:
-            grad_hidden = scale(narrow[None], strength)
+            grad_hidden = scale(projected[None], scaling)
         _put_product(fused, fused.downs, grad_hidden[0].t(), _rows(x))
         return grad_x, None, None, None, None
 
 
 class ConvWithLoRA(torch.autograd.Function):
-    """conv(x, W) + b + strength · up·conv(x, down) → [B, out, h', w'].
+    """conv(x, W) + b + scaling · up·conv(x, down) → [B, out, h', w'].
 
-    x [B, in, h, w] and the blocks have one dtype; strength gets no gradient. The blocks' gradients go where they belong.
+    x [B, in, h, w] and the blocks have one dtype; scaling gets no gradient. The blocks' gradients go where they belong.
     Images that are not channels-last cost copies.
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, strength: Tensor, down: Tensor, up: Tensor, fused: FusedLoRA) -> Tensor:
-        out, narrow, bias = fused.frozen.forward(x)
+    def forward(ctx, x: Tensor, scaling: Tensor, down: Tensor, up: Tensor, fused: FusedLoRA) -> Tensor:
+        out, projected, bias = fused.frozen.forward(x)
         pixels = _pixels(out)
         rows = _rows(pixels)
-        hidden = add_scaled(rows[None], _rows(_pixels(narrow))[None], fused.stacked_ups.mT, strength, bias)
-        ctx.save_for_backward(x, strength, hidden[0])
+        hidden = add_scaled(rows[None], _rows(_pixels(projected))[None], fused.stacked_ups.mT, scaling, bias)
+        ctx.save_for_backward(x, scaling, hidden[0])
         ctx.fused = fused
         if rows.data_ptr() != out.data_ptr():  # a copy, because the image is not channels-last
             out.copy_(_image(rows.view(pixels.shape)))
@@ -105,13 +105,13 @@ class ConvWithLoRA(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, strength, hidden = ctx.saved_tensors
+        x, scaling, hidden = ctx.saved_tensors
         fused = ctx.fused
         if x.stride(1) == 1 and grad.stride(1) != 1:  # or each use of its pixels as rows would copy it
             grad = grad.contiguous(memory_format=torch.channels_last)
         pixels = _pixels(grad)
         rows = _rows(pixels)
-        gradients = fused.frozen.joint_gradient(rows, rows @ fused.stacked_ups[0], strength)
+        gradients = fused.frozen.joint_gradient(rows, rows @ fused.stacked_ups[0], scaling)
         both, grad_hidden = (_image(t.view(*pixels.shape[:3], -1)) for t in gradients)
         _put_product(fused, fused.ups, rows.t(), hidden)
 
@@ -124,7 +124,7 @@ class ConvWithLoRA(torch.autograd.Function):
         return grad_x, None, None, None, None
 
 
-def _narrowed(grads: Tensor, ups: Tensor) -> Tensor:
+def _projected(grads: Tensor, ups: Tensor) -> Tensor:
     """grads [n, rows, out], ups [n, out, r] → their products [rows, n · r], side by side."""
     out = grads.new_empty((grads.shape[1], len(ups) * ups.shape[2]))
     torch.bmm(grads, ups, out=_side_by_side(out, len(ups)))

@@ -71,7 +71,7 @@ class FastPath:
         return {layer: entries[0] for layer, entries in found.items() if len(entries) == 1}
 
     def _fused(self, layers: Sequence[nn.Module]) -> tuple[FusedLoRA, Callable[[], Tensor | None]] | None:
-        """The layers with their LoRAs at once, and their present strength. None if they cannot be computed so."""
+        """The layers with their LoRAs at once, and their present scaling. None if they cannot be computed so."""
         entries = [self._adapted.get(layer) for layer in layers]
         kind = frozen_kind(layers)
         if kind is None or None in entries:
@@ -80,7 +80,7 @@ class FastPath:
         shapes = {(a.gain, a.down.shape) if isinstance(a, LoRA) else None for a in adaptors}
         if len(shapes) > 1 or None in shapes or len(set(networks)) > 1:
             return None
-        return FusedLoRA.of(kind, adaptors, weights[0]), partial(networks[0].strength, adaptors[0].gain)
+        return FusedLoRA.of(kind, adaptors, weights[0]), partial(networks[0].scaling, adaptors[0].gain)
 
     def _projection(self, attention: Attention) -> Callable[[Tensor], tuple[Tensor, ...] | None] | None:
         """Computes a self-attention's query, key and value at once, if all three are adapted alike."""
@@ -90,10 +90,10 @@ class FastPath:
             return None
         for layer in layers:
             del self._adapted[layer]
-        fused, strength = found
+        fused, scaling = found
 
         def project(x: Tensor) -> tuple[Tensor, ...] | None:
-            present = strength()
+            present = scaling()
             return None if present is None else fused(x, present).chunk(len(layers), -1)
 
         return project
@@ -103,10 +103,10 @@ class FastPath:
         found, plain = self._fused([layer]), layer.forward
         if found is None:
             return
-        fused, strength = found
+        fused, scaling = found
 
         def forward(x: Tensor) -> Tensor:
-            present = strength()
+            present = scaling()
             return plain(x) if present is None else fused(x, present)
 
         self._patches.replace(layer, forward)

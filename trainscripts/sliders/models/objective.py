@@ -71,7 +71,7 @@ class Objective:
 
     def _levels(self, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """α and σ of each row, to be multiplied with a tensor that has the dimensions of `like`."""
-        return per_row(self.alphas[timesteps], like), per_row(self.sigmas[timesteps], like)
+        return broadcast_rows(self.alphas[timesteps], like), broadcast_rows(self.sigmas[timesteps], like)
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """Returns x_t."""
@@ -104,6 +104,6 @@ class Objective:
         return snr.clamp(max=gamma) / PREDICTIONS[self.prediction_type].error(snr)
 
 
-def per_row(values: Tensor, like: Tensor) -> Tensor:
+def broadcast_rows(values: Tensor, like: Tensor) -> Tensor:
     """values [B] → [B, 1, …], to be multiplied with `like`, [B, …]."""
     return values.reshape(-1, *(1,) * (like.dim() - 1))

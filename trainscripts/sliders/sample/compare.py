@@ -9,7 +9,7 @@ from sliders.report.page import Page, Section, Shot, write_page
 from sliders.report.sections import shots
 from sliders.report.summary import best_first, measured, table
 from sliders.sample.output import PAGE, Output
-from sliders.sample.plan import Plan, known_sliders, make_plan
+from sliders.sample.plan import SamplePlan, known_sliders, make_plan
 from sliders.sample.run import ready
 from sliders.sample.settings import PLACES, SampleSettings
 from sliders.sample.studio import Studio
@@ -27,7 +27,7 @@ def compare(settings: SampleSettings) -> Path:
             return _compare(settings, plans)
 
 
-def _compare(settings: SampleSettings, plans: list[Plan]) -> Path:
+def _compare(settings: SampleSettings, plans: list[SamplePlan]) -> Path:
     studio = Studio(settings, plans)
     cards: dict[str, Card] = {}
     rows: dict[str, list[list[Shot]]] = {}  # of each slider, one list for each group
@@ -59,7 +59,7 @@ def _compare(settings: SampleSettings, plans: list[Plan]) -> Path:
     return path
 
 
-def _plans(settings: SampleSettings) -> list[Plan]:
+def _plans(settings: SampleSettings) -> list[SamplePlan]:
     """One for each slider, all with the same groups of pictures."""
     known_sliders(settings)  # refuses two of one name
     alone = [settings.model_copy(update={"slider": (path,)}) for path in settings.slider]

@@ -9,7 +9,7 @@ from sliders.models.base import Model
 from sliders.report.grids import labelled_grid, to_picture
 from sliders.report.page import multiplier_label
 from sliders.sample.infotext import infotext, png_info
-from sliders.sample.plan import Plan
+from sliders.sample.plan import SamplePlan
 from sliders.sample.settings import SampleSettings
 from sliders.sample.templates import Group
 from sliders.system.files import written_whole
@@ -20,7 +20,7 @@ PAGE = "index.html"  # the page beside them
 class Output:
     """Writes the pictures of one slider into `folder`."""
 
-    def __init__(self, settings: SampleSettings, plan: Plan, model: Model, folder: Path):
+    def __init__(self, settings: SampleSettings, plan: SamplePlan, model: Model, folder: Path):
         self._settings, self._plan, self._model, self._folder = settings, plan, model, folder
         self._groups = 0
         folder.mkdir(parents=True, exist_ok=True)

@@ -27,7 +27,7 @@ SIZE = TypeAdapter(tuple[Pixels, Pixels])
 
 
 @dataclass(frozen=True)
-class Plan:
+class SamplePlan:
     """A sampling run that has passed all checks."""
 
     family: Family
@@ -40,7 +40,7 @@ class Plan:
     measured_by: ScaleFolders | None = None  # the folders to measure the first slider by
 
 
-def make_plan(settings: SampleSettings) -> Plan:
+def make_plan(settings: SampleSettings) -> SamplePlan:
     """Checks the settings against the files and the device. Raises InputError for anything that would stop the run later."""
     device, family = torch_device(settings.device), find_family(settings.family, settings.model)
     family.check_source(settings.model)
@@ -80,7 +80,7 @@ def make_plan(settings: SampleSettings) -> Plan:
     hashes = {name: slider.model_hash for name, slider in shown.items()}
     sampling = _sampling(settings, metadata, device, family)
     notes = (*_notes(settings, family, groups), *_notes_on_sliders(shown, first, added))
-    return Plan(family, tuple(dict.fromkeys(groups)), paths, hashes, sampling, device, notes, folders)
+    return SamplePlan(family, tuple(dict.fromkeys(groups)), paths, hashes, sampling, device, notes, folders)
 
 
 def _folders_of_card(settings: SampleSettings, metadata: dict[str, str], family: Family) -> ScaleFolders:

@@ -17,7 +17,7 @@ from sliders.report.page import Page, write_page
 from sliders.report.sections import section
 from sliders.report.summary import measured
 from sliders.sample.output import PAGE, Output
-from sliders.sample.plan import Plan, make_plan
+from sliders.sample.plan import SamplePlan, make_plan
 from sliders.sample.settings import PLACES, SampleSettings
 from sliders.sample.studio import Studio
 from sliders.system.errors import InputError, places_renamed
@@ -37,7 +37,7 @@ def run(settings: SampleSettings) -> Path:
 
 
 @contextmanager
-def ready(plans: Sequence[Plan]) -> Iterator[None]:
+def ready(plans: Sequence[SamplePlan]) -> Iterator[None]:
     """Says what is worth saying before a model is loaded, and makes advice of a GPU's lack of memory."""
     for note in dict.fromkeys(note for plan in plans for note in plan.notes):
         print(f"note: {note}", flush=True)
@@ -53,7 +53,7 @@ def ready(plans: Sequence[Plan]) -> Iterator[None]:
         ) from error
 
 
-def _run(settings: SampleSettings, plan: Plan) -> Path:
+def _run(settings: SampleSettings, plan: SamplePlan) -> Path:
     measures = _measures(settings, plan.device)
     studio = Studio(settings, [plan])
     output = Output(settings, plan, studio.model, settings.out)

@@ -14,7 +14,7 @@ from sliders.fast.path import FastPath, fuse_vae
 from sliders.formats.slider_file import open_slider
 from sliders.report.card import Card
 from sliders.report.yardstick import Yardstick
-from sliders.sample.plan import Plan
+from sliders.sample.plan import SamplePlan
 from sliders.sample.sampling import Row, sample
 from sliders.sample.settings import SampleSettings
 from sliders.sample.templates import Group
@@ -24,7 +24,7 @@ from sliders.system.progress import now
 class Studio:
     """Loads the model that the settings name, and encodes the prompts of all plans."""
 
-    def __init__(self, settings: SampleSettings, plans: Sequence[Plan]):
+    def __init__(self, settings: SampleSettings, plans: Sequence[SamplePlan]):
         self._settings = settings
         plan = plans[0]
         device = plan.device
@@ -42,7 +42,7 @@ class Studio:
         fuse_vae(model.vae, device)
         self._yardsticks: dict[tuple, Yardstick] = {}
 
-    def pictures(self, plan: Plan) -> Iterator[tuple[Group, Tensor]]:
+    def pictures(self, plan: SamplePlan) -> Iterator[tuple[Group, Tensor]]:
         """Yields each group with its pictures [seeds, multipliers, 3, H, W]. Batches run across groups and seeds."""
         model, seeds = self.model, self._settings.seeds
         networks = [open_slider(path, model.denoiser, plan.family) for path in plan.sliders.values()]
@@ -59,13 +59,13 @@ class Studio:
         for network in reversed(networks):
             network.remove()
 
-    def _rows(self, plan: Plan, group: Group) -> list[Row]:
+    def _rows(self, plan: SamplePlan, group: Group) -> list[Row]:
         variants = [group.at(m) for m in group.multipliers]
         columns = [tuple(v.multiplier(name) for name in plan.sliders) for v in variants]
         prompt = self._embeds[group.text]
         return [Row(prompt, seed, multipliers) for seed in self._settings.seeds for multipliers in columns]
 
-    def card(self, plan: Plan, sweeps: Sequence[Sequence[Image.Image]]) -> Card:
+    def card(self, plan: SamplePlan, sweeps: Sequence[Sequence[Image.Image]]) -> Card:
         """Measures the sweeps of all groups by the plan's folders. Not while `pictures` is being read."""
         folders = plan.measured_by
         key = (folders.folders, folders.scales)

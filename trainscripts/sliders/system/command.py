@@ -60,21 +60,20 @@ def open_closed_streams() -> None:
             setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115 - it stays open
 
 
-def command(main: Callable[[list[str]], int | None]) -> Callable[[list[str]], int]:
-    """Decorates `main(argv)` to return an exit status: its own, or 0; 2 for wrong input; the signal's, or 130 for Ctrl-C.
+def command(main: Callable[..., None]) -> Callable[..., int]:
+    """Decorates `main(argv, …)` to return an exit status: 0; 2 for wrong input; the signal's, or 130 for Ctrl-C.
 
-    What a signal stopped can be resumed, so the message contains the command.
+    What a signal stopped can be resumed, so the message contains the command: the script that runs, and argv.
     """
-    script = None if main.__module__ == "__main__" else main.__code__.co_filename
 
     @functools.wraps(main)
-    def wrapped(argv: list[str]) -> int:
+    def wrapped(argv: list[str], **options: str) -> int:
         open_closed_streams()
         share_processors()  # main imports torch only later
         with redirect_stdout(LastingStream(sys.stdout)), redirect_stderr(LastingStream(sys.stderr)):
             try:
                 with only_errors():
-                    return _until_stopped(main, argv, script or sys.argv[0])
+                    return _until_stopped(functools.partial(main, argv, **options), argv)
             except InputError as error:
                 return _failed(str(error))
             except OSError as error:
@@ -89,11 +88,12 @@ def command(main: Callable[[list[str]], int | None]) -> Callable[[list[str]], in
     return wrapped
 
 
-def _until_stopped(main: Callable[[list[str]], int | None], argv: list[str], script: str) -> int:
+def _until_stopped(main: Callable[[], None], argv: list[str]) -> int:
     try:
-        return main(argv) or 0
+        main()
+        return 0
     except Stopped as stopped:
-        print(f"stopped by {stopped.name}; continue with\n  {resume_command([script, *argv])}", file=sys.stderr)
+        print(f"stopped by {stopped.name}; continue with\n  {resume_command([sys.argv[0], *argv])}", file=sys.stderr)
         return stopped.status
 
 

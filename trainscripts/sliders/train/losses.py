@@ -11,7 +11,7 @@ from torch import Tensor
 from sliders.data.batch import ImageBatch
 from sliders.data.contract import Batch
 from sliders.data.text import TextBatch
-from sliders.models.objective import per_row
+from sliders.models.objective import broadcast_rows
 from sliders.train.denoiser import AdaptedDenoiser
 
 Loss = Callable[[AdaptedDenoiser, Batch], Tensor]
@@ -38,7 +38,7 @@ def text_reference(denoiser: AdaptedDenoiser, batch: TextBatch) -> Tensor:
     """
     thrice = torch.cat([batch.noisy] * 3), batch.timesteps.repeat(3)
     positive, unconditional, neutral = denoiser.frozen(*thrice, batch.frozen).chunk(3)
-    step = per_row(batch.scales * batch.strength, batch.noisy)
+    step = broadcast_rows(batch.scales * batch.strength, batch.noisy)
     target = neutral + step * (positive - unconditional)
     return (denoiser.adapted(batch.noisy, batch) - target).square().flatten(1).mean(1)
 

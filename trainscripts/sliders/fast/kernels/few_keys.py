@@ -69,8 +69,8 @@ def _tile(
 def _read(
     x, batch_stride, token_stride, head_stride, start, tokens, width, ROWS: tl.constexpr, WIDTH: tl.constexpr
 ):  # fmt: skip
-    place, mask = _tile(x, batch_stride, token_stride, head_stride, start, tokens, width, ROWS, WIDTH)
-    return tl.load(place, mask, other=0.0)
+    offset, mask = _tile(x, batch_stride, token_stride, head_stride, start, tokens, width, ROWS, WIDTH)
+    return tl.load(offset, mask, other=0.0)
 
 
 @triton.jit
@@ -93,8 +93,8 @@ def _attend(
     v = _read(value, value_batch, value_token, value_head, 0, keys, channels, KEYS, CHANNELS)
     weights = _probabilities(q, k, keys, scale, KEYS)
     result = tl.dot(weights.to(v.dtype), v, input_precision="ieee")
-    place, mask = _tile(out, out_batch, out_token, out_head, start, queries, channels, QUERIES, CHANNELS)
-    tl.store(place, result.to(out.dtype.element_ty), mask)
+    offset, mask = _tile(out, out_batch, out_token, out_head, start, queries, channels, QUERIES, CHANNELS)
+    tl.store(offset, result.to(out.dtype.element_ty), mask)
 
 
 @triton.jit
@@ -113,5 +113,5 @@ def _attend_backward(
     slopes = tl.dot(upstream, tl.trans(v), input_precision="ieee")
     slopes = weights * (slopes - tl.sum(weights * slopes, 1)[:, None]) * scale
     result = tl.dot(slopes.to(k.dtype), k, input_precision="ieee")
-    place, mask = _tile(grad_query, out_batch, out_token, out_head, start, queries, channels, QUERIES, CHANNELS)
-    tl.store(place, result.to(grad_query.dtype.element_ty), mask)
+    offset, mask = _tile(grad_query, out_batch, out_token, out_head, start, queries, channels, QUERIES, CHANNELS)
+    tl.store(offset, result.to(grad_query.dtype.element_ty), mask)

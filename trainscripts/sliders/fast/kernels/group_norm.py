@@ -125,9 +125,9 @@ def _channel_stats(x, part_mean, part_m2, x_row, pixels, channels, ROWS: tl.cons
     count = tl.minimum(ROWS, pixels - tl.program_id(0) * ROWS)
     mean = tl.sum(value, 0) / count
     deviation = tl.where(mask, value - mean[None, :], 0.0)
-    place = (tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)) * channels + columns
-    tl.store(part_mean + place, mean, columns < channels)
-    tl.store(part_m2 + place, tl.sum(deviation * deviation, 0), columns < channels)
+    offset = (tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)) * channels + columns
+    tl.store(part_mean + offset, mean, columns < channels)
+    tl.store(part_m2 + offset, tl.sum(deviation * deviation, 0), columns < channels)
 
 
 @triton.jit
@@ -163,17 +163,17 @@ def _group_stats(
         chunk = start + tl.arange(0, CHUNKS)
         mask = (chunk < chunks)[:, None] & (columns < per_group)[None, :]
         count = tl.minimum(ROWS, pixels - chunk * ROWS)
-        place = first + chunk[:, None] * channels + columns[None, :]
-        away = tl.load(part_mean + place, mask, other=0.0) + added[None, :] - mean
-        within = tl.load(part_m2 + place, mask, other=0.0)
+        offset = first + chunk[:, None] * channels + columns[None, :]
+        away = tl.load(part_mean + offset, mask, other=0.0) + added[None, :] - mean
+        within = tl.load(part_m2 + offset, mask, other=0.0)
         squares += tl.where(mask, within + away * away * count[:, None], 0.0)
     group = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
     scale = 1.0 / tl.sqrt(tl.sum(squares) / size + eps)
     tl.store(rstd + group, scale)
-    place = tl.program_id(0) * channels + channel
-    tl.store(centre + place, mean - added, inside)
+    offset = tl.program_id(0) * channels + channel
+    tl.store(centre + offset, mean - added, inside)
     if shift is not None:
-        tl.store(drift + place, (sums / pixels - mean) * scale, inside)
+        tl.store(drift + offset, (sums / pixels - mean) * scale, inside)
 
 
 @triton.jit
@@ -219,9 +219,9 @@ def _channel_sums(
     value = _read(x, x_row, rows, columns, mask)
     normal, value, gain, _ = _affine(value, centre, rstd, weight, bias, columns, channels, groups)
     upstream = _grad_normal(_read(grad, grad_row, rows, columns, mask), value, gain, SILU)
-    place = (tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)) * channels + columns
-    tl.store(part_sum + place, tl.sum(upstream, 0), columns < channels)
-    tl.store(part_dot + place, tl.sum(upstream * normal, 0), columns < channels)
+    offset = (tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)) * channels + columns
+    tl.store(part_sum + offset, tl.sum(upstream, 0), columns < channels)
+    tl.store(part_dot + offset, tl.sum(upstream * normal, 0), columns < channels)
 
 
 @triton.jit
@@ -238,19 +238,19 @@ def _group_sums(
     for start in range(0, chunks, CHUNKS):
         chunk = start + tl.arange(0, CHUNKS)
         mask = (chunk < chunks)[:, None] & (columns < per_group)[None, :]
-        place = first + chunk[:, None] * channels + columns[None, :]
-        sums += tl.load(part_sum + place, mask, other=0.0)
-        dots += tl.load(part_dot + place, mask, other=0.0)
+        offset = first + chunk[:, None] * channels + columns[None, :]
+        sums += tl.load(part_sum + offset, mask, other=0.0)
+        dots += tl.load(part_dot + offset, mask, other=0.0)
     group = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
     channel_sums = tl.sum(sums, 0)
     group_sum, group_dot = tl.sum(channel_sums, 0), tl.sum(dots)
     tl.store(total + group, group_sum)
     tl.store(dot + group, group_dot)
     if grad_shift is not None:
-        place = tl.program_id(0) * channels + tl.program_id(1) * per_group + columns
-        mean = tl.load(drift + place, columns < per_group, other=0.0)
+        offset = tl.program_id(0) * channels + tl.program_id(1) * per_group + columns
+        mean = tl.load(drift + offset, columns < per_group, other=0.0)
         result = tl.load(rstd + group) * (channel_sums - (group_sum + mean * group_dot) / per_group)
-        tl.store(grad_shift + place, result.to(grad_shift.dtype.element_ty), columns < per_group)
+        tl.store(grad_shift + offset, result.to(grad_shift.dtype.element_ty), columns < per_group)
 
 
 @triton.jit

@@ -46,19 +46,19 @@ def _add_layer_norm(
     row = tl.program_id(0)
     columns = tl.arange(0, BLOCK)
     mask = columns < width
-    place = row.to(tl.int64) * width + columns
-    value = tl.load(x + place, mask, other=0.0).to(tl.float32)
+    offset = row.to(tl.int64) * width + columns
+    value = tl.load(x + offset, mask, other=0.0).to(tl.float32)
     if y is not None:
         value += tl.load(y + row.to(tl.int64) * y_stride + columns, mask, other=0.0).to(tl.float32)
         rounded = value.to(total.dtype.element_ty)
-        tl.store(total + place, rounded, mask)
+        tl.store(total + offset, rounded, mask)
         value = rounded.to(tl.float32)
     centre = tl.sum(value, 0) / width
     deviation = tl.where(mask, value - centre, 0.0)
     scale = 1.0 / tl.sqrt(tl.sum(deviation * deviation, 0) / width + eps)
     gain = tl.load(weight + columns, mask, other=0.0).to(tl.float32)
     shift = tl.load(bias + columns, mask, other=0.0).to(tl.float32)
-    tl.store(normal + place, (deviation * scale * gain + shift).to(normal.dtype.element_ty), mask)
+    tl.store(normal + offset, (deviation * scale * gain + shift).to(normal.dtype.element_ty), mask)
     tl.store(mean + row, centre)
     tl.store(rstd + row, scale)
 
@@ -70,10 +70,10 @@ def _add_layer_norm_backward(
     row = tl.program_id(0)
     columns = tl.arange(0, BLOCK)
     mask = columns < width
-    place = row.to(tl.int64) * width + columns
-    value = tl.load(total + place, mask, other=0.0).to(tl.float32)
-    gradient = tl.load(grad_normal + place, mask, other=0.0).to(tl.float32)
-    passed = tl.load(grad_total + place, mask, other=0.0).to(tl.float32)  # here, to arrive during the sums
+    offset = row.to(tl.int64) * width + columns
+    value = tl.load(total + offset, mask, other=0.0).to(tl.float32)
+    gradient = tl.load(grad_normal + offset, mask, other=0.0).to(tl.float32)
+    passed = tl.load(grad_total + offset, mask, other=0.0).to(tl.float32)  # here, to arrive during the sums
     gain = tl.load(weight + columns, mask, other=0.0).to(tl.float32)
     scale = tl.load(rstd + row)
     normal = tl.where(mask, (value - tl.load(mean + row)) * scale, 0.0)
@@ -81,4 +81,4 @@ def _add_layer_norm_backward(
     average = tl.sum(upstream, 0) / width
     slope = tl.sum(upstream * normal, 0) / width
     result = passed + scale * (upstream - average - normal * slope)
-    tl.store(grad + place, result.to(grad.dtype.element_ty), mask)
+    tl.store(grad + offset, result.to(grad.dtype.element_ty), mask)

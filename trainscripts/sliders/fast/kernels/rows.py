@@ -36,12 +36,12 @@ def _unpack_rows(
     weight, step, below, out, rows, more, total, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):  # fmt: skip
     row, column = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    place = row.to(tl.int64)[:, None] * width + column[None, :]
+    offset = row.to(tl.int64)[:, None] * width + column[None, :]
     inside = (column < width)[None, :]
     mask = inside & (row < rows)[:, None]
-    value = tl.load(weight + place, mask).to(tl.float32) * tl.load(step + row, row < rows).to(tl.float32)[:, None]
-    tl.store(out + place, value.to(out.dtype.element_ty), mask)
+    value = tl.load(weight + offset, mask).to(tl.float32) * tl.load(step + row, row < rows).to(tl.float32)[:, None]
+    tl.store(out + offset, value.to(out.dtype.element_ty), mask)
     if below is not None:
         source = (row - rows).to(tl.int64)[:, None] * width + column[None, :]
         value = tl.load(below + source, inside & ((row >= rows) & (row < rows + more))[:, None], other=0.0)
-        tl.store(out + place, value, inside & ((row >= rows) & (row < total))[:, None])
+        tl.store(out + offset, value, inside & ((row >= rows) & (row < total))[:, None])

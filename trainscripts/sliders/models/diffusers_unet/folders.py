@@ -63,17 +63,18 @@ def read_json(path: Path, place: str) -> dict:
     """Raises InputError unless `path` holds a JSON object. place: how the sentence about its folder begins."""
     whole = "diffusers folder" if path.name == "model_index.json" else "complete diffusers folder"
     name = f"{path.parent.name}/{path.name}" if path.parent.name in {*PARTS, "scheduler"} else path.name
+    reason = ""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(found, dict):
+            return found
+        reason = " (it holds no object)"
     except OSError as error:
-        if is_missing(path, error):
-            raise InputError(f"{place} contains no readable {name}: use a {whole}.") from error
-        raise InputError(f"{place}: {name} {cannot_be_read(path, error)}.") from error
+        if not is_missing(path, error):
+            raise InputError(f"{place}: {name} {cannot_be_read(path, error)}.") from error
     except ValueError as error:
-        raise InputError(f"{place} contains no readable {name} ({first_line(error)}): use a {whole}.") from error
-    if not isinstance(found, dict):
-        raise InputError(f"{place} contains no readable {name} (it holds no object): use a {whole}.")
-    return found
+        reason = f" ({first_line(error)})"
+    raise InputError(f"{place} contains no readable {name}{reason}: use a {whole}.")
 
 
 def check_components(folder: Path, place: str, parts: Iterable[str]) -> None:
@@ -98,11 +99,9 @@ def check_components(folder: Path, place: str, parts: Iterable[str]) -> None:
 
 
 def _check_tokenizer(folder: Path, name: str, place: str) -> None:
-    if (folder / name / "tokenizer.json").exists():
-        return
-    for file in ("vocab.json", "merges.txt"):
-        if not (folder / name / file).exists():
-            raise InputError(f"{place} lacks {name}/{file}: use a complete diffusers folder.")
+    missing = [file for file in ("vocab.json", "merges.txt") if not (folder / name / file).exists()]
+    if missing and not (folder / name / "tokenizer.json").exists():
+        raise InputError(f"{place} lacks {name}/{missing[0]}: use a complete diffusers folder.")
 
 
 def part_config(folder: Path, part: str, place: str) -> dict:
@@ -111,20 +110,16 @@ def part_config(folder: Path, part: str, place: str) -> dict:
 
 def unet_config(folder: Path) -> dict | None:
     """The UNet's config in a diffusers folder, None if it cannot be read."""
-    try:
-        return dict(json.loads((folder / "unet" / "config.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        return None
+    with suppress(InputError):
+        return part_config(folder, "unet", str(folder))
+    return None
 
 
 def is_quantised(folder: Path) -> bool:
     """Whether diffusers or transformers stored a part quantised, so that only they can load it."""
     configs = (folder / part / "config.json" for part in PARTS)
-    return any(
-        "quantization_config" in path.read_text(encoding="utf-8", errors="replace")
-        for path in configs
-        if path.is_file()
-    )
+    texts = (path.read_text(encoding="utf-8", errors="replace") for path in configs if path.is_file())
+    return any("quantization_config" in text for text in texts)
 
 
 def part_weights(folder: Path, part: str, place: str) -> Weights:
@@ -151,17 +146,18 @@ def has_weights(folder: Path, parts: Iterable[str]) -> bool:
 
 def _choices(folder: Path) -> list[Path]:
     """Weight files, or indexes of several, the best first."""
-    ranked = []
-    for path in folder.iterdir() if folder.is_dir() else ():
-        name = path.name
-        if match := WEIGHTS.fullmatch(name):
-            variant = match["indexed"] or match["variant"] or ""
-            if not re.match(r"\d+-of-\d+", variant):
-                ranked.append((match["format"].lower(), variant, name))
-    others = {variant for _, variant, _ in ranked} - {*PREFERRED}
-    usable = [r for r in ranked if r[1] in PREFERRED or (len(others) == 1 and {v for _, v, _ in ranked} == others)]
-    order = sorted(usable, key=lambda r: (r[0] != "safetensors", r[1] != "", r[2].endswith(".json"), r[2]))
-    return [folder / name for *_, name in order]
+    matches = [WEIGHTS.fullmatch(path.name) for path in folder.iterdir()] if folder.is_dir() else []
+    variants = {match: match["indexed"] or match["variant"] or "" for match in matches if match}
+    variants = {
+        match: v for match, v in variants.items() if not re.match(r"\d+-of-\d+", v)
+    }  # parts that an index names
+    usable = PREFERRED if len({*variants.values()}) > 1 else {*variants.values()}
+
+    def rank(match: re.Match) -> tuple:
+        name = match.string
+        return match["format"].lower() != "safetensors", variants[match] != "", name.endswith(".json"), name
+
+    return [folder / match.string for match in sorted(variants, key=rank) if variants[match] in usable]
 
 
 def cached_folder(pipeline: type[DiffusionPipeline], name: str, parts: Iterable[str]) -> Path | None:
@@ -187,14 +183,13 @@ def json_folder(name: str, place: str) -> Path:
         folder = Path(snapshot_download(name, allow_patterns=TEXT_FILES, local_files_only=True))
         if (folder / "model_index.json").exists() and (folder / "tokenizer").exists():
             return folder
+    needs = f"{place} needs the JSON and tokenizer files of {name}"
     remedy = "set pretrained_model.config (--model_config) to a diffusers folder with these files, or connect to the network once"
-    check_reachable(name, f"{place} needs the JSON and tokenizer files of {name}", remedy)
+    check_reachable(name, needs, remedy)
     try:
         return Path(snapshot_download(name, allow_patterns=TEXT_FILES))
     except Exception as error:
-        raise InputError(
-            f"{place} needs the JSON and tokenizer files of {name}, which cannot be downloaded ({first_line(error)}): {remedy}."
-        ) from error
+        raise InputError(f"{needs}, which cannot be downloaded ({first_line(error)}): {remedy}.") from error
 
 
 def check_reachable(name: str, place: str, remedy: str) -> None:

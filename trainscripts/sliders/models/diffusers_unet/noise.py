@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -36,6 +37,10 @@ NAMES = {  # of predictions in metadata
     EPSILON: ("epsilon", "eps", "noise"),
     V_PREDICTION: ("v", "v_pred", "vpred", "v_prediction", "velocity"),
 }
+TRUE = "true|1|yes"
+STATES_V = {  # {key of metadata: values that state v, as a regular expression}
+    "ss_v_parameterization": TRUE, "modelspec.architecture": ".*-768-v", "ss_base_model_version": ".*_v",
+}  # fmt: skip
 PREDICTION_KEYS = ("modelspec.prediction_type", "modelspec.predict_key", "ss_prediction_type", "prediction_type")
 OTHER_PROCESS = {  # how keys of other noise processes begin: what they mean
     "edm_": "EDM's noise, as Playground 2.5 and CosXL have it",
@@ -102,9 +107,9 @@ def read_statement(weights: Weights, place: str) -> Statement:
         raise InputError(
             f"{place} contradicts itself: {first[0]} says {first[1]}, {second[0]} says {second[1]}: correct the file, or choose another."
         )
-    zero_snr = True if "ztsnr" in stored or _is_true(metadata.get("ss_zero_terminal_snr")) else None
+    zero_snr = "ztsnr" in stored or bool(re.fullmatch(TRUE, metadata.get("ss_zero_terminal_snr", "").strip().lower()))
     alphas_cumprod = _stored_alphas_cumprod(weights, place)
-    return Statement(next(iter(said.values()), None), zero_snr, tuple(said), alphas_cumprod)
+    return Statement(next(iter(said.values()), None), zero_snr or None, tuple(said), alphas_cumprod)
 
 
 def _predictions(metadata: Mapping[str, str], place: str) -> dict[str, str]:
@@ -117,25 +122,13 @@ def _predictions(metadata: Mapping[str, str], place: str) -> dict[str, str]:
         if found is None:
             raise InputError(f"{place}: its metadata states {key}: {metadata[key]}, which is not supported: {REMEDY}.")
         said[f"its metadata ({key}: {metadata[key]})"] = found
-    if _is_true(metadata.get("ss_v_parameterization")):
-        said[f"its metadata (ss_v_parameterization: {metadata['ss_v_parameterization']})"] = V_PREDICTION
     architecture = metadata.get("modelspec.architecture", "").lower()
     if architecture.endswith("-edm") or "flow" in architecture:
         raise InputError(
             f"{place}: its metadata states modelspec.architecture: {architecture}, another noise: {REMEDY}."
         )
-    version = metadata.get("ss_base_model_version", "")
-    for key, value, states_v in (
-        ("modelspec.architecture", architecture, architecture.endswith("-768-v")),
-        ("ss_base_model_version", version, version.endswith("_v")),
-    ):
-        if states_v:
-            said[f"its metadata ({key}: {value})"] = V_PREDICTION
-    return said
-
-
-def _is_true(value: str | None) -> bool:
-    return (value or "").strip().lower() in ("true", "1", "yes")
+    stating = [key for key, values in STATES_V.items() if re.fullmatch(values, metadata.get(key, "").strip().lower())]
+    return said | {f"its metadata ({key}: {metadata[key]})": V_PREDICTION for key in stating}
 
 
 def _stored_alphas_cumprod(weights: Weights, place: str) -> Tensor | None:

@@ -10,10 +10,9 @@ from pathlib import Path
 from diffusers import SchedulerMixin
 
 from sliders.config.schema import PretrainedModel
-from sliders.models.diffusers_unet import folders, inventory, noise
+from sliders.models.diffusers_unet import folders, inventory, keys, noise
 from sliders.models.diffusers_unet.folders import PARTS, TINY, Weights
 from sliders.models.diffusers_unet.inventory import Found
-from sliders.models.diffusers_unet.keys import UNET_PREFIX
 from sliders.models.diffusers_unet.kinds import (
     SDXL,
     Kind,
@@ -102,9 +101,7 @@ def inspect_folder(folder: Path, place: str, wanted: Kind) -> Source:
     config = folders.unet_config(folder)
     if config is not None and name.startswith("StableDiffusion"):
         check_unet(config, wanted, place)
-    ours = "StableDiffusionXL" if wanted is SDXL else "StableDiffusion"
-    others = "StableDiffusion3" if wanted is SDXL else ("StableDiffusion3", "StableDiffusionXL")
-    if not name.startswith(ours) or name.startswith(others):
+    if not re.match("StableDiffusionXL" if wanted is SDXL else "StableDiffusion(?!3|XL)", name):
         raise InputError(f"{place} is a {name}, but only {wanted.title} is supported: choose {wanted.a} model.")
     folders.check_components(folder, place, wanted.parts)
     configs = {part: folders.part_config(folder, part, place) for part in wanted.parts}
@@ -118,10 +115,9 @@ def inspect_folder(folder: Path, place: str, wanted: Kind) -> Source:
         inside = f"{place}: {part}"
         inventory.check_foreign(weights, inside)
         shapes = _shapes(part, config, place)
-        keys = inventory.usual_spellings(weights, inventory.FOLDER_SPELLINGS)
-        origins = inventory.folder_origins(shapes, keys)
-        found = inventory.find_parameters(part, shapes, origins, keys, weights, inside)
-        inventory.check_rest(_used(found), keys, weights, inside)
+        spelled = keys.usual_spellings(weights.stored, keys.FOLDER_SPELLINGS)
+        found = inventory.find_parameters(part, shapes, keys.folder_origins(shapes, spelled), spelled, weights, inside)
+        inventory.check_rest(_used(found), spelled, weights, inside)
         parts[part] = Part(config, weights, found)
     return Source(folder, parts, scheduler, True, Statement())
 
@@ -131,16 +127,16 @@ def inspect_file(
 ) -> Source:  # fmt: skip
     """Raises InputError unless a single file holds a whole model of the wanted kind. folder: with its JSON files, if known."""
     weights = Weights([open_weights(path, place)])
-    keys = inventory.usual_spellings(weights, inventory.SPELLINGS)
-    _check_kind(path, place, keys, weights, wanted)
+    spelled = keys.usual_spellings(weights.stored, keys.SPELLINGS)
+    _check_kind(place, spelled, weights, wanted)
     inventory.check_foreign(weights, place)
     statement = noise.read_statement(weights, place)
     json_place = f"pretrained_model.config: {folder}"
     configs = base if folder is None else {p: folders.part_config(folder, p, json_place) for p in wanted.parts}
     check_parts(configs, json_place)
     shapes = {part: _shapes(part, configs[part], json_place) for part in wanted.parts}
-    origins = {part: inventory.single_file_origins(part, shapes[part], configs[part], keys) for part in wanted.parts}
-    absent = [PARTS[p] for p in wanted.parts if not any(origin.key in keys for origin in origins[p].values())]
+    origins = {part: keys.single_file_origins(part, shapes[part], configs[part], spelled) for part in wanted.parts}
+    absent = [PARTS[p] for p in wanted.parts if not any(origin.key in spelled for origin in origins[p].values())]
     if absent:
         raise InputError(
             f"{place} contains no {' and no '.join(absent)}: choose a complete {wanted.title} checkpoint, with UNet, VAE and text "
@@ -148,9 +144,9 @@ def inspect_file(
         )
     parts = {}
     for part, config in configs.items():
-        found = inventory.find_parameters(part, shapes[part], origins[part], keys, weights, place)
+        found = inventory.find_parameters(part, shapes[part], origins[part], spelled, weights, place)
         parts[part] = Part(config, weights, found)
-    inventory.check_rest({key for part in parts.values() for key in _used(part.found)}, keys, weights, place)
+    inventory.check_rest({key for part in parts.values() for key in _used(part.found)}, spelled, weights, place)
     _check_scale_factor(weights, configs["vae"], place)
     scheduler = build_scheduler(wanted.prediction) if folder is None else _scheduler(folder, json_place)
     return Source(folder, parts, scheduler, False, statement)
@@ -185,18 +181,18 @@ def loading(part: str, place: str) -> Iterator[None]:
         ) from error
 
 
-def _check_kind(path: Path, place: str, keys: Mapping[str, str], weights: Weights, wanted: Kind) -> None:
-    found = kind_of_file(keys, weights)
+def _check_kind(place: str, spelled: Mapping[str, str], weights: Weights, wanted: Kind) -> None:
+    found = kind_of_file(spelled, weights)
     if found is None:
         raise InputError(f"{place} is not {wanted.a} checkpoint (a LoRA, a UNet alone?): choose {wanted.a} one.")
     if found is not wanted:
         raise InputError(
             f"{place} is not {wanted.a} checkpoint but {found.a} one: choose {wanted.a} one, or use {found.use}."
         )
-    first = weights.stored.get(f"{UNET_PREFIX}input_blocks.0.0.weight")
+    first = weights.stored.get(f"{keys.UNET_PREFIX}input_blocks.0.0.weight")
     if first is not None and len(first.shape) == 4:
         check_channels(place, first.shape[1], wanted)
-    if any(k.startswith("conditioner.embedders.0.model.") for k in keys):
+    if any(k.startswith("conditioner.embedders.0.model.") for k in spelled):
         raise InputError(not_a_base_model(place, wanted, "a refiner"))
 
 

@@ -1,4 +1,4 @@
-"""Writes a pipeline as one file in the original layout, as model sites distribute it; for tests and benchmarks."""
+"""Writes a pipeline as one file in the original layout, as model sites distribute it; for benchmarks and tests."""
 
 import re
 from collections.abc import Sequence
@@ -7,9 +7,8 @@ from pathlib import Path
 import torch
 from diffusers import DiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import save_file
-from torch import Tensor
-
 from sliders.models.diffusers_unet.keys import UNET_PREFIX, VAE_PREFIX, open_clip_origin, unet_name, vae_name
+from torch import Tensor
 
 
 def open_clip_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
