@@ -2,7 +2,7 @@
 
 `--help` lists the flags.
 
-    uv run trainscripts/imagesliders/sample_slider.py --model stable-diffusion-v1-5/stable-diffusion-v1-5 \
+    uv run trainscripts/imagesliders/sample_slider-flux2.py --model black-forest-labs/FLUX.2-klein-base-4B \
       --slider models/…/…_last.safetensors --prompt 'a robe on a mannequin {<slider:0>|<slider:0.8>|<slider:2.7>}'
 """
 

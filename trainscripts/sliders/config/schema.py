@@ -36,6 +36,7 @@ FAMILY_ENDINGS = {  # {family: how the names of its scripts and example files en
     "sd": "",
     "flux2": "-flux2",
 }
+IN_NAMES = {"flux2": "klein"}  # {family: what programs know its files by, which is part of each slider's name}
 DPM_2M = {"algorithm_type": "dpmsolver++", "solver_order": 2, "use_karras_sigmas": False}
 SAMPLERS = {  # name → class in diffusers, the options that make it what the name promises, name in A1111
     "ddim": ("DDIMScheduler", {"clip_sample": False, "set_alpha_to_one": False}, "DDIM"),

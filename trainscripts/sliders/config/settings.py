@@ -88,6 +88,13 @@ def _settings(
     name: str,
     notes: list[str],
 ) -> schema.Settings:
+    word = schema.IN_NAMES.get(family, "")
+    if word not in name.lower():
+        name = f"{name}_{word}"
+        notes = [
+            *notes,
+            f"save.name is {name}, because some programs know by {word!r} in a file's name what it is for.",
+        ]
     save = config.save.model_copy(update={"name": validated(schema.Save, {"name": name}, "--stylecheck").name})
     rest = {k: getattr(config, k) for k in ("pretrained_model", "network", "train", "preview", "logging", "other")}
     return schema.Settings(

@@ -177,6 +177,10 @@ class Family(ABC):
                     f"require: use {max(multiple, size // multiple * multiple)}."
                 )
 
+    def remarks(self, settings: Settings) -> list[str]:
+        """What a plan says of settings that are allowed, but perhaps not meant with this family's models."""
+        return []
+
     @abstractmethod
     def check_source(self, settings: PretrainedModel) -> None:
         """Raises InputError if the model is missing, unreadable or of another family. Loads no weights."""

@@ -23,8 +23,16 @@ def architecture_of(denoiser: nn.Module) -> Architecture:
 
 
 def select_layers(denoiser: nn.Module, network_type: str, training_method: str) -> dict[str, Layer]:
-    """Returns {module path: layer} of the layers to adapt, in the denoiser's order. May be empty."""
+    """Returns {module path: layer} of the layers to adapt, in the denoiser's order. May be empty.
+
+    Raises InputError for a training_method that the denoiser's modules do not offer.
+    """
     architecture = architecture_of(denoiser)
+    if reason := architecture.refused.get(training_method):
+        raise InputError(
+            f"network.training_method: {training_method} chooses no layers of this kind of model, because {reason}: use "
+            f"{either(architecture.methods)}."
+        )
     keep, adapted = architecture.methods[training_method], architecture.adapted[network_type]
     chosen = {}
     for block, module in denoiser.named_modules():

@@ -127,7 +127,7 @@ def part_weights(folder: Path, part: str, place: str) -> Weights:
     found = _choices(folder / part)
     if not found:
         raise InputError(
-            f"{place} contains no weights of its {PARTS[part]} (a .safetensors file in {part}/): use a complete diffusers folder."
+            f"{place} contains no weights of its {PARTS.get(part, part)} (a .safetensors file in {part}/): use a complete diffusers folder."
         )
     path = found[0]
     inside = f"{place}: {part}/"

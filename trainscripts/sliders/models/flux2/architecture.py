@@ -9,6 +9,9 @@ from sliders.models.flux2.latents import to_maps
 SEPARATE = ("to_q", "to_k", "to_v", "add_q_proj", "add_k_proj", "add_v_proj")
 TEXT_STREAM = ("to_added_qkv", "to_add_out")  # layers of a double block's attention that read or write text alone
 
+MIXED = "image and prompt are read by the same attention layers"
+NO_MIDDLE = "its blocks have no bottleneck, in whose middle h-space is"
+
 
 def join_projections(transformer: Flux2Transformer2DModel) -> Flux2Transformer2DModel:
     """Makes query, key and value of each stream of the double blocks one layer, as in the original checkpoint.
@@ -44,4 +47,8 @@ FLUX2 = Architecture(
     quantized="transformer_blocks.",  # of both kinds; embedders, modulation and output stay in high precision
     blocks=lambda transformer: [*transformer.transformer_blocks, *transformer.single_transformer_blocks[::4]],
     image_of=_image_of,
+    refused={
+        **dict.fromkeys(("innoxattn", "selfattn", "xattn", "xattn-strict"), MIXED),
+        **dict.fromkeys(("noxattn-hspace", "noxattn-hspace-last"), NO_MIDDLE),
+    },
 )

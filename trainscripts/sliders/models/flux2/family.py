@@ -1,20 +1,23 @@
 """FLUX.2 [klein] 4B as a model family."""
 
+from pathlib import Path
+
 import torch
 from diffusers import Flux2Transformer2DModel
 
-from sliders.config.schema import PretrainedModel
+from sliders.config.schema import PretrainedModel, Settings
 from sliders.models.base import Facts, Family
-from sliders.models.diffusers_unet.folders import TINY
+from sliders.models.diffusers_unet.folders import TINY, part_config
 from sliders.models.flux2.architecture import join_projections
 from sliders.models.flux2.configs import TRANSFORMER
 from sliders.models.flux2.keys import file_key, klein_file_keys, original_name
 from sliders.models.flux2.model import Klein
 from sliders.models.flux2.narrow import build_narrow_klein, build_transformer
+from sliders.models.flux2.sources import EXAMPLE, check_source, is_distilled, load_pipeline
 
 KLEIN_FACTS = Facts(
     title="FLUX.2 [klein] 4B",
-    example="black-forest-labs/FLUX.2-klein-base-4B",
+    example=EXAMPLE,
     webui_version="Unknown",  # web UIs whose cards have this field know no FLUX.2
     webui_clip_skip=1,
     size_multiple=16,  # 8 for the VAE times 2 for the patches
@@ -28,18 +31,39 @@ class KleinFamily(Family):
     facts = KLEIN_FACTS
 
     def check_source(self, settings: PretrainedModel) -> None:
-        assert settings.name_or_path == TINY
+        check_source(settings)
 
     def load(self, settings: PretrainedModel, dtype: torch.dtype) -> Klein:
-        pipe = build_narrow_klein()
-        pipe.transformer.to(dtype)
-        pipe.text_encoder.to(dtype)
+        if settings.name_or_path == TINY:
+            pipe = build_narrow_klein()
+            pipe.transformer.to(dtype)
+            pipe.text_encoder.to(dtype)
+        else:
+            pipe = load_pipeline(settings, dtype)
         return Klein(self.facts, pipe, settings.name_or_path, dtype)
 
     def weightless_denoiser(self, name_or_path: str) -> Flux2Transformer2DModel:
         with torch.device("meta"):
-            tiny = name_or_path == TINY
-            return join_projections(build_transformer() if tiny else Flux2Transformer2DModel(**TRANSFORMER))
+            if name_or_path == TINY:
+                return join_projections(build_transformer())
+            folder = Path(name_or_path)
+            config = part_config(folder, "transformer", name_or_path) if folder.is_dir() else TRANSFORMER
+            return join_projections(Flux2Transformer2DModel.from_config(config))
+
+    def remarks(self, settings: Settings) -> list[str]:
+        model, network, found = settings.pretrained_model, settings.network, []
+        if is_distilled(model.name_or_path):
+            found.append(
+                f"{model.name_or_path} is step-distilled, which training undoes: train on {EXAMPLE}, and use the slider on either."
+            )
+        if network.type == "lierla":
+            found.append(
+                "network.type: lierla also adapts the feed-forward parts of the single blocks, whose two layers compute them together "
+                "with attention; and InvokeAI takes a file without feed-forward layers of the double blocks for one of FLUX.1."
+            )
+        if network.algo != "lora":
+            found.append(f"network.algo: {network.algo}: diffusers reads only lora of this model's files.")
+        return found
 
     def file_key(self, module: str) -> str:
         return file_key(module)
