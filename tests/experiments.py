@@ -22,6 +22,32 @@ PROMPTS = [
 RUN = "probe_alpha2.0_rank4_noxattn"
 
 VARIED = [{"target": "", "resolution": 128, "dynamic_resolution": True, "batch_size": 2}]
+# all sections but pretrained_model of the configs that the original trainers ship
+UPSTREAM_BLOCK = """
+network:
+  type: "c3lier"
+  rank: 4
+  alpha: 1.0
+  training_method: "noxattn"
+train:
+  precision: "bfloat16"
+  noise_scheduler: "ddim"
+  iterations: 1000
+  lr: 0.0002
+  optimizer: "AdamW"
+  lr_scheduler: "constant"
+  max_denoising_steps: 50
+save:
+  name: "temp"
+  path: "./models"
+  per_steps: 500
+  precision: "bfloat16"
+logging:
+  use_wandb: false
+  verbose: false
+other:
+  use_xformers: true
+"""
 
 
 def make_trainer(

@@ -7,7 +7,7 @@ import sys
 import pytest
 from conftest import ROOT, load_script
 from sliders.models.objective import EPSILON, Objective
-from sliders.models.sdxl.family import SDXL_FACTS
+from sliders.models.sdxl.family import SDXL_FAMILY
 from sliders.models.sdxl.model import SDXL
 from sliders.models.sdxl.narrow import build_narrow_sdxl
 
@@ -113,7 +113,7 @@ def test_an_sdxl_without_text_encoders_has_a_fingerprint():
         if not encoders:
             pipe.text_encoder = pipe.text_encoder_2 = None
         objective = Objective.from_scheduler_config(dict(pipe.scheduler.config), EPSILON, False)
-        return SDXL(SDXL_FACTS, pipe, objective, "random").fingerprint()
+        return SDXL(SDXL_FAMILY.facts, pipe, objective, "random").fingerprint()
 
     without = fingerprint(encoders=False, seed=0)
     assert without == fingerprint(encoders=False, seed=0)

@@ -5,39 +5,14 @@ import re
 import pytest
 import yaml
 from conftest import SCRIPTS, make_scale_folders, write_yaml
+from experiments import UPSTREAM_BLOCK
 from sliders.config import schema
-from sliders.config.flags import DEFAULT_FOLDERS, DEFAULT_SCALES, USUAL_MODELS, build_parser, build_text_parser
-from sliders.config.settings import FLAG_TO_KEY, USUAL_PROMPTS, load_settings, load_text_settings
-from sliders.models import FAMILIES, find_family
+from sliders.config.families import FAMILIES, SD2, SDXL
+from sliders.config.flags import DEFAULT_FOLDERS, DEFAULT_SCALES, build_parser, build_text_parser
+from sliders.config.settings import FLAG_TO_KEY, load_settings, load_text_settings
 from sliders.sample.settings import build_comparison_parser
 from sliders.sample.settings import build_parser as build_sample_parser
 from sliders.system.errors import InputError
-
-BLOCK = """
-network:
-  type: "c3lier"
-  rank: 4
-  alpha: 1.0
-  training_method: "noxattn"
-train:
-  precision: "bfloat16"
-  noise_scheduler: "ddim"
-  iterations: 1000
-  lr: 0.0002
-  optimizer: "AdamW"
-  lr_scheduler: "constant"
-  max_denoising_steps: 50
-save:
-  name: "temp"
-  path: "./models"
-  per_steps: 500
-  precision: "bfloat16"
-logging:
-  use_wandb: false
-  verbose: false
-other:
-  use_xformers: true
-"""
 
 
 def argv_of(tmp_path, text, *flags):
@@ -50,26 +25,24 @@ def argv_of(tmp_path, text, *flags):
     ]
 
 
-@pytest.mark.parametrize(
-    "text", [BLOCK, BLOCK + "pretrained_model:\nprompts_file:\n", BLOCK + "pretrained_model: {name_or_path: ~}\n"]
-)
+@pytest.mark.parametrize("more", ["", "pretrained_model:\nprompts_file:\n", "pretrained_model: {name_or_path: ~}\n"])
 @pytest.mark.parametrize(("family", "size"), [("sdxl", 1024), ("sd", 512)])
-def test_the_originals_config_block_alone_is_an_experiment(tmp_path, family, size, text):
-    (settings,), _ = load_settings(argv_of(tmp_path, text), family)
-    assert settings.pretrained_model.name_or_path == USUAL_MODELS[family]
+def test_the_originals_config_block_alone_is_an_experiment(tmp_path, family, size, more):
+    (settings,), _ = load_settings(argv_of(tmp_path, UPSTREAM_BLOCK + more), family)
+    assert settings.pretrained_model.name_or_path == FAMILIES[family][0].example
     (prompts,) = settings.prompts
     assert (prompts.target, prompts.positive, prompts.neutral, prompts.resolution) == ("", "", "", size)
     assert prompts.texts("a robe") == ("a robe", "a robe") and prompts.texts("") == ("", "")
     assert not prompts.needs_captions and prompts.uses_captions
     model, prompts_note, *rest = sorted(settings.notes, key=lambda note: "pretrained" not in note)
-    assert USUAL_MODELS[family] in model and "--model" in model
+    assert FAMILIES[family][0].example in model and "--model" in model
     assert any("prompts_file is not given" in n and f"{size} px" in n for n in (prompts_note, *rest))
 
 
 def test_the_plan_says_what_was_assumed(tmp_path, train_main, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     make_scale_folders(tmp_path / "data")
-    assert train_main(argv_of(tmp_path, BLOCK, "--device", "cpu", "--dry_run", "--resolution", "64")) == 0
+    assert train_main(argv_of(tmp_path, UPSTREAM_BLOCK, "--device", "cpu", "--dry_run", "--resolution", "64")) == 0
     out = capsys.readouterr().out
     assert "note: pretrained_model.name_or_path is not given, so it is stabilityai/stable-diffusion-xl-base-1.0" in out
     assert "note: prompts_file is not given, so each image is trained at 64 px with its caption" in out
@@ -77,32 +50,30 @@ def test_the_plan_says_what_was_assumed(tmp_path, train_main, capsys, monkeypatc
 
 def test_flags_and_yaml_go_before_what_would_be_assumed(tmp_path):
     write_yaml(tmp_path / "mine.yaml", [{"target": "mine"}])
-    text = BLOCK + "pretrained_model: {name_or_path: tiny}\nprompts_file: mine.yaml\n"
+    text = UPSTREAM_BLOCK + "pretrained_model: {name_or_path: tiny}\nprompts_file: mine.yaml\n"
     (settings,), _ = load_settings(argv_of(tmp_path, text))
     assert (settings.pretrained_model.name_or_path, settings.prompts[0].target) == ("tiny", "mine")
     flags = ["--model", "tiny", "--prompts_file", str(tmp_path / "mine.yaml"), "--batch_size", "3"]
-    (flagged,), _ = load_settings(argv_of(tmp_path, BLOCK, *flags))
+    (flagged,), _ = load_settings(argv_of(tmp_path, UPSTREAM_BLOCK, *flags))
     assert (flagged.pretrained_model.name_or_path, flagged.prompts[0].target) == ("tiny", "mine")
     assert not [n for n in (*settings.notes, *flagged.notes) if "is not given" in n]
-    (sized,), _ = load_settings(argv_of(tmp_path, BLOCK, "--resolution", "768", "--batch_size", "3"))
+    (sized,), _ = load_settings(argv_of(tmp_path, UPSTREAM_BLOCK, "--resolution", "768", "--batch_size", "3"))
     assert (sized.prompts[0].resolution, sized.prompts[0].batch_size) == (768, 3)
 
 
 def test_stable_diffusion_2_and_text_sliders_have_defaults_of_their_own(tmp_path):
-    (settings,), _ = load_settings(argv_of(tmp_path, BLOCK + "pretrained_model: {v2: true}"), "sd")
-    assert settings.pretrained_model.name_or_path == USUAL_MODELS["sd2"]
+    (settings,), _ = load_settings(argv_of(tmp_path, UPSTREAM_BLOCK + "pretrained_model: {v2: true}"), "sd")
+    assert settings.pretrained_model.name_or_path == SD2.example
     with pytest.raises(InputError, match="prompts_file is missing: a text slider learns from its prompts"):
-        load_text_settings(argv_of(tmp_path, BLOCK)[:2])
+        load_text_settings(argv_of(tmp_path, UPSTREAM_BLOCK)[:2])
 
 
-def test_the_usual_models_and_prompts_are_those_of_families_and_shipped_files():
-    for name, v2 in (("sdxl", False), ("sd", False), ("sd", True)):
-        example = find_family(name, schema.PretrainedModel(name_or_path="tiny", v2=v2)).facts.example
-        assert USUAL_MODELS[f"{name}2" if v2 else name] == example
-    assert USUAL_PROMPTS.keys() == FAMILIES.keys()
-    for name, ending in schema.FAMILY_ENDINGS.items():
-        (shipped,) = yaml.safe_load((SCRIPTS / "data" / f"prompts{ending}.yaml").read_text(encoding="utf-8"))
-        assert schema.PromptSet(**shipped) == schema.PromptSet(**USUAL_PROMPTS[name])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_usual_prompts_are_the_shipped_ones(tmp_path, family):
+    (settings,), _ = load_settings(argv_of(tmp_path, UPSTREAM_BLOCK), family)
+    shipped = SCRIPTS / "data" / f"prompts{FAMILIES[family][0].ending}.yaml"
+    (given,) = yaml.safe_load(shipped.read_text(encoding="utf-8"))
+    assert settings.prompts[0].model_dump() == schema.PromptSet(**given).model_dump()
 
 
 @pytest.mark.parametrize(
@@ -125,5 +96,5 @@ def test_the_guide_gives_the_defaults_of_all_flags():
             value = schema.Config.model_fields[section].annotation.model_fields[key].default
             value = f"./{value}" if key == "path" else value
             assert f"`{value}`" in defaults[f"--{flag}"], flag
-    assert USUAL_MODELS["sdxl"] in defaults["--model"]
+    assert SDXL.example in defaults["--model"]
     assert DEFAULT_FOLDERS in defaults["--folders"] and DEFAULT_SCALES in defaults["--scales"]

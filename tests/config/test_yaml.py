@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import write_experiment, write_yaml
-from sliders.config.other_trainers import ELSEWHERE
+from sliders.config.migration import ELSEWHERE
 from sliders.config.prompts import PromptSet
 from sliders.config.schema import Config
 from sliders.config.settings import load_settings, validated

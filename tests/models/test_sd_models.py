@@ -9,7 +9,8 @@ from conftest import script_main, write_experiment
 from narrow_files import save_single_file
 from safetensors.torch import load_file, save_file
 from sliders.compute.device import place
-from sliders.config.schema import FAMILY_ENDINGS, PretrainedModel
+from sliders.config import families
+from sliders.config.schema import PretrainedModel
 from sliders.models import FAMILIES, find_family
 from sliders.models.sd.family import SD1_FAMILY
 from sliders.models.sd.narrow import build_narrow_sd
@@ -42,8 +43,13 @@ def files(pipes, tmp_path_factory):
     }
 
 
-def test_every_family_has_scripts_and_examples():
-    assert set(FAMILIES) == set(FAMILY_ENDINGS)
+def test_every_family_that_commands_know_has_models():
+    """In each version, and with its facts."""
+    assert FAMILIES.keys() == families.FAMILIES.keys()
+    for name, versions in families.FAMILIES.items():
+        for facts in versions:
+            settings = PretrainedModel(name_or_path="tiny", v2=facts is families.SD2)
+            assert find_family(name, settings).facts is facts
 
 
 def load_sd(settings, dtype):

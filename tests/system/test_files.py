@@ -6,17 +6,17 @@ from pathlib import Path
 import pytest
 from sliders.system import files
 from sliders.system.errors import InputError
-from sliders.system.files import check_folder, remove_leftovers, written_whole
+from sliders.system.files import atomic_write, check_folder, remove_leftovers
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path):
     path = tmp_path / "slider.safetensors"
     path.write_bytes(b"old")
-    with pytest.raises(OSError, match="full"), written_whole(path) as temporary:
+    with pytest.raises(OSError, match="full"), atomic_write(path) as temporary:
         temporary.write_bytes(b"half")
         raise OSError("the disk is full")
     assert path.read_bytes() == b"old"
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_bytes(b"new")
     assert path.read_bytes() == b"new"
     assert list(tmp_path.iterdir()) == [path]
@@ -36,7 +36,7 @@ def refuse_once(method):
 
 def test_a_rename_that_fails_leaves_no_file(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "replace", refuse_once(Path.replace))
-    with pytest.raises(PermissionError), written_whole(tmp_path / "slider") as temporary:
+    with pytest.raises(PermissionError), atomic_write(tmp_path / "slider") as temporary:
         temporary.write_bytes(b"new")
     assert list(tmp_path.iterdir()) == []
 
@@ -83,13 +83,13 @@ def test_files_are_synced_as_bytes(tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(files, "BINARY", os.O_SYNC)
     monkeypatch.setattr(os, "open", lambda path, flags, _open=os.open: seen.append((path, flags)) or _open(path, flags))
-    with written_whole(tmp_path / "slider") as temporary:
+    with atomic_write(tmp_path / "slider") as temporary:
         temporary.write_bytes(b"\x1a")
     assert [flags & os.O_SYNC == os.O_SYNC for path, flags in seen if path == temporary] == [True]
 
 
 def test_a_temporary_file_that_cannot_be_removed_hides_no_error(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "unlink", refuse_once(Path.unlink))
-    with pytest.raises(KeyboardInterrupt), written_whole(tmp_path / "slider") as temporary:
+    with pytest.raises(KeyboardInterrupt), atomic_write(tmp_path / "slider") as temporary:
         temporary.touch()
         raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""OpenMP's environment, which has to be set before torch is imported."""
+"""The number of OpenMP's threads, which has to be set before torch is imported."""
 
 import os
 import subprocess
@@ -6,7 +6,7 @@ import sys
 
 import pytest
 from sliders.system import processors
-from sliders.system.processors import processor_quota, running_programs, share_processors
+from sliders.system.processors import processor_quota, share_processors
 
 
 @pytest.mark.parametrize(
@@ -41,33 +41,15 @@ def test_threads_are_limited_only_where_openmp_would_start_more(monkeypatch, quo
     assert os.environ.get("OMP_NUM_THREADS") == threads
 
 
-@pytest.mark.parametrize(
-    ("text", "running"), [("9.1 5.0 3.2 4/210 999\n", 3), ("0.1 0.1 0.1 1/210 999\n", 0), ("damaged", 0), (None, 0)]
-)
-def test_programs_that_run_now_are_counted_without_this_one(tmp_path, text, running):
-    if text is not None:
-        (tmp_path / "loadavg").write_text(text)
-    assert running_programs(tmp_path) == running
-
-
-@pytest.mark.parametrize(("load", "policy"), [(3, None), (4, "PASSIVE")])
-def test_threads_sleep_only_beside_busy_programs(monkeypatch, load, policy):
-    monkeypatch.setattr(os, "environ", {})
-    monkeypatch.setattr(processors, "available_processors", lambda: 8)
-    monkeypatch.setattr(processors, "running_programs", lambda: load)
-    share_processors()
-    assert os.environ.get("OMP_WAIT_POLICY") == policy
-
-
 def test_the_settings_precede_torch_and_leave_the_users_alone():
     code = (
-        "import os, sys; from sliders.system import processors; processors.running_programs = lambda: 99;"
+        "import os, sys; from sliders.system import processors;"
         "processors.processor_quota = lambda: 1; processors.available_processors = lambda: 2;"
         "from sliders.system.command import command;"
-        "command(lambda _: print('torch' in sys.modules, os.environ['OMP_WAIT_POLICY'], os.environ['OMP_NUM_THREADS']))([])"
+        "command(lambda _: print('torch' in sys.modules, os.environ['OMP_NUM_THREADS']))([])"
     )
     kept = {k: v for k, v in os.environ.items() if not k.startswith("OMP_")}
-    for given, shown in (({}, "PASSIVE 1"), ({"OMP_WAIT_POLICY": "ACTIVE", "OMP_NUM_THREADS": "5"}, "ACTIVE 5")):
+    for given, shown in (({}, "1"), ({"OMP_NUM_THREADS": "5"}, "5")):
         done = subprocess.run(
             [sys.executable, "-c", code], env=kept | given, capture_output=True, text=True, check=True
         )

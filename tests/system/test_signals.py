@@ -134,17 +134,17 @@ def hold_the_next_save(argv, log, environment, threads):
     from processes import _train
     from sliders.formats import checkpoint
 
-    written_whole = checkpoint.written_whole
+    atomic_write = checkpoint.atomic_write
 
     @contextmanager
     def held(path):
-        with written_whole(path) as temporary:
+        with atomic_write(path) as temporary:
             yield temporary
             (log.parent / "saving").touch()
             while not (log.parent / "go").exists():
                 time.sleep(0.001)
 
-    checkpoint.written_whole = held
+    checkpoint.atomic_write = held
     _train(argv, log, environment, threads)
 
 

@@ -12,8 +12,9 @@ from networks import gathered_gradients, randomize
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
+from sliders.config.families import KLEIN
 from sliders.formats.slider_file import open_slider
-from sliders.models.flux2.family import KLEIN_FACTS, KLEIN_FAMILY
+from sliders.models.flux2.family import KLEIN_FAMILY
 from sliders.models.flux2.model import Klein
 from sliders.models.flux2.narrow import build_narrow_klein
 from sliders.sample.sampling import Row, Sampling, sample
@@ -179,7 +180,7 @@ def picture(pipe, embeds, noise, guidance, steps=3):
 def test_sampled_pictures_equal_those_of_diffusers_with_the_slider_loaded_there(trained, distilled):
     """diffusers attaches its own LoRA to separate projections. A distilled model is sampled without guidance."""
     pipe = build_narrow_klein(distilled=distilled)
-    model = Klein(KLEIN_FACTS, build_narrow_klein(distilled=distilled), "tiny")
+    model = Klein(KLEIN, build_narrow_klein(distilled=distilled), "tiny")
     embeds = model.encode_prompts(["a disc", ""], "cpu")
     network = open_slider(trained, model.denoiser, KLEIN_FAMILY)
     pipe.load_lora_weights(str(trained.parent), weight_name=trained.name, adapter_name="slider")

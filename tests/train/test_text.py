@@ -8,7 +8,14 @@ from itertools import pairwise
 import pytest
 import torch
 from conftest import script_main, write_yaml
-from experiments import TEXT_SETS, TEXT_STEPS, make_text_trainer, text_settings_of, write_text_experiment
+from experiments import (
+    TEXT_SETS,
+    TEXT_STEPS,
+    UPSTREAM_BLOCK,
+    make_text_trainer,
+    text_settings_of,
+    write_text_experiment,
+)
 from naive import NaiveLora, scaled_linear_alphas
 from networks import gathered_gradients, randomize
 from PIL import Image
@@ -151,36 +158,13 @@ def test_image_and_noise_of_a_prediction_make_up_the_latents(prediction):
 
 # --- the command
 
-UPSTREAM_CONFIG = """
+UPSTREAM_CONFIG = f"""
 prompts_file: "PROMPTS"
 pretrained_model:
   name_or_path: "stabilityai/stable-diffusion-xl-base-1.0"
   v2: false
   v_pred: false
-network:
-  type: "c3lier"
-  rank: 4
-  alpha: 1.0
-  training_method: "noxattn"
-train:
-  precision: "bfloat16"
-  noise_scheduler: "ddim"
-  iterations: 1000
-  lr: 0.0002
-  optimizer: "AdamW"
-  lr_scheduler: "constant"
-  max_denoising_steps: 50
-save:
-  name: "temp"
-  path: "./models"
-  per_steps: 500
-  precision: "bfloat16"
-logging:
-  use_wandb: false
-  verbose: false
-other:
-  use_xformers: true
-"""
+{UPSTREAM_BLOCK}"""
 UPSTREAM_PROMPTS = """
 - target: "person"
   positive: "person, old"

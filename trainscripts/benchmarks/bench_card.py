@@ -19,7 +19,7 @@ from sliders.compute.device import DTYPES, place, torch_device, use_device
 from sliders.config.schema import Data
 from sliders.data.dataset import ScaleFolders
 from sliders.fast.path import FastPath, fuse_vae
-from sliders.models.sdxl.family import SDXL_FACTS
+from sliders.models.sdxl.family import SDXL_FAMILY
 from sliders.report.page import Page, render
 from sliders.report.summary import measured
 from sliders.report.yardstick import Yardstick, card_multipliers
@@ -36,7 +36,7 @@ def write_folders(root: Path, size: int) -> ScaleFolders:
         for name in range(NAMES):
             noise(size, generator).save(root / folder / f"{name}.png", compress_level=1)
     data = Data(folder_main=root, folders=tuple(SCALES), scales=tuple(SCALES.values()))
-    return ScaleFolders.find(data, SDXL_FACTS.size_multiple)
+    return ScaleFolders.find(data, SDXL_FAMILY.facts.size_multiple)
 
 
 def noise(size: int, generator: torch.Generator) -> Image.Image:

@@ -15,7 +15,7 @@ from sliders.config.schema import Data, Logging, Network, Other, PretrainedModel
 from sliders.data.dataset import ScaleFolders
 from sliders.data.timesteps import allowed_timesteps
 from sliders.models import find_family
-from sliders.models.sdxl.family import SDXL_FACTS, SDXL_FAMILY
+from sliders.models.sdxl.family import SDXL_FAMILY
 from sliders.models.sdxl.model import SDXL
 from sliders.train.plan import Plan
 from torch.utils.flop_counter import FlopCounterMode
@@ -76,7 +76,7 @@ def write_noise_images(root: Path, size: int) -> ScaleFolders:
             pixels = torch.randint(0, 256, (size, size, 3), dtype=torch.uint8, generator=generator)
             Image.fromarray(pixels.numpy()).save(root / folder / f"{name}.png", compress_level=0)
     data = Data(folder_main=root, folders=tuple(SCALES), scales=tuple(SCALES.values()))
-    return ScaleFolders.find(data, SDXL_FACTS.size_multiple)
+    return ScaleFolders.find(data, SDXL_FAMILY.facts.size_multiple)
 
 
 def make_settings(args: argparse.Namespace, root: Path, resolution: int, pairs: int, other: dict[str, str]) -> Settings:
@@ -111,7 +111,7 @@ def step_flops(args: argparse.Namespace, resolution: int, pairs: int) -> int:
     """Floating-point operations of one step's forward and backward pass, with adaptors, without gradients of frozen weights."""
     unet = SDXL_FAMILY.weightless_denoiser(args.model).requires_grad_(False)
     network = AdaptorNetwork(unet, make_network(args))
-    rows, side, shape = 2 * pairs, resolution // SDXL_FACTS.latent_factor, unet.config
+    rows, side, shape = 2 * pairs, resolution // SDXL_FAMILY.facts.latent_factor, unet.config
     pooled = shape.projection_class_embeddings_input_dim - 6 * shape.addition_time_embed_dim
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         network.set_multipliers(torch.ones(rows))

@@ -6,7 +6,7 @@ from sliders.models.base import PromptEmbeds
 from sliders.models.diffusers_unet.narrow import build_scheduler
 from sliders.models.objective import EPSILON, Objective
 from sliders.models.sdxl.configs import SDXL_UNET, SDXL_VAE
-from sliders.models.sdxl.family import SDXL_FACTS
+from sliders.models.sdxl.family import SDXL_FAMILY
 from sliders.models.sdxl.model import SDXL
 
 
@@ -25,7 +25,7 @@ class RandomSDXL(SDXL):
             tokenizer=None, tokenizer_2=None, add_watermarker=False,
         )  # fmt: skip
         objective = Objective.from_scheduler_config(dict(pipe.scheduler.config), EPSILON, False)
-        super().__init__(SDXL_FACTS, pipe, objective, "random")
+        super().__init__(SDXL_FAMILY.facts, pipe, objective, "random")
 
     def encode_prompts(self, prompts: list[str], device: str) -> dict[str, PromptEmbeds]:
         shape, dtype = self.denoiser.config, self.denoiser.dtype

@@ -10,12 +10,13 @@ come nearest to the folders' scales.
 
 import sys
 
+from sliders.config.families import FAMILIES, SD2
 from sliders.config.flags import Parser, number, path, place
 from sliders.config.schema import PretrainedModel
 from sliders.system.command import command
 from sliders.system.errors import InputError, places_renamed
 from sliders.system.files import check_folder
-from sliders.system.imports import quick_imports
+from sliders.system.progress import importing_libraries
 
 REVERSE_NOTE = (
     "--reverse restores the slider's direction. If all scales it was trained with were positive, it does not restore its "
@@ -23,7 +24,8 @@ REVERSE_NOTE = (
 )
 
 
-VERSIONS = {"sdxl": ("sdxl", False), "sd1": ("sd", False), "sd2": ("sd", True)}  # --family → (family, v2)
+# --family → (family, version)
+VERSIONS = {v.name: (name, v) for name, versions in FAMILIES.items() for v in versions}
 
 
 def build_parser() -> Parser:
@@ -68,13 +70,13 @@ def main(argv: list[str]) -> None:
         raise InputError(f"--out: {out} already exists: choose another name, or add --overwrite.")
     check_folder(out.parent, "--out", "choose another --out", out.name)
     # imports torch, which --help and a mistyped flag need not wait for
-    with quick_imports(None):
-        from sliders.formats.cards import calibrate
-        from sliders.formats.conversion import convert
-        from sliders.models import FAMILIES, find_family
+    importing_libraries()
+    from sliders.formats.cards import calibrate
+    from sliders.formats.conversion import convert
+    from sliders.models import find_family
 
-    name, v2 = VERSIONS[flags.family]
-    model = PretrainedModel(name_or_path=flags.model or FAMILIES[name].facts.example, v2=v2)
+    name, facts = VERSIONS[flags.family]
+    model = PretrainedModel(name_or_path=flags.model or facts.example, v2=facts is SD2)
     family = find_family(name, model)
     with places_renamed({"pretrained_model.name_or_path": "--model"}):
         if flags.model is not None:

@@ -21,7 +21,7 @@ from sliders.config.schema import Data
 from sliders.data.dataset import ScaleFolders
 from sliders.formats.cards import calibrate, keep_card
 from sliders.formats.slider_file import open_slider
-from sliders.models.sdxl.family import SDXL_FACTS, SDXL_FAMILY
+from sliders.models.sdxl.family import SDXL_FAMILY
 from sliders.report.card import Card
 from sliders.report.grids import to_pictures
 from sliders.report.sweeps import rank_correlation
@@ -65,7 +65,7 @@ class Check:
         self.embeds = self.model.encode_prompts([*texts, ""], device)
         self.jobs = [(self.embeds[text], seed) for text, seed in zip(texts, EVALUATION_SEEDS, strict=True)]
         self.multipliers = card_multipliers(self.attribute.scales)
-        found = ScaleFolders.find(data, SDXL_FACTS.size_multiple)
+        found = ScaleFolders.find(data, SDXL_FAMILY.facts.size_multiple)
         self.yardstick = Yardstick(self.model, found, (IMAGE_SIZE, IMAGE_SIZE), self.embeds[""])
 
     def pictures(self, slider: Path) -> Tensor:

@@ -4,14 +4,12 @@ Flags and YAML are read before torch is imported, so `--help` and a mistyped key
 """
 
 import argparse
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from sliders.config.schema import Settings
 from sliders.config.settings import load_settings, load_text_settings
 from sliders.sample.settings import load_comparison_settings, load_sample_settings
 from sliders.system.command import command
-from sliders.system.imports import quick_imports
+from sliders.system.progress import importing_libraries
 
 
 @command
@@ -27,8 +25,8 @@ def train_on_prompts(argv: list[str], family: str) -> None:
 @command
 def sample(argv: list[str], family: str) -> None:
     settings = load_sample_settings(argv, family)
-    with _libraries(settings.model.name_or_path, settings.device):
-        from sliders.sample.run import run
+    importing_libraries()
+    from sliders.sample.run import run
 
     print(f"page    {run(settings)}")
 
@@ -36,23 +34,14 @@ def sample(argv: list[str], family: str) -> None:
 @command
 def compare(argv: list[str]) -> None:
     settings = load_comparison_settings(argv)
-    with _libraries(settings.model.name_or_path, settings.device):
-        from sliders.sample.compare import compare
+    importing_libraries()
+    from sliders.sample.compare import compare
 
     print(f"page    {compare(settings)}")
 
 
 def _train(runs: list[Settings], flags: argparse.Namespace) -> None:
-    with _libraries(runs[0].pretrained_model.name_or_path, runs[0].device):
-        from sliders.train.runs import run_all
+    importing_libraries()
+    from sliders.train.runs import run_all
 
     run_all(runs, dry_run=flags.dry_run)
-
-
-@contextmanager
-def _libraries(model: str, device: str) -> Iterator[None]:
-    with quick_imports(model):
-        from sliders.compute.device import wake
-
-        wake(device)
-        yield

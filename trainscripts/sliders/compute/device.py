@@ -2,12 +2,9 @@
 
 import sys
 from collections.abc import Mapping
-from contextlib import suppress
-from threading import Thread
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from sliders.system.errors import InputError
 from sliders.system.launch import launch
@@ -53,28 +50,6 @@ def use_device(device: str) -> None:
     """Makes a GPU the current one, the only one that Triton, streams and graphs use. device: as torch names it."""
     if device.startswith("cuda"):
         torch.cuda.set_device(device)
-
-
-def wake(name: str) -> Thread:
-    """Starts a GPU and the libraries for products and convolutions beside other work, such as imports. name: `--device`.
-
-    Whoever needs the GPU meanwhile waits for it. What is wrong with it is left to be found where it is used.
-    """
-
-    @torch.no_grad()
-    def work() -> None:
-        with suppress(Exception):
-            device = torch_device(name)
-            if device.startswith("cuda"):
-                use_device(device)
-                for dtype in (torch.float32, torch.bfloat16):
-                    x = torch.ones(1, 64, 8, 8, dtype=dtype, device=device)
-                    F.conv2d(x, x.new_ones(64, 64, 3, 3)) @ x.new_ones(6, 8)
-                torch.cuda.synchronize(device)
-
-    thread = Thread(target=work, name="wake GPU")
-    thread.start()
-    return thread
 
 
 @torch.no_grad()

@@ -7,10 +7,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat
 from pydantic_core import PydanticCustomError
 
+from sliders.config.migration import NO_FLOAT16, PRECISIONS, refused, spelled
 from sliders.config.paths import expanded
 
 DECIMAL = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.ASCII | re.IGNORECASE)
-YES, NO = ("yes", "on", "true"), ("no", "off", "false")
 
 
 def as_number(value: Any) -> Any:
@@ -37,30 +37,14 @@ def _as_text(value: Any) -> Any:
     return "" if value is None else value
 
 
-def spelled(aliases: dict[str, str]) -> BeforeValidator:
-    """Ignores case and accepts `aliases`, the short spellings in the original trainers' files."""
-    return BeforeValidator(lambda v: aliases.get(v.lower(), v.lower()) if isinstance(v, str) else v)
-
-
-def switch(on: str, off: str = "off") -> BeforeValidator:
-    """Accepts true for `on` and false for `off`, and their synonyms: the original trainers wrote true."""
-
-    def choice(value: Any) -> Any:
-        word = str(value).lower()
-        return on if word in YES else off if word in NO else value
-
-    return BeforeValidator(choice)
-
-
 one_or_more = BeforeValidator(lambda v: () if v is None else [v] if isinstance(v, str | dict) else v)
-_PRECISION_ALIASES = {"fp32": "float32", "float": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16"}
 Whole = Annotated[int, BeforeValidator(as_number)]
 Number = Annotated[FiniteFloat, BeforeValidator(as_number)]
 Place = Annotated[str, Field(min_length=1), BeforeValidator(_path)]  # a path, or a hub id
 Folder = Annotated[Path, BeforeValidator(_path)]
 Arguments = Annotated[str, BeforeValidator(_as_text)]  # of an optimizer
-TrainPrecision = Annotated[Literal["bfloat16", "float32"], spelled(_PRECISION_ALIASES)]
-SavePrecision = Annotated[Literal["float32", "float16", "bfloat16"], spelled(_PRECISION_ALIASES)]
+TrainPrecision = Annotated[Literal["bfloat16", "float32"], refused(NO_FLOAT16), spelled(PRECISIONS)]
+SavePrecision = Annotated[Literal["float32", "float16", "bfloat16"], spelled(PRECISIONS)]
 
 
 class Section(BaseModel):

@@ -9,21 +9,16 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
+from sliders.config.families import DEFAULT_FAMILY, FAMILIES
 from sliders.config.fields import DECIMAL
+from sliders.config.migration import ELSEWHERE
 from sliders.config.optimizers import OPTIMIZERS
-from sliders.config.other_trainers import ELSEWHERE
 from sliders.config.paths import expanded
 from sliders.config.prompts import PromptSet
-from sliders.config.schema import DEFAULT_FAMILY, FAMILY_ENDINGS, TRAINING_METHODS, Network, Save, Train
+from sliders.config.schema import TRAINING_METHODS, Network, Save, Train
 from sliders.system.errors import InputError
 
 LIST_FLAGS = ("--scales", "--folders", "--attributes")
-USUAL_MODELS = {  # {family, or its version: hub id of the model where none is named}
-    "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
-    "sd": "stable-diffusion-v1-5/stable-diffusion-v1-5",
-    "flux2": "black-forest-labs/FLUX.2-klein-base-4B",
-    "sd2": "stabilityai/stable-diffusion-2-1",
-}
 DEFAULT_FOLDERS = "verylow, low, high, veryhigh"
 DEFAULT_SCALES = "-2, -1, 1, 2"
 DEFAULT_RANGE = "-1, 1"
@@ -93,7 +88,7 @@ def default_of(section: type[BaseModel], key: str) -> str:
 def build_parser(family: str = DEFAULT_FAMILY) -> argparse.ArgumentParser:
     """Of the image trainer."""
     parser = _parser(
-        f"train_lora-scale{FAMILY_ENDINGS[family]}.py",
+        f"train_lora-scale{FAMILIES[family][0].ending}.py",
         "Train a concept slider from folders of images, one folder per multiplier.",
         folder="imagesliders",
         family=family,
@@ -109,7 +104,7 @@ def build_parser(family: str = DEFAULT_FAMILY) -> argparse.ArgumentParser:
     add("--stylecheck", metavar="A-B",
         help="train one slider for each of the data sets DIR+A … DIR+(B-1), named after its folder (default: only DIR itself)")  # fmt: skip
     _add_common_flags(
-        parser, USUAL_MODELS[family], "pairs of images", "default: each image's caption, or empty prompts"
+        parser, FAMILIES[family][0].example, "pairs of images", "default: each image's caption, or empty prompts"
     )
     return parser
 
@@ -126,14 +121,17 @@ def build_text_parser() -> argparse.ArgumentParser:
     add("--scales", metavar="X, Y, …",
         help=f"multipliers to train: all between the lowest and the highest (default: {DEFAULT_RANGE})")  # fmt: skip
     _add_common_flags(
-        parser, USUAL_MODELS[DEFAULT_FAMILY], "pairs of pictures", "default: that of the YAML, where it is required"
+        parser,
+        FAMILIES[DEFAULT_FAMILY][0].example,
+        "pairs of pictures",
+        "default: that of the YAML, where it is required",
     )
     return parser
 
 
 def _parser(script: str, description: str, folder: str, family: str) -> argparse.ArgumentParser:
     """folder: the script's. The default `examples` makes of "config" and "prompts" the files to start from."""
-    ending = FAMILY_ENDINGS[family]
+    ending = FAMILIES[family][0].ending
     parser = Parser(
         prog=script,
         description=description,

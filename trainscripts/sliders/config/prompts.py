@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, PrivateAttr, field_validator, model_validator
 
 from sliders.config.fields import Number, Section, Whole
+from sliders.config.migration import NO_ERASE, refused
 
 LEAST_RESOLUTION = 64  # px
 CAPTION = "{caption}"  # in a prompt: stands for the caption of each image
@@ -42,7 +43,7 @@ class PromptSet(Section):
     positive: Prompt
     unconditional: Prompt = ""
     neutral: Prompt
-    action: Literal["enhance"] = "enhance"
+    action: Annotated[Literal["enhance"], refused(NO_ERASE)] = "enhance"
     guidance_scale: Annotated[Number, Field(gt=0)] = 1.0
     resolution: Annotated[Whole, Field(ge=LEAST_RESOLUTION, le=4096)] = 512
     dynamic_resolution: bool = False
@@ -77,13 +78,6 @@ class PromptSet(Section):
                 "caption of each image"
             )
         return prompt
-
-    @field_validator("action", mode="before")
-    @classmethod
-    def _only_enhance(cls, action: Any) -> Any:
-        if action == "erase":
-            raise ValueError("'erase' means nothing here, since the images say which way a slider goes: use enhance")
-        return action
 
     @property
     def _templates(self) -> tuple[str, str]:
@@ -148,11 +142,6 @@ class TextPromptSet(PromptSet):
                 f"{prompt!r} holds a {{placeholder}}, but there are no images whose captions could fill it: write your own words"
             )
         return prompt
-
-    @field_validator("action", mode="before")
-    @classmethod
-    def _only_enhance(cls, action: Any) -> Any:
-        return action  # images could only be enhanced
 
     @model_validator(mode="after")
     def _leads_somewhere(self) -> Self:

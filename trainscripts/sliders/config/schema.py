@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from sliders.config.families import DEFAULT_FAMILY
 from sliders.config.fields import (
     Arguments,
     Folder,
@@ -19,9 +20,8 @@ from sliders.config.fields import (
     TrainPrecision,
     Whole,
     one_or_more,
-    spelled,
-    switch,
 )
+from sliders.config.migration import minus_one_is_none, spelled, switch, translated
 from sliders.config.optimizers import OPTIMIZERS
 from sliders.config.prompts import Prompt, PromptSet
 
@@ -30,13 +30,6 @@ UNSAFE_IN_NAMES = '<>:"/\\|?*'  # A1111 ends a `<lora:…>` at `:` or `>`; Windo
 TRAINING_METHODS = (
     "full", "noxattn", "innoxattn", "selfattn", "xattn", "xattn-strict", "noxattn-hspace", "noxattn-hspace-last",
 )  # fmt: skip
-DEFAULT_FAMILY = "sdxl"
-FAMILY_ENDINGS = {  # {family: how the names of its scripts and example files end}
-    "sdxl": "-xl",
-    "sd": "",
-    "flux2": "-flux2",
-}
-IN_NAMES = {"flux2": "klein"}  # {family: what programs know its files by, which is part of each slider's name}
 DPM_2M = {"algorithm_type": "dpmsolver++", "solver_order": 2, "use_karras_sigmas": False}
 SAMPLERS = {  # name → class in diffusers, the options that make it what the name promises, name in A1111
     "ddim": ("DDIMScheduler", {"clip_sample": False, "set_alpha_to_one": False}, "DDIM"),
@@ -51,8 +44,6 @@ SAMPLERS = {  # name → class in diffusers, the options that make it what the n
     ),
     "unipc": ("UniPCMultistepScheduler", {"use_karras_sigmas": False}, "UniPC"),
 }
-
-FP16_ADVICE = "float16 needs loss scaling to train and is not offered: use bfloat16, or float32 where a card lacks it"
 
 
 class PretrainedModel(Section):
@@ -82,17 +73,12 @@ class LayerPattern(Section):
 class Network(Section):
     type: Literal["lierla", "c3lier"] = "lierla"  # which layers
     algo: Annotated[str, spelled({})] = "lora"  # (ours) which mathematics: a name in adaptors.ALGORITHMS
-    factor: Annotated[Whole, Field(ge=2)] | None = None  # (ours) of algo lokr; none: as square as possible
+    factor: Annotated[Annotated[Whole, Field(ge=2)] | None, minus_one_is_none] = None  # (ours) of lokr; none: squarest
     rank: Annotated[Whole, Field(ge=1, le=4096)] = 4
     alpha: Annotated[Number, Field(gt=0)] = 1.0
     training_method: Literal[TRAINING_METHODS] = "full"
     include: Annotated[tuple[LayerPattern, ...], one_or_more] = ()  # (ours) see models/layers.py
     exclude: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], one_or_more] = ()  # (ours)
-
-    @field_validator("factor", mode="before")
-    @classmethod
-    def _as_lycoris_says_none(cls, factor: Any) -> Any:
-        return None if factor == -1 else factor
 
     @model_validator(mode="after")
     def _factor_has_an_effect(self) -> "Network":
@@ -114,7 +100,7 @@ class Network(Section):
 
 class Train(Section):
     precision: TrainPrecision = "bfloat16"
-    noise_scheduler: Literal["ddim", "ddpm", "lms", "euler_a"] = "ddim"  # all four noise alike; see models/schedule.py
+    noise_scheduler: Literal["ddim", "ddpm", "lms", "euler_a"] = "ddim"  # no choice: see the guide
     iterations: Annotated[Whole, Field(ge=1, le=10**9)] = 500
     lr: Annotated[Number, Field(gt=0)] = 1e-4
     optimizer: Annotated[Literal[tuple(OPTIMIZERS)], spelled({})] = "adamw"
@@ -135,13 +121,6 @@ class Train(Section):
     max_grad_norm: Annotated[Number, Field(ge=0)] = 0.0  # (ours) 0: gradients are not clipped
     skip_nonfinite: Annotated[Whole, Field(ge=0)] = 0  # (ours) bad steps in a row that are left out, not stopped at
     seed: Annotated[Whole, Field(ge=0, lt=2**63)] = 0  # (ours)
-
-    @field_validator("precision", mode="before")
-    @classmethod
-    def _not_float16(cls, value: Any) -> Any:
-        if isinstance(value, str) and value.lower() in ("fp16", "float16", "half"):
-            raise ValueError(FP16_ADVICE)
-        return value
 
 
 class Save(Section):
@@ -198,12 +177,12 @@ class Other(Section):
     attention: Literal["auto", "sdpa", "cudnn", "flash", "efficient", "math", "xformers", "flash-attn"] = (
         "auto"  # (ours)
     )
-    use_xformers: bool = False  # the fork's way to say attention: xformers
-    use_pytorch_SDPA: bool = True  # noqa: N815 - the fork's spelling; false is its way to say attention: math
+    use_xformers: bool = False  # see migration.OLD_KEYS
+    use_pytorch_SDPA: bool = True  # noqa: N815 - the fork's spelling; see migration.OLD_KEYS
     cuda_graph: Annotated[Literal["auto", "off"], switch("auto")] = "auto"  # (ours)
     fast_path: Annotated[Literal["auto", "off"], switch("auto")] = "auto"  # (ours)
     torch_compile: Annotated[Literal["off", "regional", "full"], switch("regional")] = "off"
-    lycorisize: bool = False  # the fork's way to say network.algo: glora
+    lycorisize: bool = False  # see migration.OLD_KEYS
     gradient_checkpointing: bool = False
     torch_amp: bool = False
 
@@ -211,12 +190,6 @@ class Other(Section):
     def takes_fast_path(self) -> bool:
         """Compiled code has no use for it: the compiler cannot look into it. Autocast could not cast the products in it."""
         return self.fast_path == "auto" and self.torch_compile == "off" and not self.torch_amp
-
-    @property
-    def attention_backend(self) -> str:
-        if self.attention == "auto":
-            return "xformers" if self.use_xformers else "auto" if self.use_pytorch_SDPA else "math"
-        return self.attention
 
 
 class Config(Section):
@@ -241,14 +214,8 @@ class Config(Section):
         return data
 
     @model_validator(mode="after")
-    def _lycorisize_means_glora(self) -> "Config":
-        if not self.other.lycorisize or self.network.algo == "glora":
-            return self
-        if "algo" in self.network.model_fields_set:
-            raise ValueError(
-                f"other.lycorisize: true means network.algo: glora, but network.algo is {self.network.algo}: remove one of them"
-            )
-        return self.model_copy(update={"network": self.network.model_copy(update={"algo": "glora"})})
+    def _old_keys_are_said_as_today(self) -> "Config":
+        return translated(self)
 
 
 class Data(Section):

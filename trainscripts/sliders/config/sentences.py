@@ -7,7 +7,7 @@ from typing import Any, get_args
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from sliders.config.other_trainers import ELSEWHERE
+from sliders.config.migration import ELSEWHERE
 
 WANTED = {  # how the types of pydantic's errors begin → what should have been there
     "int": "a whole number",

@@ -1,7 +1,6 @@
 """Merges flags and YAML into one frozen `Settings` per slider. Does not import torch, so that errors appear at once."""
 
 import argparse
-import importlib.util
 import os
 from pathlib import Path
 from typing import Any
@@ -9,17 +8,18 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from sliders.config import schema
+from sliders.config.families import DEFAULT_FAMILY, FAMILIES
 from sliders.config.flags import (
     DEFAULT_FOLDERS,
     DEFAULT_RANGE,
     DEFAULT_SCALES,
     EXAMPLES,
-    USUAL_MODELS,
     parse_flags,
     parse_names,
     parse_scales,
     parse_text_flags,
 )
+from sliders.config.migration import without_xformers
 from sliders.config.prompts import PromptSet, TextPromptSet, special_token
 from sliders.config.sentences import sentences
 from sliders.config.yaml_file import read_yaml
@@ -38,19 +38,12 @@ FLAG_TO_KEY = {
     "save_path": ("save", "path"),
     "per_steps": ("save", "per_steps"),
 }
-USUAL_PROMPTS = {  # {family: the prompt set where no file is named}, as in the shipped prompts-xl.yaml and prompts.yaml
-    "sdxl": {"target": "", "resolution": 1024, "guidance_scale": 4},
-    "sd": {"target": "", "resolution": 512, "guidance_scale": 7},
-    "flux2": {"target": "", "resolution": 1024, "guidance_scale": 4},
-}
 
 
-def load_settings(
-    argv: list[str], family: str = schema.DEFAULT_FAMILY
-) -> tuple[list[schema.Settings], argparse.Namespace]:
+def load_settings(argv: list[str], family: str = DEFAULT_FAMILY) -> tuple[list[schema.Settings], argparse.Namespace]:
     """Returns the settings of each run (several with `--stylecheck`) and the flags. Raises InputError.
 
-    family: a key of schema.FAMILY_ENDINGS.
+    family: a key of families.FAMILIES.
     """
     flags = parse_flags(argv, family)
     notes: list[str] = []
@@ -65,7 +58,7 @@ def load_settings(
 
 
 def load_text_settings(
-    argv: list[str], family: str = schema.DEFAULT_FAMILY
+    argv: list[str], family: str = DEFAULT_FAMILY
 ) -> tuple[list[schema.Settings], argparse.Namespace]:
     """Like `load_settings`, for a slider that is trained from prompts alone."""
     flags = parse_text_flags(argv)
@@ -88,7 +81,7 @@ def _settings(
     name: str,
     notes: list[str],
 ) -> schema.Settings:
-    word = schema.IN_NAMES.get(family, "")
+    word = FAMILIES[family][0].in_names
     if word not in name.lower():
         name = f"{name}_{word}"
         notes = [
@@ -163,16 +156,10 @@ def _assume(raw: dict, family: str, notes: list[str]) -> None:
     """Fills in what configs of the original trainers lack, or ask for without effect, and adds a note on each."""
     model = raw["pretrained_model"] = {} if raw.get("pretrained_model") is None else raw["pretrained_model"]
     if isinstance(model, dict) and model.get("name_or_path") is None:
-        usual = USUAL_MODELS.get(f"{family}2" if model.get("v2") is True else family, USUAL_MODELS[family])
-        model["name_or_path"] = usual
+        usual = model["name_or_path"] = FAMILIES[family][-1 if model.get("v2") is True else 0].example
         notes.append(f"pretrained_model.name_or_path is not given, so it is {usual}; --model chooses another.")
-    other = raw.get("other")
-    asks = isinstance(other, dict) and other.get("use_xformers") is True and other.get("attention") is None
-    if asks and importlib.util.find_spec("xformers") is None:
-        other["use_xformers"] = False
-        notes.append(
-            "other.use_xformers: xformers is not installed, so PyTorch's own attention is used, which is as fast."
-        )
+    if note := without_xformers(raw.get("other")):
+        notes.append(note)
 
 
 def _load_prompts(
@@ -184,8 +171,9 @@ def _load_prompts(
         path = _prompts_path(config.prompts_file, flags, notes)
         raw, source = read_yaml(path, "prompts_file"), str(path)
     elif kind is PromptSet:
-        raw, source = [USUAL_PROMPTS[family]], "the usual prompts"
-        size = flags.resolution or raw[0]["resolution"]
+        usual = FAMILIES[family][0]  # as in the shipped prompts-xl.yaml and prompts.yaml
+        raw = [{"target": "", "resolution": usual.default_size, "guidance_scale": usual.guidance}]
+        source, size = "the usual prompts", flags.resolution or usual.default_size
         notes.append(
             f"prompts_file is not given, so each image is trained at {size} px with its caption, or with an empty prompt if there "
             "are no captions; --resolution and --batch_size apply."

@@ -17,7 +17,7 @@ def measure_noise_levels(
 ) -> NoiseLevels:
     """embeds: of each image name, on `device`. The model must have no adaptors attached, or none that are on.
 
-    All scales of an image get the same noise. With x0 the image and x0' what follows from the model's prediction, x0' - x0 is
+        All scales of an image get the same noise. With x0 the image and x0' what follows from the model's prediction, x0' - x0 is
     the model's error. What is the same of it at every scale says nothing about the slider; its variance over the scales
     does.
     """

@@ -43,7 +43,7 @@ def check_attention(settings: Other, device: str, precision: str) -> None:
 
     device: as torch names it. precision: `train.precision`.
     """
-    name = settings.attention_backend
+    name = settings.attention
     module, extra = PACKAGES.get(name, (None, ""))
     if module and importlib.util.find_spec(module) is None:
         raise InputError(

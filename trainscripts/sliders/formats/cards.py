@@ -5,14 +5,14 @@ from pathlib import Path
 
 from sliders.adaptors import ALGORITHMS
 from sliders.formats.sidecar import add_to_notes
-from sliders.formats.slider_file import add_metadata, by_module, check_slider, save_slider
+from sliders.formats.slider_file import add_metadata, by_key, by_module, check_slider, save_slider
 from sliders.models import Family
 from sliders.models.layers import reachable_layers
 from sliders.report.card import Card
 from sliders.report.summary import MEASURED, sentence
 from sliders.system.errors import InputError
 
-KEY = "sliders.card"
+CARD = "sliders.card"  # in the metadata
 
 
 def keep_card(slider: Path, card: Card) -> None:
@@ -22,7 +22,7 @@ def keep_card(slider: Path, card: Card) -> None:
     """
     print(f"{slider.stem}: {sentence(card)}", flush=True)
     try:
-        add_metadata(slider, {KEY: card.as_json()})
+        add_metadata(slider, {CARD: card.as_json()})
         add_to_notes(slider, MEASURED, sentence(card))
     except OSError as error:
         print(f"warning: {slider}: the report card could not be written into the file ({error.strerror or error}).")
@@ -30,7 +30,7 @@ def keep_card(slider: Path, card: Card) -> None:
 
 def read_card(metadata: dict[str, str]) -> Card | None:
     """The card in a slider's metadata, None if it has none or one of another version."""
-    text = metadata.get(KEY)
+    text = metadata.get(CARD)
     try:
         return None if text is None else Card.from_json(text)
     except (ValueError, KeyError, TypeError):
@@ -72,12 +72,9 @@ def calibrate(source: Path, target: Path, model: str, family: Family) -> Calibra
     factor = card.factor()
     algorithm = ALGORITHMS[slider.network.algo]
     layers = {family.file_key(path): layer for path, layer in reachable_layers(unet).items()}
-    modules = {
-        module: algorithm.for_files(algorithm.scaled(parts, factor), layers[module])
-        for module, parts in by_module(slider.tensors).items()
-    }
-    tensors = {f"{module}.{part}": weight for module, parts in modules.items() for part, weight in parts.items()}
+    modules = by_module(slider.tensors)
+    scaled = {m: algorithm.for_files(algorithm.scaled(parts, factor), layers[m]) for m, parts in modules.items()}
     calibrated = card.with_factor(factor)
-    own = {KEY: calibrated.as_json(), "ss_output_name": target.stem, "sliders.calibrated_by": repr(factor)}
-    save_slider(target, tensors, {**slider.metadata, **own}, family)
+    own = {CARD: calibrated.as_json(), "ss_output_name": target.stem, "sliders.calibrated_by": repr(factor)}
+    save_slider(target, by_key(scaled), {**slider.metadata, **own}, family)
     return Calibration(factor, card.calibration, calibrated.calibration)

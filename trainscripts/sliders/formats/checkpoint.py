@@ -16,11 +16,13 @@ import torch
 from torch import Tensor
 
 from sliders import __version__
+from sliders.config.migration import ADDED_TO_NETWORK
 from sliders.config.schema import Settings
 from sliders.data.contract import Checked
+from sliders.formats.metadata import model_name
 from sliders.formats.slider_file import not_finite
 from sliders.system.errors import InputError
-from sliders.system.files import SAME_NAME, remove, written_whole
+from sliders.system.files import SAME_NAME, atomic_write, remove
 
 MAGIC = b"sliders state 1\n"
 DIGEST, LENGTH = hashlib.sha256().digest_size, 8  # bytes
@@ -28,8 +30,6 @@ SUFFIX = ".state"
 # Keys of train that may change when a run is resumed: its length, and what NonFiniteError suggests changing. The sections
 # save, preview, logging and other may change too, and so may the device.
 MAY_CHANGE = {"iterations", "lr", "max_grad_norm", "precision", "skip_nonfinite"}
-# Keys of network that checkpoints of earlier versions lack. They are part of a run's identity if they are set.
-ADDED = ("include", "exclude", "factor")
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class Checkpoint:
 
     path: Path
     header: dict  # as passed to `write_checkpoint`, and `version`
+    start: int  # of the tensors, in bytes
 
     @property
     def step(self) -> int:
@@ -46,10 +47,8 @@ class Checkpoint:
 
     def tensors(self) -> dict:
         """Reads the tensors that were passed to `write_checkpoint`, on the CPU."""
-        raw = memoryview(self.path.read_bytes())
-        start = len(MAGIC) + DIGEST
-        start += LENGTH + int.from_bytes(raw[start : start + LENGTH], "little")
-        return torch.load(io.BytesIO(raw[start:]), map_location="cpu", weights_only=True)
+        raw = memoryview(self.path.read_bytes())[self.start :]
+        return torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
 
     def check_values(self) -> None:
         """Raises InputError if a weight, or what the optimizer knows of it, is NaN or infinite."""
@@ -77,7 +76,7 @@ def write_checkpoint(path: Path, header: dict, tensors: dict) -> None:
     content, text = io.BytesIO(), json.dumps({**header, "version": __version__}).encode()
     content.write(len(text).to_bytes(LENGTH, "little") + text)
     torch.save(tensors, content)  # in memory: on a full disk, torch would not raise OSError
-    with written_whole(path) as temporary, temporary.open("wb") as file:
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
         file.write(MAGIC + hashlib.sha256(content.getbuffer()).digest())
         file.write(content.getbuffer())
 
@@ -91,7 +90,8 @@ def read_checkpoint(path: Path) -> Checkpoint | None:
         if hashlib.file_digest(file, "sha256").digest() != digest:
             return None
         file.seek(len(MAGIC) + DIGEST)
-        return Checkpoint(path, json.loads(file.read(int.from_bytes(file.read(LENGTH), "little"))))
+        header = file.read(int.from_bytes(file.read(LENGTH), "little"))
+        return Checkpoint(path, json.loads(header), file.tell())
 
 
 def checkpoints_of(settings: Settings) -> dict[int, Path]:
@@ -135,14 +135,13 @@ def prune_checkpoints(settings: Settings, step: int) -> None:
 
 def identity(settings: Settings, data: Checked) -> dict:
     """Everything that must not change when a run is resumed, as JSON values."""
-    name = settings.pretrained_model.name_or_path
     found = {
         "pretrained_model": {
             **settings.pretrained_model.model_dump(mode="json", exclude={"config"}),
-            "name_or_path": Path(name).name if Path(name).exists() else name,
+            "name_or_path": model_name(settings),
         },
         "network": settings.network.model_dump(
-            mode="json", exclude={k for k in ADDED if not getattr(settings.network, k)}
+            mode="json", exclude={k for k in ADDED_TO_NETWORK if not getattr(settings.network, k)}
         ),
         "train": settings.train.model_dump(mode="json", exclude=MAY_CHANGE),
         "prompts": [p.model_dump(mode="json") for p in settings.prompts],

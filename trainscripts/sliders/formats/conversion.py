@@ -10,21 +10,20 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from sliders import __version__
 from sliders.adaptors import ALGORITHMS
 from sliders.adaptors.base import ALPHA
 from sliders.config.schema import Network
+from sliders.formats.cards import CARD
 from sliders.formats.foreign_keys import Layers, Module, find_layers
 from sliders.formats.layer_settings import settings_for
-from sliders.formats.metadata import network_metadata
-from sliders.formats.slider_file import by_module, check_fit, check_values, save_slider, stored_settings
+from sliders.formats.metadata import file_metadata
+from sliders.formats.slider_file import by_key, by_module, check_fit, check_values, save_slider, stored_settings
 from sliders.models import VERSIONS, Family
 from sliders.models.diffusers_unet.sources import TINY
 from sliders.system.errors import InputError, either
 from sliders.system.weight_files import open_weights
 
 KEPT = (torch.float32, torch.float16, torch.bfloat16)
-CARD = "sliders.card"
 TRAINED_ON = "ss_base_model_version"  # in the metadata, as kohya's scripts and this project write it
 
 
@@ -62,8 +61,7 @@ def convert(
     notes += _version_notes(source, metadata, family, similar)
     algorithm, found = ALGORITHMS[fitted.network.algo], fitted.tensors
     if reverse:
-        parts = {name: algorithm.scaled(parts, -1.0) for name, parts in by_module(found).items()}
-        found = {f"{name}.{part}": weight for name, own in parts.items() for part, weight in own.items()}
+        found = by_key({module: algorithm.scaled(parts, -1.0) for module, parts in by_module(found).items()})
     save_slider(target, found, _metadata(source, target, metadata, fitted.network, family, reverse), family)
     return Conversion(_described(fitted), notes)
 
@@ -83,11 +81,11 @@ def _fit(
         for part, weight in ALGORITHMS[algo].for_files(parts, unet.get_submodule(name)).items()
     }
     shapes = {key: tensor.shape for key, tensor in found.items()}
-    own = stored_settings(metadata)
-    if own is not None and own.algo == algo:
-        with suppress(InputError):
-            check_fit(path, shapes, unet, own, family)
-            return Fitted(own, found, layers)
+    network = stored_settings(metadata)
+    with suppress(InputError):
+        if network is not None and network.algo == algo:
+            check_fit(path, shapes, unet, network, family)
+            return Fitted(network, found, layers)
     network = settings_for(path, unet, modules, algo)
     check_fit(path, shapes, unet, network, family)
     return Fitted(network, found, layers)
@@ -188,7 +186,7 @@ def _version_notes(path: Path, metadata: dict[str, str], family: Family, similar
     if others:
         raise InputError(
             f"{path}: its metadata say that it is for {others[0].facts.title}, not {family.facts.title}: give --family "
-            f"{others[0].facts.webui_version.lower()}."
+            f"{others[0].facts.name}."
         )
     if not similar or stated.startswith(_version(family)):
         return []
@@ -207,18 +205,12 @@ def _metadata(
     source: Path, target: Path, known: dict[str, str], network: Network, family: Family, reverse: bool
 ) -> dict[str, str]:
     """What web UIs and `open_slider` read. Of a slider of this project also what is known about its training."""
-    own = stored_settings(known) is not None
-    config = json.loads(known["sliders.config"]) if own else {}
-    kept = {key: value for key, value in known.items() if own and not (reverse and key == CARD)}
+    kept = {} if stored_settings(known) is None else known
+    config = json.loads(kept.get("sliders.config", "{}"))
     return {
         **family.metadata(None),
-        **kept,
-        "ss_output_name": target.stem,
-        **network_metadata(network),
-        "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.title": target.stem,
-        "modelspec.date": time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime()),
-        "sliders.version": __version__,
+        **{key: value for key, value in kept.items() if not (reverse and key == CARD)},
+        **file_metadata(target.stem, network, time.time()),
         "sliders.config": json.dumps({**config, "network": network.model_dump()}),
         "sliders.converted_from": source.name + (", reversed" if reverse else ""),
     }

@@ -18,9 +18,8 @@ from sliders.system.errors import InputError, either
 
 Module = dict[str, Tensor]  # {part: tensor} of one layer
 
-PROCESSOR = (
-    "_lora.{}.weight"  # of the attention processors in diffusers up to 0.21: attn1.processor.to_q_lora.down.weight
-)
+# of the attention processors in diffusers up to 0.21: attn1.processor.to_q_lora.down.weight
+PROCESSOR = "_lora.{}.weight"
 PARTS = {  # end of a key → our name of the part
     **{f".{part}": part for algorithm in ALGORITHMS.values() for part in (*algorithm.PARTS, ALPHA)},
     **{f".{end}.weight": "lora_down.weight" for end in ("lora_A", "lora_A.default", "lora.down")},
@@ -85,21 +84,17 @@ def _module_names(unet: nn.Module, family: Family) -> dict[str, str]:
     """{name of a layer, in any spelling, with underscores for dots: its path in diffusers' UNet}."""
     found = {}
     for path in reachable_layers(unet):
-        for spelling in family.spellings(path):
-            found[spelling.replace(".", "_")] = path
-        if path.endswith(".to_out.0"):
-            found[path.removesuffix(".0").replace(".", "_")] = path  # in attention processors
+        of_processor = path.removesuffix(".0") if path.endswith(".to_out.0") else path
+        found |= {spelling.replace(".", "_"): path for spelling in (*family.spellings(path), of_processor)}
     return found
 
 
 def _bare(key: str) -> str:
     """Removes what compilers and libraries add to a layer's name."""
     name = key.replace(".", "_").replace("_orig_mod_", "_").replace("_processor_", "_")
-    name, before = re.sub("_+", "_", name).removeprefix("_"), None
-    while name != before:
-        before = name
-        for prefix in PREFIXES:
-            name = name.removeprefix(prefix)
+    name = re.sub("_+", "_", name).removeprefix("_")
+    while prefix := next((prefix for prefix in PREFIXES if name.startswith(prefix)), None):
+        name = name.removeprefix(prefix)
     return name
 
 
@@ -107,13 +102,11 @@ def _add_alphas(path: Path, modules: dict[str, Module], metadata: dict[str, str]
     """Adds the alphas that PEFT's configuration states to the layers that have none."""
     config = _peft_config(path, metadata)
     for name, parts in modules.items():
-        ranks = [
-            parts[part].shape[0] for part in ("lora_down.weight", "hada_w1_b") if part in parts and parts[part].ndim
-        ]
+        low = parts.get("lora_down.weight", parts.get("hada_w1_b"))
         alpha = _peft_alpha(config, name)
-        if ALPHA not in parts and ranks and alpha is not None:
+        if ALPHA not in parts and low is not None and low.ndim and alpha is not None:
             root = config.get("use_rslora", False)  # then the gain is alpha / √rank
-            parts[ALPHA] = torch.tensor(alpha * math.sqrt(ranks[0]) if root else alpha, dtype=torch.float64)
+            parts[ALPHA] = torch.tensor(alpha * math.sqrt(len(low)) if root else alpha, dtype=torch.float64)
 
 
 def _peft_config(path: Path, metadata: dict[str, str]) -> dict:
@@ -131,8 +124,7 @@ def _peft_config(path: Path, metadata: dict[str, str]) -> dict:
 
 def _peft_alpha(config: dict, name: str) -> float | None:
     """A pattern is the end of a layer's name, as a regular expression."""
-    found = config.get("lora_alpha", config.get("alpha"))
-    patterns = config.get("alpha_pattern")
+    found, patterns = config.get("lora_alpha", config.get("alpha")), config.get("alpha_pattern")
     for pattern, value in patterns.items() if isinstance(patterns, dict) else ():
         with suppress(re.error):
             if re.match(rf"(.*\.)?({pattern})$", name):

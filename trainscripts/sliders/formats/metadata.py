@@ -23,9 +23,8 @@ def slider_metadata(
     resolution = max(p.resolution for p in settings.prompts)
     found = {
         **family.metadata(prediction),
-        "ss_output_name": stem,
-        **network_metadata(settings.network),
-        "ss_sd_model_name": _model_name(settings),
+        **file_metadata(stem, settings.network, started),
+        "ss_sd_model_name": model_name(settings),
         "ss_training_started_at": started,
         "ss_steps": steps,
         "ss_max_train_steps": train.iterations,
@@ -36,17 +35,25 @@ def slider_metadata(
         "ss_mixed_precision": train.precision,
         "ss_resolution": f"({resolution}, {resolution})",
         **data.metadata(settings.prompts),
-        "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.title": stem,
-        "modelspec.date": time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(started)),
         "modelspec.resolution": f"{resolution}x{resolution}",
         **PREDICTED.get(prediction, {}),
-        "sliders.version": __version__,
         "sliders.prompts": [p.model_dump() for p in settings.prompts],
         "sliders.config": _shareable(settings),
         "sliders.versions": {name: version(name) for name in ("torch", "diffusers", "transformers", "safetensors")},
     }
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in found.items()}
+
+
+def file_metadata(stem: str, network: Network, made: float) -> dict[str, str]:
+    """What every slider file states. made: seconds since the epoch."""
+    return {
+        **network_metadata(network),
+        "ss_output_name": stem,
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.title": stem,
+        "modelspec.date": time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(made)),
+        "sliders.version": __version__,
+    }
 
 
 def network_metadata(network: Network) -> dict[str, str]:
@@ -68,12 +75,12 @@ def network_metadata(network: Network) -> dict[str, str]:
 def _shareable(settings: Settings) -> dict:
     """The settings without where things lie on the user's disk: files like these are uploaded."""
     config = settings.model_dump(mode="json", include={"pretrained_model", "network", "train", "save", "other"})
-    config["pretrained_model"] = {**config["pretrained_model"], "name_or_path": _model_name(settings), "config": None}
+    config["pretrained_model"] = {**config["pretrained_model"], "name_or_path": model_name(settings), "config": None}
     del config["save"]["path"]
     return config
 
 
-def _model_name(settings: Settings) -> str:
-    """Hub id as it is, of a path only the last part."""
+def model_name(settings: Settings) -> str:
+    """A hub id as it is, of a path only the last part."""
     name = settings.pretrained_model.name_or_path
     return Path(name).name if Path(name).exists() else name

@@ -7,7 +7,7 @@ from pathlib import Path
 from sliders.config.schema import Settings
 from sliders.models import Family
 from sliders.report.web_ui import multiplier_template
-from sliders.system.files import written_whole
+from sliders.system.files import atomic_write
 
 
 def sidecar(settings: Settings, stem: str, family: Family) -> dict[str, str | float]:
@@ -42,7 +42,7 @@ def write_sidecar(path: Path, settings: Settings, family: Family) -> None:
 
 
 def _write(path: Path, content: dict) -> None:
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(content, indent=4, ensure_ascii=False), encoding="utf-8")
 
 

@@ -20,7 +20,7 @@ from sliders.adaptors.network import AdaptorNetwork
 from sliders.config.schema import Network
 from sliders.models import Family
 from sliders.system.errors import InputError
-from sliders.system.files import written_whole
+from sliders.system.files import atomic_write
 from sliders.system.weight_files import WeightFile, open_weights
 
 T = TypeVar("T")
@@ -51,11 +51,10 @@ def slider_tensors(network: AdaptorNetwork, family: Family, dtype: torch.dtype) 
     """{key as web UIs read it: tensor on the CPU}, in `dtype`, except alpha: float32, because loaders divide it by rank."""
     found = {}
     for path, adaptor in zip(network.module_paths, network.adaptors, strict=True):
-        parts = {part: tensor.cpu() for part, tensor in adaptor.tensors().items()}
-        for part, tensor in adaptor.for_files(parts, adaptor.base).items():
-            kept = torch.float32 if part == ALPHA else dtype
-            found[f"{family.file_key(path)}.{part}"] = tensor.to(kept).contiguous()
-    return found
+        parts = adaptor.for_files({part: tensor.cpu() for part, tensor in adaptor.tensors().items()}, adaptor.base)
+        kept = {part: torch.float32 if part == ALPHA else dtype for part in parts}
+        found[family.file_key(path)] = {part: tensor.to(kept[part]).contiguous() for part, tensor in parts.items()}
+    return by_key(found)
 
 
 def save_slider(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str], family: Family) -> None:
@@ -64,7 +63,7 @@ def save_slider(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]
     Raises OSError if the file cannot be written or reads back differently; `path` is then unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_bytes(serialize(tensors, metadata))
         _check_written(temporary, tensors, family)
 
@@ -100,7 +99,7 @@ def _hash(body: bytes) -> str:
 def add_metadata(path: Path, metadata: dict[str, str]) -> None:
     """Adds to a slider's metadata. Its weights, and with them its hash, stay the same. Raises OSError; the file is then as before."""
     content = _with_metadata(path.read_bytes(), metadata)
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_bytes(content)
 
 
@@ -198,6 +197,11 @@ def by_module(found: dict[str, T]) -> dict[str, dict[str, T]]:
         module, _, part = key.partition(".")
         modules.setdefault(module, {})[part] = value
     return modules
+
+
+def by_key(modules: dict[str, dict[str, T]]) -> dict[str, T]:
+    """{MODULE: {PART: value}} → {MODULE.PART: value}"""
+    return {f"{module}.{part}": value for module, parts in modules.items() for part, value in parts.items()}
 
 
 def _check_shapes(path: Path, shapes: dict[str, tuple[int, ...]], network: AdaptorNetwork, family: Family) -> None:

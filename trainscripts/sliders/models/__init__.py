@@ -9,7 +9,7 @@ from sliders.models.sdxl.family import SDXL_FAMILY
 
 hide_progress_bars()
 
-FAMILIES: dict[str, Family] = {  # the names are those of schema.FAMILY_ENDINGS
+FAMILIES: dict[str, Family] = {  # the names are those of config.families
     "sdxl": SDXL_FAMILY,
     "sd": SD1_FAMILY,
     "flux2": KLEIN_FAMILY,

@@ -10,6 +10,7 @@ from diffusers import SchedulerMixin
 from PIL import Image
 from torch import Tensor, nn
 
+from sliders.config.families import Facts
 from sliders.config.schema import PretrainedModel, Settings
 from sliders.models.objective import Objective
 from sliders.system.errors import InputError
@@ -34,24 +35,6 @@ class Geometry:
     original: tuple[int, int]  # (height, width) before cropping
     crop: tuple[int, int]  # (top, left) of the crop
     target: tuple[int, int]  # (height, width) of the crop
-
-
-@dataclass(frozen=True)
-class Facts:
-    """Constants of a model family."""
-
-    title: str  # its name in messages
-    example: str  # the hub id of its usual model
-    webui_version: str  # "sd version" in the sidecar
-    webui_clip_skip: int  # what web UIs call Clip skip where `clip_skip` is none
-    size_multiple: int  # px; the sides of training images are multiples of it
-    latent_factor: int  # px per latent along each side
-    latent_channels: int
-    default_size: int  # px; side of a sampled picture
-
-    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        """[c, h, w] of the latents of a picture of that many px."""
-        return self.latent_channels, height // self.latent_factor, width // self.latent_factor
 
 
 class Model(ABC):

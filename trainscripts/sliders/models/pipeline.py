@@ -9,7 +9,8 @@ from diffusers import DiffusionPipeline, SchedulerMixin
 from torch import nn
 
 from sliders.compute.device import place
-from sliders.models.base import Facts, Model, PromptEmbeds, fingerprint
+from sliders.config.families import Facts
+from sliders.models.base import Model, PromptEmbeds, fingerprint
 from sliders.models.objective import Objective
 
 

@@ -10,7 +10,7 @@ from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 from PIL import Image
 
-from sliders.system.files import written_whole
+from sliders.system.files import atomic_write
 
 WEB = Path(__file__).parent / "web"
 LOSSLESS_UP_TO = 256 * 256  # px; larger pictures would make the page hundreds of megabytes large
@@ -160,7 +160,7 @@ def data_uri(picture: Image.Image) -> str:
 
 def write_page(path: Path, page: Page) -> None:
     """Raises OSError; `path` is then as before."""
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(render(page), encoding="utf-8")
 
 

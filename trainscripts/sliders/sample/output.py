@@ -12,7 +12,7 @@ from sliders.sample.infotext import infotext, png_info
 from sliders.sample.plan import SamplePlan
 from sliders.sample.settings import SampleSettings
 from sliders.sample.templates import Group
-from sliders.system.files import written_whole
+from sliders.system.files import atomic_write
 
 PAGE = "index.html"  # the page beside them
 
@@ -33,10 +33,10 @@ class Output:
             for multiplier, label, pixels in zip(group.multipliers, labels, row, strict=True):
                 text = self._parameters(group, multiplier, seed)
                 path = self._folder / f"{self._groups:02d}_seed{seed}_x{label}.png"
-                with written_whole(path) as temporary:
+                with atomic_write(path) as temporary:
                     to_picture(pixels).save(temporary, format="PNG", pnginfo=png_info(text))
         grid = labelled_grid(pictures, [f"seed {seed}" for seed in seeds], labels)
-        with written_whole(self._folder / f"{self._groups:02d}_grid.png") as temporary:
+        with atomic_write(self._folder / f"{self._groups:02d}_grid.png") as temporary:
             grid.save(temporary, format="PNG")
 
     def _parameters(self, group: Group, multiplier: float, seed: int) -> str:

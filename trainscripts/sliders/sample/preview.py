@@ -178,21 +178,15 @@ class Previews:
 
 @contextmanager
 def sampling_from(model: Model, network: AdaptorNetwork, device: str) -> Iterator[None]:
-    """Prepares a model in training for sampling: VAE on `device`, modules in evaluation mode. Restores everything on exit.
+    """Prepares a model in training for sampling: VAE on `device`, a scheduler of its own. Restores everything on exit.
 
     Sampling uses its own random generators, so torch's random state is not affected.
     """
-    modules = [*model.denoiser.modules(), *network.modules()]
     scheduler, multipliers = model.scheduler, network.multipliers
-    training = [module.training for module in modules]
     model.scheduler = type(scheduler).from_config(scheduler.config)
     try:
-        for module in modules:
-            module.training = False
         with vae_on(model, device):
             yield
     finally:
-        for module, flag in zip(modules, training, strict=True):
-            module.training = flag
         model.scheduler = scheduler
         network.set_multipliers(multipliers)

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from sliders.config.families import DEFAULT_FAMILY, FAMILIES, SD2
 from sliders.config.fields import Number, SavePrecision, Section, Whole
 from sliders.config.flags import (
     Parser,
@@ -19,7 +20,7 @@ from sliders.config.flags import (
     whole,
 )
 from sliders.config.prompts import Prompt
-from sliders.config.schema import DEFAULT_FAMILY, FAMILY_ENDINGS, SAMPLERS, PretrainedModel
+from sliders.config.schema import SAMPLERS, PretrainedModel
 from sliders.config.settings import validated
 from sliders.system.errors import InputError
 
@@ -75,7 +76,7 @@ class SampleSettings(Section):
 
 
 def script_name(family: str) -> str:
-    return f"sample_slider{FAMILY_ENDINGS[family]}.py"
+    return f"sample_slider{FAMILIES[family][0].ending}.py"
 
 
 def build_parser(family: str) -> Parser:
@@ -108,7 +109,7 @@ def build_comparison_parser(family: str) -> Parser:
         allow_abbrev=False,
     )
     parser.add_argument("slider", nargs="+", type=path, metavar="SLIDER", help="files of at least two sliders")
-    parser.add_argument("--family", choices=FAMILY_ENDINGS, default=DEFAULT_FAMILY,
+    parser.add_argument("--family", choices=FAMILIES, default=DEFAULT_FAMILY,
         help="the kind of model that they are for (default: sdxl)")  # fmt: skip
     _add_flags(parser, family, "comparison beside the first slider")
     return parser
@@ -137,9 +138,9 @@ def _add_model(parser: Parser, family: str) -> None:
         help="diffusers folder with the JSON files of a single-file model, for use without a network (default: the hub's)")  # fmt: skip
     add("--v_pred", action=BooleanOptionalAction, default=None,
         help="for a model whose files do not say that it predicts v, or, with --no-v_pred, noise (default: what they say)")  # fmt: skip
-    if family == "sd":
+    if SD2 in FAMILIES[family]:
         add("--v2", action="store_true", help="the model is a Stable Diffusion 2 (default: 1)")
-    usual = 2 if family == "sdxl" else 1
+    usual = FAMILIES[family][0].webui_clip_skip
     add("--clip_skip", type=whole, metavar="N", help=f"web UIs' Clip skip minus {usual} (default: Clip skip {usual})")
 
 
@@ -181,7 +182,7 @@ def load_sample_settings(argv: list[str], family: str = DEFAULT_FAMILY) -> Sampl
 def load_comparison_settings(argv: list[str]) -> SampleSettings:
     """Parses the command line of the compare command. Raises InputError with one message per mistake."""
     chosen = Parser(add_help=False, allow_abbrev=False)
-    chosen.add_argument("--family", choices=FAMILY_ENDINGS, default=DEFAULT_FAMILY)
+    chosen.add_argument("--family", choices=FAMILIES, default=DEFAULT_FAMILY)
     family = chosen.parse_known_args(argv)[0].family
     flags = vars(build_comparison_parser(family).parse_args(join_list_flags(argv, LIST_FLAGS)))
     if len(flags["slider"]) < 2:

@@ -1,4 +1,4 @@
-"""Writing files that are complete or absent, even after a power failure, and checking folders before training."""
+"""Atomic writes, which leave a file complete or absent even after a power failure, and checks of files and folders."""
 
 import os
 import re
@@ -22,7 +22,7 @@ LONGEST_PATH = 259  # characters, on Windows by default (not verified on Windows
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path` to write to. On success it is renamed to `path`, otherwise removed.
 
     The file is synced to disk before it is renamed, and its folder before this returns. Raises OSError.

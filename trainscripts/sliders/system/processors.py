@@ -1,29 +1,21 @@
-"""Makes PyTorch's threads share the processors with other programs. It takes effect only before torch is imported."""
+"""How many threads PyTorch may start. It takes effect only before torch is imported."""
 
 import math
 import os
-import time
 from pathlib import Path
 
 from sliders.system.launch import launch
 
 CGROUP = Path("/sys/fs/cgroup")  # where Linux containers find their limits
-PROC = Path("/proc")
-COUNTS = 5
 
 
 def share_processors() -> None:
-    """Sets OpenMP's environment variables, except those that the user has set. Several processes get equal shares.
+    """Limits the threads of PyTorch, unless the user has, to a container's quota, in equal shares for several processes.
 
-    By default, threads that wait for the others occupy their processors, also against the one that they wait for. Beside
-    other busy programs a step then takes many times as long as on one thread. On an idle machine it is the other way
-    round: waking a thread that sleeps takes longer than most operations of a narrow model.
+    OpenMP would start one for each processor, and those that wait for the others would use up the quota.
     """
-    quota = processor_quota()
-    available, processes = available_processors(), launch().local_count
-    if "OMP_WAIT_POLICY" not in os.environ and running_programs() >= available / 2:
-        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
-    share = min(quota or available, available) // processes
+    available = available_processors()
+    share = min(processor_quota() or available, available) // launch().local_count
     if share < available:
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, share)))
 
@@ -33,25 +25,6 @@ def available_processors() -> int:
     if hasattr(os, "sched_getaffinity"):  # Linux
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def running_programs(proc: Path = PROC) -> int:
-    """How many threads of other programs are running or waiting for a processor at this moment; 0 if not on Linux.
-
-    The load average would also count those that have just ended. The least of a few counts leaves out short work.
-    """
-    others = math.inf
-    for count in range(COUNTS):
-        if count:
-            time.sleep(0.01)
-        try:
-            running = int((proc / "loadavg").read_text().split()[3].partition("/")[0])
-        except (OSError, ValueError, IndexError):
-            return 0
-        others = min(others, max(0, running - 1))  # without this one
-        if others == 0:  # on an idle machine nothing waits
-            break
-    return int(others)
 
 
 def processor_quota(cgroup: Path = CGROUP) -> int | None:

@@ -18,6 +18,12 @@ def now(doing: str) -> None:
     sys.stdout.flush()
 
 
+def importing_libraries() -> None:
+    """Says that PyTorch and the model libraries are imported next, unless they have been."""
+    if "torch" not in sys.modules:
+        now("importing PyTorch and the model libraries")
+
+
 def progress(items: Iterable[T], what: str, total: int) -> Iterator[T]:
     """Yields `items`, pictures of which there are `total`, and shows how many are done; below another bar only meanwhile."""
     return iter(tqdm(items, what, total=total, unit="img", leave=None))

@@ -20,7 +20,7 @@ from sliders.models.base import Model
 from sliders.report.card import Card
 from sliders.report.page import Page, write_page
 from sliders.system.errors import InputError
-from sliders.system.files import SAME_NAME, remove, remove_leftovers, written_whole
+from sliders.system.files import SAME_NAME, atomic_write, remove, remove_leftovers
 from sliders.system.processes import Processes
 from sliders.train.plan import Plan
 
@@ -111,7 +111,7 @@ class Outputs:
     def save_picture(self, suffix: str, picture: Image.Image) -> None:
         """Saves the picture beside the slider of that suffix, where web UIs look for it. Raises OSError."""
         path = self.path(suffix).with_suffix(".preview.png")
-        with written_whole(path) as temporary:
+        with atomic_write(path) as temporary:
             picture.save(temporary, format="PNG")
         self.shown = [path]
 

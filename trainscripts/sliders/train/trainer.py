@@ -110,9 +110,9 @@ class Trainer:
         """Lets the denoiser compute faster, as the settings want it. Returns the weights that it then reads."""
         other, denoiser = self.settings.other, self.model.denoiser
         if other.takes_fast_path:
-            (weights,) = FastPath(denoiser, [self.network], other.attention_backend, trains=True).weights
+            (weights,) = FastPath(denoiser, [self.network], other.attention, trains=True).weights
             return weights
-        set_attention(denoiser, attend_with(other.attention_backend, denoiser.device, kernels=False))
+        set_attention(denoiser, attend_with(other.attention, denoiser.device, kernels=False))
         compile_denoiser(denoiser, other.torch_compile, architecture_of(denoiser).compiled)
         return FlatWeights(self.network)
 

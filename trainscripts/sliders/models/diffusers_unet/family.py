@@ -8,7 +8,7 @@ import torch
 from diffusers import DiffusionPipeline, UNet2DConditionModel
 
 from sliders.config.schema import SAMPLERS, PretrainedModel
-from sliders.models.base import Facts, Family
+from sliders.models.base import Family
 from sliders.models.diffusers_unet import sources
 from sliders.models.diffusers_unet.kinds import Kind
 from sliders.models.diffusers_unet.loading import load_pipeline
@@ -24,9 +24,9 @@ class UNetFamily(Family):
     model: type[UNetModel]
     samplers = tuple(SAMPLERS)
 
-    def __init__(self, kind: Kind, facts: Facts, configs: Mapping[str, Mapping]):
+    def __init__(self, kind: Kind, configs: Mapping[str, Mapping]):
         """configs: {part of the pipeline: its config.json}, of the family's usual model."""
-        self.kind, self.facts, self.configs = kind, facts, configs
+        self.kind, self.facts, self.configs = kind, kind.facts, configs
 
     @abstractmethod
     def build_tiny(self) -> DiffusionPipeline:

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from sliders.config import families
+from sliders.config.families import Facts
 from sliders.models.diffusers_unet.folders import PARTS, Weights
 from sliders.models.diffusers_unet.keys import UNET_PREFIX
 from sliders.models.objective import EPSILON, V_PREDICTION
@@ -20,32 +22,16 @@ TIME_IDS = 6  # original size, crop and target size
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of model, with what tells it from the others, so that a user who has another one is told what to do."""
+    """A kind of model, with what tells it from the others."""
 
-    title: str
-    article: str
-    example: str  # a hub id
+    facts: Facts
     parts: tuple[str, ...]
-    prediction: str  # of the example
-    use: str  # the remedy for those who have such a model
-
-    @property
-    def a(self) -> str:
-        return f"{self.article} {self.title}"
+    prediction: str  # of its usual model
 
 
-SDXL = Kind(
-    "SDXL", "an", "stabilityai/stable-diffusion-xl-base-1.0", tuple(PARTS), EPSILON,
-    "train_lora-scale-xl.py and sample_slider-xl.py",
-)  # fmt: skip
-SD1 = Kind(
-    "Stable Diffusion 1", "a", "stable-diffusion-v1-5/stable-diffusion-v1-5", tuple(PARTS)[:3], EPSILON,
-    "train_lora-scale.py and sample_slider.py, without pretrained_model.v2 and --v2",
-)  # fmt: skip
-SD2 = Kind(
-    "Stable Diffusion 2", "a", "stabilityai/stable-diffusion-2-1", tuple(PARTS)[:3], V_PREDICTION,
-    "train_lora-scale.py with pretrained_model.v2: true, and sample_slider.py with --v2",
-)  # fmt: skip
+SDXL = Kind(families.SDXL, tuple(PARTS), EPSILON)
+SD1 = Kind(families.SD1, tuple(PARTS)[:3], EPSILON)
+SD2 = Kind(families.SD2, tuple(PARTS)[:3], V_PREDICTION)
 
 
 def kind_of_file(keys: Mapping[str, str], weights: Weights) -> Kind | None:
@@ -76,7 +62,7 @@ def check_unet(config: Mapping, wanted: Kind, place: str) -> None:
     found = kind_of_unet(config)
     if found is not wanted:
         raise InputError(
-            f"{place} is {found.a} model, not {wanted.a} one: choose {wanted.a} model, or use {found.use}."
+            f"{place} is {found.facts.a} model, not {wanted.facts.a} one: choose {wanted.facts.a} model, or use {found.facts.use}."
         )
 
 
@@ -88,7 +74,7 @@ def check_channels(place: str, channels: int, wanted: Kind) -> None:
 
 
 def not_a_base_model(place: str, wanted: Kind, what: str) -> str:
-    return f"{place} is not {wanted.a} base model ({what}): choose a base model."
+    return f"{place} is not {wanted.facts.a} base model ({what}): choose a base model."
 
 
 def check_parts(configs: Mapping[str, Mapping], place: str) -> None:

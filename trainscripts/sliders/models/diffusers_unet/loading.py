@@ -52,7 +52,7 @@ def load_pipeline(
         if source is None:
             source = inspect_folder(_hub_folder(pipeline, kind, settings, place), place, kind)
         elif source.folder is None:
-            folder = folders.json_folder(kind.example, place)
+            folder = folders.json_folder(kind.facts.example, place)
             source = inspect_file(Path(settings.name_or_path), place, kind, folder, base)
         objective, scheduler, note = find_noise(settings, source.scheduler, source.own, source.statement, place)
         pipe = _load(pipeline, replace(source, scheduler=scheduler), dtype, place, options)

@@ -6,7 +6,8 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from sliders.models.base import AfterStep, Facts, PromptEmbeds
+from sliders.config.families import Facts
+from sliders.models.base import AfterStep, PromptEmbeds
 from sliders.models.diffusers_unet.samplers import as_sampler, check_scheduler
 from sliders.models.objective import Objective
 from sliders.models.pipeline import PipelineModel

@@ -75,7 +75,7 @@ def check_source(settings: PretrainedModel, wanted: Kind, base: Mapping[str, Map
         if re.fullmatch(HUB_ID, name):
             return None
         raise InputError(
-            f"{place} is neither an existing folder, .safetensors or .ckpt file, nor a hub id like {wanted.example}: check it."
+            f"{place} is neither an existing folder, .safetensors or .ckpt file, nor a hub id like {wanted.facts.example}: check it."
         ) from error
     json_files = None if is_folder else _json_files(settings, wanted)
     source = inspect_folder(path, place, wanted) if is_folder else inspect_file(path, place, wanted, json_files, base)
@@ -102,7 +102,9 @@ def inspect_folder(folder: Path, place: str, wanted: Kind) -> Source:
     if config is not None and name.startswith("StableDiffusion"):
         check_unet(config, wanted, place)
     if not re.match("StableDiffusionXL" if wanted is SDXL else "StableDiffusion(?!3|XL)", name):
-        raise InputError(f"{place} is a {name}, but only {wanted.title} is supported: choose {wanted.a} model.")
+        raise InputError(
+            f"{place} is a {name}, but only {wanted.facts.title} is supported: choose {wanted.facts.a} model."
+        )
     folders.check_components(folder, place, wanted.parts)
     configs = {part: folders.part_config(folder, part, place) for part in wanted.parts}
     check_parts(configs, place)
@@ -139,7 +141,7 @@ def inspect_file(
     absent = [PARTS[p] for p in wanted.parts if not any(origin.key in spelled for origin in origins[p].values())]
     if absent:
         raise InputError(
-            f"{place} contains no {' and no '.join(absent)}: choose a complete {wanted.title} checkpoint, with UNet, VAE and text "
+            f"{place} contains no {' and no '.join(absent)}: choose a complete {wanted.facts.title} checkpoint, with UNet, VAE and text "
             "encoders in one file."
         )
     parts = {}
@@ -184,10 +186,12 @@ def loading(part: str, place: str) -> Iterator[None]:
 def _check_kind(place: str, spelled: Mapping[str, str], weights: Weights, wanted: Kind) -> None:
     found = kind_of_file(spelled, weights)
     if found is None:
-        raise InputError(f"{place} is not {wanted.a} checkpoint (a LoRA, a UNet alone?): choose {wanted.a} one.")
+        raise InputError(
+            f"{place} is not {wanted.facts.a} checkpoint (a LoRA, a UNet alone?): choose {wanted.facts.a} one."
+        )
     if found is not wanted:
         raise InputError(
-            f"{place} is not {wanted.a} checkpoint but {found.a} one: choose {wanted.a} one, or use {found.use}."
+            f"{place} is not {wanted.facts.a} checkpoint but {found.facts.a} one: choose {wanted.facts.a} one, or use {found.facts.use}."
         )
     first = weights.stored.get(f"{keys.UNET_PREFIX}input_blocks.0.0.weight")
     if first is not None and len(first.shape) == 4:

@@ -5,30 +5,20 @@ from pathlib import Path
 import torch
 from diffusers import Flux2Transformer2DModel
 
+from sliders.config.families import KLEIN
 from sliders.config.schema import PretrainedModel, Settings
-from sliders.models.base import Facts, Family
+from sliders.models.base import Family
 from sliders.models.diffusers_unet.folders import TINY, part_config
 from sliders.models.flux2.architecture import join_projections
 from sliders.models.flux2.configs import TRANSFORMER
 from sliders.models.flux2.keys import file_key, klein_file_keys, original_name
 from sliders.models.flux2.model import Klein
 from sliders.models.flux2.narrow import build_narrow_klein, build_transformer
-from sliders.models.flux2.sources import EXAMPLE, check_source, is_distilled, load_pipeline
-
-KLEIN_FACTS = Facts(
-    title="FLUX.2 [klein] 4B",
-    example=EXAMPLE,
-    webui_version="Unknown",  # web UIs whose cards have this field know no FLUX.2
-    webui_clip_skip=1,
-    size_multiple=16,  # 8 for the VAE times 2 for the patches
-    latent_factor=16,
-    latent_channels=128,
-    default_size=1024,
-)
+from sliders.models.flux2.sources import check_source, is_distilled, load_pipeline
 
 
 class KleinFamily(Family):
-    facts = KLEIN_FACTS
+    facts = KLEIN
 
     def check_source(self, settings: PretrainedModel) -> None:
         check_source(settings)
@@ -54,7 +44,7 @@ class KleinFamily(Family):
         model, network, found = settings.pretrained_model, settings.network, []
         if is_distilled(model.name_or_path):
             found.append(
-                f"{model.name_or_path} is step-distilled, which training undoes: train on {EXAMPLE}, and use the slider on either."
+                f"{model.name_or_path} is step-distilled, which training undoes: train on {KLEIN.example}, and use the slider on either."
             )
         if network.type == "lierla":
             found.append(

@@ -7,7 +7,8 @@ from diffusers import FlowMatchEulerDiscreteScheduler, Flux2KleinPipeline
 from PIL import Image
 from torch import Tensor
 
-from sliders.models.base import AfterStep, Conditioning, Facts, Geometry, PromptEmbeds, to_picture
+from sliders.config.families import Facts
+from sliders.models.base import AfterStep, Conditioning, Geometry, PromptEmbeds, to_picture
 from sliders.models.flux2.architecture import join_projections
 from sliders.models.flux2.latents import image_places, patched, text_places, to_maps, to_tokens, unpatched
 from sliders.models.objective import Objective

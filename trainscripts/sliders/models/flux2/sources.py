@@ -12,6 +12,7 @@ from torch import nn
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from sliders.compute.device import refuse_nonfinite
+from sliders.config.families import KLEIN
 from sliders.config.schema import PretrainedModel
 from sliders.models.diffusers_unet import folders
 from sliders.models.diffusers_unet.folders import TINY, Weights
@@ -19,9 +20,8 @@ from sliders.models.diffusers_unet.sources import HUB_ID, loading, place_of
 from sliders.models.flux2.keys import DOUBLE, SINGLE
 from sliders.system.errors import InputError, first_line
 
-EXAMPLE = "black-forest-labs/FLUX.2-klein-base-4B"
 PARTS = {"transformer": "transformer", "vae": "VAE", "text_encoder": "text encoder"}
-SMALLER = "choose FLUX.2 [klein] 4B"
+SMALLER = f"choose {KLEIN.title}"
 USUAL = {"guidance_embeds": False, "patch_size": 1, "in_channels": 128}  # what the denoiser's calls provide for
 REFUSED = {  # settings of other families' models
     "v2": "is for Stable Diffusion 2",
@@ -51,7 +51,7 @@ def check_source(settings: PretrainedModel) -> Path | None:
             f"{place} is a single file, of which no text encoder is part: use a diffusers folder or a hub id."
         )
     if not re.fullmatch(HUB_ID, name):
-        raise InputError(f"{place} is neither an existing folder nor a hub id like {EXAMPLE}: check it.")
+        raise InputError(f"{place} is neither an existing folder nor a hub id like {KLEIN.example}: check it.")
     return None
 
 

@@ -1,11 +1,9 @@
 """Stable Diffusion 1 and 2 as model families. They differ in widths, in projections, and in how web UIs name them."""
 
-from dataclasses import replace
-
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 
 from sliders.config.schema import PretrainedModel
-from sliders.models.base import Facts, Family
+from sliders.models.base import Family
 from sliders.models.diffusers_unet import kinds
 from sliders.models.diffusers_unet.family import UNetFamily
 from sliders.models.objective import V_PREDICTION
@@ -14,17 +12,6 @@ from sliders.models.sd.keys import file_key, original_sd_name, sd_file_keys
 from sliders.models.sd.model import StableDiffusion
 from sliders.models.sd.narrow import NarrowSD, build_narrow_sd, build_unet
 
-SD1_FACTS = Facts(
-    title=kinds.SD1.title,
-    example=kinds.SD1.example,
-    webui_version="SD1",
-    webui_clip_skip=1,
-    size_multiple=64,  # 8 for the VAE times 8 for the UNet's three downsamplings
-    latent_factor=8,
-    latent_channels=4,
-    default_size=512,
-)
-SD2_FACTS = replace(SD1_FACTS, title=kinds.SD2.title, example=kinds.SD2.example, webui_version="SD2", default_size=768)
 NO_CHECKER = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 
 
@@ -70,5 +57,5 @@ class StableDiffusionFamily(UNetFamily):
         }
 
 
-SD1_FAMILY = StableDiffusionFamily(kinds.SD1, SD1_FACTS, SD1_PARTS)
-SD2_FAMILY = StableDiffusionFamily(kinds.SD2, SD2_FACTS, SD2_PARTS)
+SD1_FAMILY = StableDiffusionFamily(kinds.SD1, SD1_PARTS)
+SD2_FAMILY = StableDiffusionFamily(kinds.SD2, SD2_PARTS)

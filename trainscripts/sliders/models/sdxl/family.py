@@ -3,7 +3,6 @@
 from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 
 from sliders.config.schema import PretrainedModel
-from sliders.models.base import Facts
 from sliders.models.diffusers_unet import kinds
 from sliders.models.diffusers_unet.family import UNetFamily
 from sliders.models.sdxl.configs import SDXL_PARTS
@@ -11,17 +10,6 @@ from sliders.models.sdxl.keys import file_key, sdxl_file_keys, sgm_name
 from sliders.models.sdxl.model import SDXL
 from sliders.models.sdxl.narrow import NarrowSDXL, build_narrow_sdxl, build_unet
 from sliders.system.errors import InputError
-
-SDXL_FACTS = Facts(
-    title=kinds.SDXL.title,
-    example=kinds.SDXL.example,
-    webui_version="SDXL",
-    webui_clip_skip=2,
-    size_multiple=32,  # 8 for the VAE times 4 for the UNet's two downsamplings
-    latent_factor=8,
-    latent_channels=4,
-    default_size=1024,
-)
 
 
 class SDXLFamily(UNetFamily):
@@ -60,4 +48,4 @@ class SDXLFamily(UNetFamily):
         }
 
 
-SDXL_FAMILY = SDXLFamily(kinds.SDXL, SDXL_FACTS, SDXL_PARTS)
+SDXL_FAMILY = SDXLFamily(kinds.SDXL, SDXL_PARTS)
