@@ -21,6 +21,7 @@ class Facts:
     default_size: int  # px; side of a sampled picture, and of a training image where no prompts file is named
     guidance: float  # at which sliders are meant to be sampled where no prompts file is named
     in_names: str = ""  # what programs know its files by, which is part of each slider's name
+    half: str = "float16"  # the precision in which a GPU samples where none is asked for
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """[c, h, w] of the latents of a picture of that many px."""
@@ -83,6 +84,7 @@ KLEIN = Facts(
     default_size=1024,
     guidance=4,
     in_names="klein",
+    half="bfloat16",  # float16 overflows
 )
 
 DEFAULT_FAMILY = "sdxl"

@@ -109,20 +109,20 @@ def build_parser(family: str = DEFAULT_FAMILY) -> argparse.ArgumentParser:
     return parser
 
 
-def build_text_parser() -> argparse.ArgumentParser:
+def build_text_parser(family: str = DEFAULT_FAMILY) -> argparse.ArgumentParser:
     """Of the text trainer."""
     parser = _parser(
-        "train_lora_xl.py",
+        f"train_lora{FAMILIES[family][0].ending.replace('-', '_')}.py",
         "Train a concept slider from prompts alone, without images.",
         folder="textsliders",
-        family=DEFAULT_FAMILY,
+        family=family,
     )
     add = parser.add_argument_group("data").add_argument
     add("--scales", metavar="X, Y, …",
         help=f"multipliers to train: all between the lowest and the highest (default: {DEFAULT_RANGE})")  # fmt: skip
     _add_common_flags(
         parser,
-        FAMILIES[DEFAULT_FAMILY][0].example,
+        FAMILIES[family][0].example,
         "pairs of pictures",
         "default: that of the YAML, where it is required",
     )
@@ -280,9 +280,9 @@ def parse_flags(argv: list[str], family: str = DEFAULT_FAMILY) -> argparse.Names
     return flags
 
 
-def parse_text_flags(argv: list[str]) -> argparse.Namespace:
+def parse_text_flags(argv: list[str], family: str = DEFAULT_FAMILY) -> argparse.Namespace:
     """The text trainer's: `attributes` becomes a tuple, `scales` too if it was given. Raises InputError."""
-    return _parsed(build_text_parser(), argv)
+    return _parsed(build_text_parser(family), argv)
 
 
 def _parsed(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:

@@ -61,7 +61,7 @@ def load_text_settings(
     argv: list[str], family: str = DEFAULT_FAMILY
 ) -> tuple[list[schema.Settings], argparse.Namespace]:
     """Like `load_settings`, for a slider that is trained from prompts alone."""
-    flags = parse_text_flags(argv)
+    flags = parse_text_flags(argv, family)
     notes: list[str] = []
     config = _load_config(flags, family, notes)
     prompts = _load_prompts(config, flags, family, TextPromptSet, notes)

@@ -51,6 +51,11 @@ class Model(ABC):
     scheduler: SchedulerMixin
 
     @property
+    def distilled(self) -> bool:
+        """Whether it has learnt to predict what guidance yields, and is asked without it."""
+        return False
+
+    @property
     @abstractmethod
     def vae(self) -> nn.Module:
         """Image encoder and decoder, float32."""
