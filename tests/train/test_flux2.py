@@ -11,8 +11,10 @@ from experiments import FOLDERS, make_trainer
 from networks import gathered_gradients, randomize
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from sliders.adaptors.network import AdaptorNetwork
 from sliders.config.families import KLEIN
+from sliders.config.schema import Network, PretrainedModel
 from sliders.formats.slider_file import open_slider
 from sliders.models.flux2.family import KLEIN_FAMILY
 from sliders.models.flux2.model import Klein
@@ -197,6 +199,36 @@ def test_sampled_pictures_equal_those_of_diffusers_with_the_slider_loaded_there(
     print("largest errors", errors, "largest changes", changes)
     assert max(errors) < 1e-5
     assert changes[1] < 1e-5 and min(changes[0], changes[3]) > 1e-3
+
+
+@pytest.mark.parametrize("spelling", ["diffusion_model.", "transformer.", "lora_unet_"])
+def test_conversion_restores_the_slider(trained, tmp_path, spelling):
+    """From files without metadata: AI Toolkit's, PEFT's of a model with joined projections, Musubi Tuner's."""
+    with torch.device("meta"):
+        network = AdaptorNetwork(KLEIN_FAMILY.weightless_denoiser("tiny"), Network(type="c3lier", rank=4))
+    tensors = {}
+    for path in network.module_paths:
+        _, dotted, original = KLEIN_FAMILY.spellings(path)
+        name = {"diffusion_model.": spelling + original, "transformer.": dotted}.get(
+            spelling, KLEIN_FAMILY.file_key(path)
+        )
+        for part, other in (("lora_down", "lora_A"), ("lora_up", "lora_B")):
+            tensor = load_file(trained)[f"{KLEIN_FAMILY.file_key(path)}.{part}.weight"]
+            tensors[f"{name}.{part if spelling == 'lora_unet_' else other}.weight"] = tensor
+    save_file(tensors, tmp_path / "old.safetensors")
+    flags = ["--family", "klein", "--model", "tiny", "--alpha", "2"]
+    assert script_main("convert_slider")([str(tmp_path / "old.safetensors"), *flags]) == 0
+    out = tmp_path / "old_converted.safetensors"
+    found, wanted = load_file(out), load_file(trained)
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[key], wanted[key]) for key in wanted)
+    open_slider(out, KLEIN_FAMILY.load(PretrainedModel(name_or_path="tiny"), torch.float32).denoiser, KLEIN_FAMILY)
+
+
+def test_sliders_of_other_families_are_not_sampled(trained, tmp_path, capsys):
+    argv = sample_argv(trained, tmp_path / "o")
+    assert script_main("sample_slider-xl")(argv) == 2
+    assert "is not a slider for SDXL" in capsys.readouterr().err
 
 
 def sample_argv(path, out, *flags):

@@ -19,9 +19,11 @@ from sliders.models.flux2.model import Klein
 from sliders.models.flux2.narrow import build_narrow_klein
 from sliders.sample import captured, sampling
 from sliders.sample.sampling import Row, Sampling, sample
+from sliders.system.errors import InputError
 from sliders.train.plan import make_plan
 from sliders.train.trainer import Trainer
 from test_flux2 import FULL, NaiveKlein
+from torch.utils._python_dispatch import TorchDispatchMode
 
 PROMPTS = [{"target": "a disc", "resolution": 64, "batch_size": pairs} for pairs in (1, 2)]
 
@@ -128,6 +130,36 @@ def test_plain_operations_and_the_fast_path_train_alike(tmp_path):
         made(tmp_path, way)
         found[way] = gradients(make_trainer(tmp_path / way, family="flux2", network=FULL, other={"fast_path": way}))
     assert (found["auto"] - found["off"]).norm() < 1e-5 * found["off"].norm()
+
+
+@pytest.mark.parametrize("fast_path", ["auto", "off"])
+def test_attention_is_computed_with_the_kernels_asked_for(tmp_path, fast_path):
+    """Also where checkpointing computes it again."""
+    seen = []
+
+    class Seen(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if "attention" in str(func):
+                seen.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    found = {}
+    for name in ("auto", "math"):
+        made(tmp_path, name)
+        other = {"attention": name, "fast_path": fast_path, "gradient_checkpointing": True}
+        trainer = make_trainer(tmp_path / name, family="flux2", network=FULL, other=other)
+        with Seen():
+            found[name] = gradients(trainer)
+        if name == "auto":
+            assert sum("backward" not in call for call in seen) == 2 * 3
+            seen.clear()
+    assert not seen
+    assert (found["auto"] - found["math"]).norm() < 1e-5 * found["auto"].norm()
+
+
+def test_kernels_of_other_packages_are_refused(tmp_path):
+    with pytest.raises(InputError, match=r"other\.attention: xformers is not used by FLUX\.2"):
+        make_trainer(tmp_path, family="flux2", other={"attention": "xformers"})
 
 
 # --- captured calls

@@ -19,7 +19,7 @@ from sliders.adaptors.network import AdaptorNetwork
 from sliders.compute.patches import Patches, check_own
 from sliders.compute.quantization import ByteLinear, Unpack
 from sliders.compute.quantization import unpacked as plainly_unpacked
-from sliders.fast.attention import AttentionProcessor, ContextProjections, attend_with, plain_attentions
+from sliders.fast.attention import AttentionProcessor, ContextProjections, attend_with, order_kernels, plain_attentions
 from sliders.fast.blocks import fuse_blocks
 from sliders.fast.frozen import frozen_kind
 from sliders.fast.kernel_support import can_fuse
@@ -59,6 +59,7 @@ class FastPath:
         projections = {m: self._projection(m) for m in attentions.values() if not m.is_cross_attention}
         own = {n: AttentionProcessor(attend, projections.get(m), context.reader(m)) for n, m in attentions.items()}
         denoiser.set_attn_processor({**self._processors, **own})
+        order_kernels(denoiser, attention, self._patches)
         for layer in self._adapted:
             self._fuse(layer)
 

@@ -15,10 +15,20 @@ from sliders.models.flux2.keys import file_key, klein_file_keys, original_name
 from sliders.models.flux2.model import Klein
 from sliders.models.flux2.narrow import build_narrow_klein, build_transformer
 from sliders.models.flux2.sources import check_source, is_distilled, load_pipeline
+from sliders.system.errors import InputError
+
+FOREIGN_KERNELS = ("xformers", "flash-attn")
 
 
 class KleinFamily(Family):
     facts = KLEIN
+
+    def check_settings(self, settings: Settings) -> None:
+        super().check_settings(settings)
+        if settings.other.attention in FOREIGN_KERNELS:
+            raise InputError(
+                f"other.attention: {settings.other.attention} is not used by {KLEIN.title}, whose attention is PyTorch's own: use auto."
+            )
 
     def check_source(self, settings: PretrainedModel) -> None:
         check_source(settings)
