@@ -23,7 +23,9 @@ def test_memory_and_open_files_do_not_grow(tmp_path, monkeypatch):
     assert len(soak.main(25, tmp_path, settled=12, model="tiny")) == 4
 
 
-def test_a_slider_is_the_same_after_a_resume_and_another_one_in_bfloat16(tmp_path):
+def test_a_slider_is_the_same_after_a_resume_and_another_one_in_bfloat16(tmp_path, monkeypatch):
+    monkeypatch.setattr(same_sliders, "STEPS", 4)
+    monkeypatch.setattr(same_sliders, "HALF", 2)
     whole, resumed, rounded = names = "c3lier noxattn", "c3lier noxattn, resumed half-way", "bfloat16: c3lier noxattn"
     hashes = same_sliders.main(ROOT, tmp_path, names)
     assert hashes[whole] == hashes[resumed] != hashes[rounded]

@@ -8,8 +8,8 @@ from conftest import SCRIPTS, make_scale_folders, write_yaml
 from experiments import UPSTREAM_BLOCK
 from sliders.config import schema
 from sliders.config.families import FAMILIES, SD2, SDXL
-from sliders.config.flags import DEFAULT_FOLDERS, DEFAULT_SCALES, build_parser, build_text_parser
-from sliders.config.settings import FLAG_TO_KEY, load_settings, load_text_settings
+from sliders.config.flags import DEFAULT_FOLDERS, DEFAULT_SCALES, OVERRIDES, build_parser, build_text_parser
+from sliders.config.settings import load_settings, load_text_settings
 from sliders.sample.settings import build_comparison_parser
 from sliders.sample.settings import build_parser as build_sample_parser
 from sliders.system.errors import InputError
@@ -91,7 +91,7 @@ def test_the_guide_gives_the_defaults_of_all_flags():
     defaults = {flag: default for flags, _, default in rows for flag in re.findall(r"`(--\w+)", flags)}
     missing = {a.option_strings[0] for a in build_parser()._actions if a.dest != "help"} - defaults.keys()
     assert not missing
-    for flag, (section, key) in FLAG_TO_KEY.items():
+    for flag, (section, key, _) in OVERRIDES.items():
         if flag != "model":
             value = schema.Config.model_fields[section].annotation.model_fields[key].default
             value = f"./{value}" if key == "path" else value

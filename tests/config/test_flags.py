@@ -30,8 +30,13 @@ GOLDEN_FLAGS = {
 GOLDEN_TEXT_FLAGS = GOLDEN_FLAGS - {"--folder_main", "--folders", "--stylecheck"}
 
 
+def parsed(words: list[str]):
+    """The image trainer's flags."""
+    return parse_flags(words, build_parser())
+
+
 def scales_of(*words: str) -> tuple[float, ...]:
-    return parse_flags([*REQUIRED, *words]).scales
+    return parsed([*REQUIRED, *words]).scales
 
 
 def settings_of(tmp_path: Path, *flags: str, **overrides):
@@ -116,7 +121,7 @@ def test_any_folder_names_come_back_from_commas_quotes_and_equals(folders):
     quoted = ", ".join(folders)
     for words in (["--folders", quoted], [f"--folders={quoted}"], ["--folders", *quoted.split(" ")]):
         if all(not word.startswith("--") for word in words[1:]):
-            assert parse_flags([*REQUIRED, *words, "--dry_run"]).folders == tuple(folders)
+            assert parsed([*REQUIRED, *words, "--dry_run"]).folders == tuple(folders)
 
 
 @given(folder_names, st.sampled_from("'\""), st.sampled_from([", ", ",", " ,"]))
@@ -126,7 +131,7 @@ def test_quotes_that_cmd_exe_passes_on_are_not_part_of_names(folders, quote, com
     for text in (whole, each):
         for words in (["--folders", text], [f"--folders={text}"], ["--folders", *text.split(" ")]):
             if all(not word.startswith("--") for word in words[1:]):
-                assert parse_flags([*REQUIRED, *words, "--dry_run"]).folders == tuple(folders)
+                assert parsed([*REQUIRED, *words, "--dry_run"]).folders == tuple(folders)
 
 
 @given(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1, max_size=6), st.sampled_from("'\""))
@@ -152,14 +157,14 @@ def test_quotes_that_cmd_exe_passes_on_are_not_part_of_scales(scales, quote):
     ],
 )  # fmt: skip
 def test_folders_in_every_spelling(line, folders):
-    assert parse_flags([*REQUIRED, *shlex.split(line), "--dry_run"]).folders == folders
+    assert parsed([*REQUIRED, *shlex.split(line), "--dry_run"]).folders == folders
 
 
 def test_the_readme_line_of_the_fork_parses_as_it_stands():
     line = """--name 'sldr_dilora_frsht_robe_III' --rank 96 --alpha 48 --config_file 'data/config-xl-x.yaml'
       --folder_main 'datasets/assym_dilora'
       --folders 'base_one_minus, base_one, base_one_plus, base_k' --scales 0.67, 1, 1.3, 2.0"""
-    flags = parse_flags(shlex.split(line))
+    flags = parsed(shlex.split(line))
     assert (flags.name, flags.rank, flags.alpha) == ("sldr_dilora_frsht_robe_III", 96, 48.0)
     assert flags.folder_main == Path("datasets/assym_dilora")
     pairs = dict(zip(flags.folders, flags.scales, strict=True))
@@ -173,7 +178,7 @@ def test_words_of_other_flags_are_unchanged():
 @pytest.mark.parametrize("flag", ["--scales", "--folders", "--attributes"])
 def test_a_list_flag_without_a_value_is_refused(flag):
     with pytest.raises(InputError, match=f"{flag} was given without a value"):
-        parse_flags([*REQUIRED, flag, "--dry_run"])
+        parsed([*REQUIRED, flag, "--dry_run"])
 
 
 @given(st.text(max_size=30))
@@ -293,7 +298,7 @@ def test_stylecheck_makes_one_run_per_main_folder_named_after_it(tmp_path):
 @pytest.mark.parametrize("text", ["3-1", "2-2", "3", "a-b", "-1-2", "1-2-3", "1.5-2", ""])
 def test_a_stylecheck_that_is_not_an_ascending_range_is_refused(text):
     with pytest.raises(InputError, match=r"--stylecheck: .* write for example --stylecheck 0-3"):
-        parse_flags([*REQUIRED, f"--stylecheck={text}"])
+        parsed([*REQUIRED, f"--stylecheck={text}"])
 
 
 def test_a_flag_of_zero_overrides_the_yaml_too(tmp_path):

@@ -268,11 +268,12 @@ def test_rows_are_unpacked_above_others(dtype, rows, more):
 def test_fused_blocks_compute_the_same():
     unet = build_narrow_sdxl().unet.to(memory_format=torch.channels_last).requires_grad_(False)
     network = random_network(unet)
-    results = []
+    inputs, results = random_inputs(rows=1), []
+    inputs["sample"] = inputs["sample"][..., :8, :12]  # Triton's interpreter takes seconds for each block of more
     for fuse in (lambda unet, patches: None, fuse_blocks):
         fuse(unet, Patches())
         network.zero_grad()
-        output = unet(**random_inputs(rows=1)).sample
+        output = unet(**inputs).sample
         output.square().sum().backward()
         results.append([output.detach(), *(p.grad.clone() for p in network.parameters())])
     assert all("forward" in m.__dict__ for m in (unet.conv_norm_out, unet.conv_act))
@@ -283,7 +284,7 @@ def test_fused_blocks_compute_the_same():
 @torch.no_grad()
 def test_a_fused_vae_encodes_and_decodes_the_same():
     vae = build_narrow_sdxl().vae.to(DEVICE, memory_format=torch.channels_last)
-    image = torch.rand(1, 3, 32, 48, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    image = torch.rand(1, 3, 16, 24, generator=torch.Generator().manual_seed(0)).to(DEVICE)
     results = []
     with torch.backends.cudnn.flags(allow_tf32=False):
         for fuse in (lambda vae, patches: None, fuse_blocks):

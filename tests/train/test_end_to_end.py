@@ -48,19 +48,19 @@ def test_lycorisize_means_glora_as_in_the_fork(tmp_path, train_main):
 
 @pytest.mark.parametrize("algo", ["loha", "lokr", "full"])
 def test_each_algorithm_trains_and_resumes(tmp_path, train_main, capsys, algo):
-    """Patterns too: the plan counts what they choose. Six steps are three and three more."""
+    """Patterns too: the plan counts what they choose. Four steps are two and two more."""
     network = {
         "algo": algo,
         "include": [{"pattern": "*ff.net*", "rank": 2, "alpha": 2}],
         "exclude": "mid_block.resnets*",
     }
-    argv = write_experiment(tmp_path, network=network, save={"path": str(tmp_path / "once")}, train={"iterations": 6})
+    argv = write_experiment(tmp_path, network=network, save={"path": str(tmp_path / "once")}, train={"iterations": 4})
     assert train_main(argv) == 0
     out = capsys.readouterr().out
     assert "of c3lier noxattn, with 34 of *ff.net* (rank 2 alpha 2), without 6 of mid_block.resnets*: " + algo in out
     assert ("rank and alpha have no effect" in out) == (algo == "full")
-    for iterations in (3, 6):
-        save = {"path": str(tmp_path / "twice"), "per_steps": 3}
+    for iterations in (2, 4):
+        save = {"path": str(tmp_path / "twice"), "per_steps": 2}
         argv = write_experiment(tmp_path, ["--resume"], network=network, save=save, train={"iterations": iterations})
         assert train_main(argv) == 0
     once, twice = (load_file(next((tmp_path / f).glob("*/*_last.safetensors"))) for f in ("once", "twice"))

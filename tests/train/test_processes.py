@@ -31,7 +31,7 @@ CLIPPED = {"train": {"max_grad_norm": 0.2, "scales_per_step": 2, "optimizer_args
 
 def test_two_processes_of_one_pair_learn_what_one_of_two_pairs_learns(tmp_path):
     """To the rounding of float32, with clipping. The second process prints nothing."""
-    argv = [experiment(tmp_path / str(n), 20, 100, prompts=prompts(n), **CLIPPED) for n in (1, 2)]
+    argv = [experiment(tmp_path / str(n), 10, 100, prompts=prompts(n), **CLIPPED) for n in (1, 2)]
     together, (_, second) = finish(argv[0], tmp_path / "1")
     alone, _ = finish(argv[1], tmp_path / "2", count=1)
     assert (together - alone).norm() < 1e-6 * alone.norm()

@@ -32,7 +32,6 @@ def build_parser() -> Parser:
     parser = Parser(
         prog="convert_slider.py",
         description="Convert a slider of the original trainers to a slider file that web UIs load.",
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("slider", type=path, metavar="SLIDER", help=".safetensors, .pt or .ckpt: what is in it counts, not its name")

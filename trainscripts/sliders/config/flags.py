@@ -4,20 +4,19 @@ import argparse
 import difflib
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from pydantic import BaseModel
-
-from sliders.config.families import DEFAULT_FAMILY, FAMILIES
+from sliders.config.families import DEFAULT_FAMILY, FAMILIES, Facts
 from sliders.config.fields import DECIMAL
 from sliders.config.migration import ELSEWHERE
 from sliders.config.optimizers import OPTIMIZERS
 from sliders.config.paths import expanded
 from sliders.config.prompts import PromptSet
-from sliders.config.schema import TRAINING_METHODS, Network, Save, Train
+from sliders.config.schema import TRAINING_METHODS, Config
 from sliders.system.errors import InputError
 
+SIZES = ("resolution", "batch_size")  # flags that override a key of every prompt set
 LIST_FLAGS = ("--scales", "--folders", "--attributes")
 DEFAULT_FOLDERS = "verylow, low, high, veryhigh"
 DEFAULT_SCALES = "-2, -1, 1, 2"
@@ -29,11 +28,15 @@ EXAMPLES = {
     "--scales": "0.67, 1, 1.3, 2.0",
     "--multipliers": "0, 1, 2",
     "--seeds": "1, 2, 3",
+    "--attributes": "'first, second'",
 }
 
 
 class Parser(argparse.ArgumentParser):
-    """An argparse parser that raises `InputError` instead of exiting."""
+    """An argparse parser that raises `InputError` instead of exiting, and takes only whole names of flags."""
+
+    def __init__(self, **options):
+        super().__init__(allow_abbrev=False, **options)
 
     def error(self, message: str):
         message = message.removeprefix("argument ")
@@ -58,9 +61,9 @@ def whole(text: str) -> int:
 
 
 def number(text: str) -> float:
-    if not DECIMAL.fullmatch(text) and not re.fullmatch(
-        r"[-+]?(inf|nan)", text, re.IGNORECASE
-    ):  # refused by the schema
+    if not (
+        DECIMAL.fullmatch(text) or re.fullmatch(r"[-+]?(inf|nan)", text, re.IGNORECASE)
+    ):  # the schema refuses these
         decimal = ", with a decimal point" if "," in text else ""
         raise argparse.ArgumentTypeError(f"{text!r} is not a number: write one such as 0.5{decimal}")
     return float(text)
@@ -78,22 +81,28 @@ def path(text: str) -> Path:
     return Path(place(text))
 
 
-def default_of(section: type[BaseModel], key: str) -> str:
-    """`train.lr (default: 0.0001)`, for a flag that overrides a key of the YAML."""
-    value = section.model_fields[key].default
-    value = f"./{value}" if isinstance(value, Path) else value
-    return f"{section.__name__.lower()}.{key} (default: {value})"
+OVERRIDES = {  # flag → section and key of the YAML, and how argparse reads it
+    "name": ("save", "name", {}),
+    "rank": ("network", "rank", {"type": whole}),
+    "alpha": ("network", "alpha", {"type": number}),
+    "training_method": ("network", "training_method", {"choices": TRAINING_METHODS, "metavar": "METHOD"}),
+    "model": ("pretrained_model", "name_or_path", {"type": place, "metavar": "NAME_OR_PATH"}),
+    "iterations": ("train", "iterations", {"type": whole}),
+    "lr": ("train", "lr", {"type": number}),
+    "optimizer": ("train", "optimizer", {"metavar": "NAME"}),
+    "seed": ("train", "seed", {"type": whole}),
+    "save_path": ("save", "path", {"type": place, "metavar": "DIR"}),
+    "per_steps": ("save", "per_steps", {"type": whole}),
+}
 
 
-def build_parser(family: str = DEFAULT_FAMILY) -> argparse.ArgumentParser:
+def build_parser(family: str = DEFAULT_FAMILY) -> Parser:
     """Of the image trainer."""
-    parser = _parser(
-        f"train_lora-scale{FAMILIES[family][0].ending}.py",
-        "Train a concept slider from folders of images, one folder per multiplier.",
-        folder="imagesliders",
-        family=family,
+    facts = FAMILIES[family][0]
+    script, about = f"train_lora-scale{facts.ending}.py", "from folders of images, one folder per multiplier"
+    parser, add = _parser(
+        script, about, "imagesliders", facts, "pairs of images", "default: each image's caption, or empty prompts"
     )
-    add = parser.add_argument_group("data").add_argument
     add("--folder_main", required=True, type=path, metavar="DIR",
         help="the data set: the folder that contains the --folders")  # fmt: skip
     add("--folders", metavar="A, B, …",
@@ -103,83 +112,63 @@ def build_parser(family: str = DEFAULT_FAMILY) -> argparse.ArgumentParser:
         help=f"the multiplier at which the slider should produce each folder's images (default: {DEFAULT_SCALES})")  # fmt: skip
     add("--stylecheck", metavar="A-B",
         help="train one slider for each of the data sets DIR+A … DIR+(B-1), named after its folder (default: only DIR itself)")  # fmt: skip
-    _add_common_flags(
-        parser, FAMILIES[family][0].example, "pairs of images", "default: each image's caption, or empty prompts"
-    )
     return parser
 
 
-def build_text_parser(family: str = DEFAULT_FAMILY) -> argparse.ArgumentParser:
+def build_text_parser(family: str = DEFAULT_FAMILY) -> Parser:
     """Of the text trainer."""
-    parser = _parser(
-        f"train_lora{FAMILIES[family][0].ending.replace('-', '_')}.py",
-        "Train a concept slider from prompts alone, without images.",
-        folder="textsliders",
-        family=family,
-    )
-    add = parser.add_argument_group("data").add_argument
+    facts = FAMILIES[family][0]
+    script = f"train_lora{facts.ending.replace('-', '_')}.py"
+    about, prompts = "from prompts alone, without images", "default: that of the YAML, where it is required"
+    parser, add = _parser(script, about, "textsliders", facts, "pairs of pictures", prompts)
     add("--scales", metavar="X, Y, …",
         help=f"multipliers to train: all between the lowest and the highest (default: {DEFAULT_RANGE})")  # fmt: skip
-    _add_common_flags(
-        parser,
-        FAMILIES[family][0].example,
-        "pairs of pictures",
-        "default: that of the YAML, where it is required",
-    )
     return parser
 
 
-def _parser(script: str, description: str, folder: str, family: str) -> argparse.ArgumentParser:
-    """folder: the script's. The default `examples` makes of "config" and "prompts" the files to start from."""
-    ending = FAMILIES[family][0].ending
+def _parser(
+    script: str, about: str, folder: str, facts: Facts, pairs: str, prompts: str
+) -> tuple[Parser, Callable[..., object]]:
+    """With the flags that both trainers have, and the method that adds a flag for the data.
+
+    folder: the script's. pairs: of what. prompts: what is trained without a prompts file. The default `examples` makes of
+    "config" and "prompts" the files to start from.
+    """
     parser = Parser(
         prog=script,
-        description=description,
+        description=f"Train a concept slider {about}.",
         epilog="A flag overrides the value in the YAML; the defaults are those of keys that are in neither.",
-        allow_abbrev=False,
     )
-    parser.set_defaults(examples=f"trainscripts/{folder}/data/{{}}{ending}.yaml")
+    parser.set_defaults(examples=f"trainscripts/{folder}/data/{{}}{facts.ending}.yaml")
     parser.add_argument("--config_file", required=True, type=path, metavar="YAML",
-        help=f"the experiment; start from data/config{ending}.yaml")  # fmt: skip
-    return parser
-
-
-def _add_common_flags(parser: argparse.ArgumentParser, model: str, pairs: str, prompts: str) -> None:
-    """model: the default. pairs: of what. prompts: what is trained without a prompts file."""
+        help=f"the experiment; start from data/config{facts.ending}.yaml")  # fmt: skip
+    data = parser.add_argument_group("data")
     add = parser.add_argument_group("overrides of the YAML").add_argument
     add("--attributes", default="", metavar="A, B, …",
         help="repeat each prompt set once per attribute, with the attribute in front of its prompts (default: none)")  # fmt: skip
-    add("--name", help=default_of(Save, "name"))
-    add("--rank", type=whole, help=default_of(Network, "rank"))
-    add("--alpha", type=number, help=default_of(Network, "alpha"))
-    add("--training_method", choices=TRAINING_METHODS, metavar="METHOD", help=default_of(Network, "training_method"))
-    add("--model", type=place, metavar="NAME_OR_PATH",
-        help=f"pretrained_model.name_or_path (default: {model})")  # fmt: skip
+    for flag, (section, key, options) in OVERRIDES.items():
+        usual = facts.example if flag == "model" else default_of(section, key)
+        known = f": {', '.join(OPTIMIZERS)}" if flag == "optimizer" else ""
+        add(f"--{flag}", **options, help=f"{section}.{key} (default: {usual}){known}")
     add("--prompts_file", type=place, metavar="YAML", help=f"prompts_file, from the working directory ({prompts})")
-    add("--iterations", type=whole, help=default_of(Train, "iterations"))
-    add("--lr", type=number, help=default_of(Train, "lr"))
-    add("--optimizer", metavar="NAME", help=f"{default_of(Train, 'optimizer')}: {', '.join(OPTIMIZERS)}")
-    add("--seed", type=whole, help=default_of(Train, "seed"))
-    add("--resolution", type=whole, metavar="PX",
-        help=f"resolution of every prompt set (default: its own, or {PromptSet.model_fields['resolution'].default})")  # fmt: skip
+    usual = {key: f"(default: its own, or {PromptSet.model_fields[key].default})" for key in SIZES}
+    add("--resolution", type=whole, metavar="PX", help=f"resolution of every prompt set {usual['resolution']}")
     add("--batch_size", type=whole, metavar="PAIRS",
-        help=f"batch_size of every prompt set: {pairs} (default: its own, or {PromptSet.model_fields['batch_size'].default})")  # fmt: skip
-    add("--save_path", type=place, metavar="DIR", help=default_of(Save, "path"))
-    add("--per_steps", type=whole, help=default_of(Save, "per_steps"))
+        help=f"batch_size of every prompt set: {pairs} {usual['batch_size']}")  # fmt: skip
     add = parser.add_argument_group("the run").add_argument
     add("--device", default="0", metavar="N", help="CUDA index (default: 0), or cpu, or mps")
-    add(
-        "--dry_run",
-        action="store_true",
-        help="check everything that needs no weights, print the plan and exit (default: train)",
-    )
-    add(
-        "--resume",
-        action="store_true",
-        help="continue from the newest checkpoint of this run, if there is one (default: refuse if there is)",
-    )
+    add("--dry_run", action="store_true",
+        help="check everything that needs no weights, print the plan and exit (default: train)")  # fmt: skip
+    add("--resume", action="store_true",
+        help="continue from the newest checkpoint of this run, if there is one (default: refuse if there is)")  # fmt: skip
     add("--overwrite", action="store_true",
         help="replace an earlier run of the same name; with --resume, only one that has no checkpoint (default: refuse)")  # fmt: skip
+    return parser, data.add_argument
+
+
+def default_of(section: str, key: str) -> str:
+    value = Config.model_fields[section].annotation.model_fields[key].default
+    return f"./{value}" if isinstance(value, Path) else f"{value}"
 
 
 def join_list_flags(argv: list[str], list_flags: Sequence[str] = LIST_FLAGS) -> list[str]:
@@ -200,13 +189,9 @@ def join_list_flags(argv: list[str], list_flags: Sequence[str] = LIST_FLAGS) -> 
         while rest and not rest[0].startswith("--"):
             words.append(rest.pop(0))
         if not words:
-            raise InputError(f"{flag} was given without a value: write for example {flag} {_example(flag)}.")
+            raise InputError(f"{flag} was given without a value: write for example {flag} {EXAMPLES[flag]}.")
         joined.append(f"{flag}={(' ' if any(',' in w for w in words) else ', ').join(words)}")
     return joined
-
-
-def _example(flag: str) -> str:
-    return EXAMPLES.get(flag, "'first, second'")
 
 
 def parse_names(text: str) -> tuple[str, ...]:
@@ -245,7 +230,7 @@ def parse_scales(text: str, flag: str = "--scales") -> tuple[float, ...]:
         except ValueError:
             scale = math.nan
         if not math.isfinite(scale):
-            raise InputError(f"{flag}: {word!r} is not a finite number: write for example {flag} {_example(flag)}.")
+            raise InputError(f"{flag}: {word!r} is not a finite number: write for example {flag} {EXAMPLES[flag]}.")
         scales.append(scale)
     return tuple(scales)
 
@@ -267,27 +252,52 @@ def parse_device(text: str) -> str:
     raise InputError(f"--device: {text!r} is not a CUDA index, cpu or mps: write for example --device 0.")
 
 
-def parse_flags(argv: list[str], family: str = DEFAULT_FAMILY) -> argparse.Namespace:
-    """The image trainer's: `folders`, `scales` and `attributes` become tuples, `stylecheck` a range.
+def parse_flags(argv: list[str], parser: Parser) -> argparse.Namespace:
+    """Of one of the parsers above. `folders`, `scales` and `attributes` become tuples, `stylecheck` a range.
 
-    Those that were not given, except `attributes`, are None.
-
-    Raises InputError.
+    Those that were not given, except `attributes`, are None. Raises InputError.
     """
-    flags = _parsed(build_parser(family), argv)
-    flags.folders = _parse_folders(flags.folders) if flags.folders is not None else None
-    flags.stylecheck = parse_stylecheck(flags.stylecheck) if flags.stylecheck is not None else None
-    return flags
-
-
-def parse_text_flags(argv: list[str], family: str = DEFAULT_FAMILY) -> argparse.Namespace:
-    """The text trainer's: `attributes` becomes a tuple, `scales` too if it was given. Raises InputError."""
-    return _parsed(build_text_parser(family), argv)
-
-
-def _parsed(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
     flags = parser.parse_args(join_list_flags(argv))
-    flags.scales = parse_scales(flags.scales) if flags.scales is not None else None
+    for name, parse in (("folders", _parse_folders), ("scales", parse_scales), ("stylecheck", parse_stylecheck)):
+        if getattr(flags, name, None) is not None:
+            setattr(flags, name, parse(getattr(flags, name)))
     flags.attributes = parse_names(flags.attributes)
     flags.device = parse_device(flags.device)
     return flags
+
+
+def match_folders_and_scales(folders: tuple[str, ...] | None, scales: tuple[float, ...] | None):
+    """Pairs folder *i* with scale *i*; None: not given. Returns both in ascending order of scale. Raises InputError."""
+    if (folders is None) != (scales is None):
+        given, other = ("--scales", "--folders") if folders is None else ("--folders", "--scales")
+        listed = folders or [f"{s:g}" for s in scales or ()]
+        usual = DEFAULT_FOLDERS if folders is None else DEFAULT_SCALES
+        if len(listed) != len(usual.split(",")):
+            raise InputError(
+                f"{given} lists {len(listed)} ({', '.join(listed)}), but {other} was not given, and its default has "
+                f"{len(usual.split(','))} ({usual}): add {other}, such as {other} {EXAMPLES[other]}, with one for each."
+            )
+    folders = parse_names(DEFAULT_FOLDERS) if folders is None else folders
+    scales = parse_scales(DEFAULT_SCALES) if scales is None else scales
+    if len(folders) != len(scales):
+        raise InputError(
+            f"--folders lists {len(folders)} ({', '.join(folders)}) but --scales lists {len(scales)} "
+            f"({', '.join(f'{s:g}' for s in scales)}): give one scale per folder, with decimal points, not commas, and "
+            "put a name that contains a comma in double quotes."
+        )
+    if len(folders) < 2:
+        raise InputError(f"--folders: {', '.join(folders) or 'nothing'} is not enough: give two or more folders.")
+    for what, values in (("--folders", folders), ("--scales", scales)):
+        twice = sorted({v for v in values if values.count(v) > 1})
+        if twice:
+            raise InputError(f"{what}: {twice[0]} is given twice: give each folder a scale of its own.")
+    pairs = sorted(zip(scales, folders, strict=True))
+    return tuple(f for _, f in pairs), tuple(s for s, _ in pairs)
+
+
+def range_of(scales: tuple[float, ...] | None) -> tuple[float, ...]:
+    """The multipliers of a text slider, ascending; None: not given. Raises InputError."""
+    scales = tuple(sorted(set(scales or parse_scales(DEFAULT_RANGE))))
+    if len(scales) < 2:
+        raise InputError(f"--scales: {scales[0]:g} alone is no range: give the lowest and the highest, such as -1, 1.")
+    return scales

@@ -4,11 +4,10 @@ Values and keys of the ancestors that still work are translated; for others the 
 """
 
 import importlib.util
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, BeforeValidator
 
-T = TypeVar("T", bound=BaseModel)
 YES, NO = ("yes", "on", "true"), ("no", "off", "false")
 PRECISIONS = {"fp32": "float32", "float": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16"}
 NO_FLOAT16 = {
@@ -65,7 +64,7 @@ OLD_KEYS = {  # of the section other
 }
 
 
-def translated(config: T) -> T:
+def translated(config: BaseModel) -> BaseModel:
     """A `Config` in which keys of today say what `OLD_KEYS` say. Raises ValueError if the two contradict each other."""
     for old, (value, name, key, here, beside) in OLD_KEYS.items():
         section = getattr(config, name)

@@ -9,6 +9,7 @@ from sliders.config.fields import Number, Section, Whole
 from sliders.config.migration import NO_ERASE, refused
 
 LEAST_RESOLUTION = 64  # px
+PROMPTS = ("target", "positive", "unconditional", "neutral")  # keys
 CAPTION = "{caption}"  # in a prompt: stands for the caption of each image
 SPECIAL_TOKEN = re.compile(r"<\|(start|end)oftext\|>", re.IGNORECASE)  # of CLIP, in any letter case
 
@@ -68,7 +69,7 @@ class PromptSet(Section):
         data.setdefault("neutral", usual if isinstance(usual, str) else "")
         return data
 
-    @field_validator("target", "positive", "unconditional", "neutral")
+    @field_validator(*PROMPTS)
     @classmethod
     def _no_placeholder(cls, prompt: str) -> str:
         rest = prompt.replace(CAPTION, "")
@@ -82,7 +83,7 @@ class PromptSet(Section):
     @property
     def _templates(self) -> tuple[str, str]:
         """`neutral` and `positive`; where all prompts are empty, the caption alone."""
-        if not any((self.target, self.positive, self.unconditional, self.neutral)):
+        if not any(getattr(self, key) for key in PROMPTS):
             return CAPTION, CAPTION
         return self.neutral, self.positive
 
@@ -121,8 +122,7 @@ class PromptSet(Section):
 
     def with_attribute(self, attribute: str) -> Self:
         """The same set with `attribute` and a space before each of its prompts."""
-        keys = ("target", "positive", "neutral", "unconditional")
-        return self.model_copy(update={k: f"{attribute} {getattr(self, k)}" for k in keys})
+        return self.model_copy(update={k: f"{attribute} {getattr(self, k)}" for k in PROMPTS})
 
 
 class TextPromptSet(PromptSet):
@@ -134,7 +134,7 @@ class TextPromptSet(PromptSet):
 
     action: Literal["enhance", "erase"] = "enhance"  # erase: multiplier 1 moves away from `positive`
 
-    @field_validator("target", "positive", "unconditional", "neutral")
+    @field_validator(*PROMPTS)
     @classmethod
     def _no_placeholder(cls, prompt: str) -> str:
         if "{" in prompt or "}" in prompt:

@@ -30,28 +30,30 @@ UNSAFE_IN_NAMES = '<>:"/\\|?*'  # A1111 ends a `<lora:…>` at `:` or `>`; Windo
 TRAINING_METHODS = (
     "full", "noxattn", "innoxattn", "selfattn", "xattn", "xattn-strict", "noxattn-hspace", "noxattn-hspace-last",
 )  # fmt: skip
+DPM = "DPMSolverMultistepScheduler"
 DPM_2M = {"algorithm_type": "dpmsolver++", "solver_order": 2, "use_karras_sigmas": False}
 SAMPLERS = {  # name → class in diffusers, the options that make it what the name promises, name in A1111
     "ddim": ("DDIMScheduler", {"clip_sample": False, "set_alpha_to_one": False}, "DDIM"),
     "euler": ("EulerDiscreteScheduler", {"use_karras_sigmas": False}, "Euler"),
     "euler_a": ("EulerAncestralDiscreteScheduler", {}, "Euler a"),
-    "dpm++_2m": ("DPMSolverMultistepScheduler", DPM_2M, "DPM++ 2M"),
-    "dpm++_2m_karras": ("DPMSolverMultistepScheduler", {**DPM_2M, "use_karras_sigmas": True}, "DPM++ 2M Karras"),
-    "dpm++_2m_sde": (
-        "DPMSolverMultistepScheduler",
-        {**DPM_2M, "algorithm_type": "sde-dpmsolver++"},
-        "DPM++ 2M SDE",
-    ),
+    "dpm++_2m": (DPM, DPM_2M, "DPM++ 2M"),
+    "dpm++_2m_karras": (DPM, {**DPM_2M, "use_karras_sigmas": True}, "DPM++ 2M Karras"),
+    "dpm++_2m_sde": (DPM, {**DPM_2M, "algorithm_type": "sde-dpmsolver++"}, "DPM++ 2M SDE"),
     "unipc": ("UniPCMultistepScheduler", {"use_karras_sigmas": False}, "UniPC"),
 }
+
+
+LR_SCHEDULERS = ("constant", "cosine", "cosine_with_restarts", "step", "linear")
+ATTENTION = ("auto", "sdpa", "cudnn", "flash", "efficient", "math", "xformers", "flash-attn")
+Automatic = Annotated[Literal["auto", "off"], switch("auto")]
+AtLeast0, AtLeast1 = Annotated[Whole, Field(ge=0)], Annotated[Whole, Field(ge=1)]
+Seed = Annotated[Whole, Field(ge=0, lt=2**63)]
 
 
 class PretrainedModel(Section):
     name_or_path: Place  # hub id, diffusers folder, .safetensors, .ckpt, or `tiny`
     config: Place | None = None  # (ours) folder with a single file's JSON and tokenizer files; none: asks the hub
-    quantize: Annotated[Literal["none", "fp8", "int8", "nf4"], switch("fp8", "none")] = (
-        "none"  # (ours) the UNet's weights
-    )
+    quantize: Annotated[Literal["none", "fp8", "int8", "nf4"], switch("fp8", "none")] = "none"  # (ours) UNet's weights
     v2: bool = False
     v_pred: bool | None = None  # none: what the checkpoint says
     clip_skip: Annotated[Whole, Field(ge=0, le=10)] | None = None  # text-encoder layers skipped before the usual one
@@ -105,9 +107,7 @@ class Train(Section):
     lr: Annotated[Number, Field(gt=0)] = 1e-4
     optimizer: Annotated[Literal[tuple(OPTIMIZERS)], spelled({})] = "adamw"
     optimizer_args: Arguments = ""
-    lr_scheduler: Annotated[Literal["constant", "cosine", "cosine_with_restarts", "step", "linear"], spelled({})] = (
-        "constant"
-    )
+    lr_scheduler: Annotated[Literal[LR_SCHEDULERS], spelled({})] = "constant"
     max_denoising_steps: Annotated[Whole, Field(ge=2, le=1000)] = 50
     loss: str = "reference"  # (ours) a name in train.losses.LOSSES
     timestep_bias: Annotated[Number, Field(ge=0, le=20)] | Literal["auto"] = Field(  # (ours) see data/timesteps.py
@@ -117,19 +117,19 @@ class Train(Section):
     max_timestep: Annotated[Whole, Field(ge=0, le=999)] = 999  # (ours)
     min_snr_gamma: Annotated[Number, Field(ge=0)] = 0.0  # (ours) 0: every timestep's error counts alike
     caption_dropout: Annotated[Number, Field(ge=0, lt=1)] = 0.0  # (ours) share of rows read with an empty prompt
-    scales_per_step: Annotated[Whole, Field(ge=1)] = 1  # (ours) rows that share image, noise and timestep
+    scales_per_step: AtLeast1 = 1  # (ours) rows that share image, noise and timestep
     max_grad_norm: Annotated[Number, Field(ge=0)] = 0.0  # (ours) 0: gradients are not clipped
-    skip_nonfinite: Annotated[Whole, Field(ge=0)] = 0  # (ours) bad steps in a row that are left out, not stopped at
-    seed: Annotated[Whole, Field(ge=0, lt=2**63)] = 0  # (ours)
+    skip_nonfinite: AtLeast0 = 0  # (ours) bad steps in a row that are left out, not stopped at
+    seed: Seed = 0  # (ours)
 
 
 class Save(Section):
     name: str = "untitled"
     path: Folder = Path("./output")
-    per_steps: Annotated[Whole, Field(ge=1)] = 200
+    per_steps: AtLeast1 = 200
     precision: SavePrecision = "float32"
     sidecars: bool = True  # (ours) beside each slider the card that web UIs show; pictures come with preview.prompts
-    keep: Annotated[Whole, Field(ge=1)] = 2  # (ours) resumable states, the newest; sliders are all kept
+    keep: AtLeast1 = 2  # (ours) resumable states, the newest; sliders are all kept
 
     @field_validator("name")
     @classmethod
@@ -152,11 +152,11 @@ class Preview(Section):
 
     prompts: tuple[Prompt, ...] = ()  # none: no picture
     multipliers: tuple[Number, ...] | None = None  # none: 0, the scales, and one step beyond the highest
-    seed: Annotated[Whole, Field(ge=0, lt=2**63)] = 0  # of the first row; each row has the next one
+    seed: Seed = 0  # of the first row; each row has the next one
     seeds: Annotated[Whole, Field(ge=1, le=64)] = 1  # rows of each prompt on the page at the end; the picture shows one
     steps: Annotated[Whole, Field(ge=1, le=1000)] = 30
     guidance: Annotated[Number, Field(gt=0)] | None = None  # none: guidance_scale of the first prompt set
-    every: Annotated[Whole, Field(ge=0)] = 0  # also every so many training steps; 0: only next to sliders
+    every: AtLeast0 = 0  # also every so many training steps; 0: only next to sliders
 
     @model_validator(mode="after")
     def _shows_something(self) -> "Preview":
@@ -166,21 +166,17 @@ class Preview(Section):
 
 
 class Logging(Section):
-    log_every: Annotated[Whole, Field(ge=1)] = (
-        10  # (ours) steps between readings of the loss, for each makes a GPU wait
-    )
+    log_every: AtLeast1 = 10  # (ours) steps; each reading of the loss makes a GPU wait
     use_wandb: bool = False
     verbose: bool = False
 
 
 class Other(Section):
-    attention: Literal["auto", "sdpa", "cudnn", "flash", "efficient", "math", "xformers", "flash-attn"] = (
-        "auto"  # (ours)
-    )
+    attention: Literal[ATTENTION] = "auto"  # (ours)
     use_xformers: bool = False  # see migration.OLD_KEYS
     use_pytorch_SDPA: bool = True  # noqa: N815 - the fork's spelling; see migration.OLD_KEYS
-    cuda_graph: Annotated[Literal["auto", "off"], switch("auto")] = "auto"  # (ours)
-    fast_path: Annotated[Literal["auto", "off"], switch("auto")] = "auto"  # (ours)
+    cuda_graph: Automatic = "auto"  # (ours)
+    fast_path: Automatic = "auto"  # (ours)
     torch_compile: Annotated[Literal["off", "regional", "full"], switch("regional")] = "off"
     lycorisize: bool = False  # see migration.OLD_KEYS
     gradient_checkpointing: bool = False
@@ -208,10 +204,10 @@ class Config(Section):
     @classmethod
     def _empty_section_is_default(cls, data: Any) -> Any:
         """`logging:` with nothing under it is YAML for null; a user means the defaults."""
-        if isinstance(data, dict):
-            sections = ("network", "train", "save", "preview", "logging", "other")
-            return {k: v for k, v in data.items() if not (k in sections and v is None)}
-        return data
+        if not isinstance(data, dict):
+            return data
+        optional = cls.model_fields.keys() - {"pretrained_model"}
+        return {key: value for key, value in data.items() if value is not None or key not in optional}
 
     @model_validator(mode="after")
     def _old_keys_are_said_as_today(self) -> "Config":
@@ -243,18 +239,11 @@ class TextData(Section):
         return f"all multipliers from {self.scales[0]:g} to {self.scales[-1]:g}"
 
 
-class Settings(Section):
+class Settings(Config):
     """Everything that defines one run: the config with the flags laid over it, the prompts, and the data."""
 
     config_file: Path
     family: str = DEFAULT_FAMILY  # a name in models.FAMILIES, chosen by the command
-    pretrained_model: PretrainedModel
-    network: Network
-    train: Train
-    save: Save
-    preview: Preview
-    logging: Logging
-    other: Other
     prompts: tuple[PromptSet, ...]
     data: Data | TextData
     device: str  # "cpu", "mps" or a CUDA index

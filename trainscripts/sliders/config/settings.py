@@ -7,37 +7,14 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from sliders.config import flags as command_line
 from sliders.config import schema
 from sliders.config.families import DEFAULT_FAMILY, FAMILIES
-from sliders.config.flags import (
-    DEFAULT_FOLDERS,
-    DEFAULT_RANGE,
-    DEFAULT_SCALES,
-    EXAMPLES,
-    parse_flags,
-    parse_names,
-    parse_scales,
-    parse_text_flags,
-)
 from sliders.config.migration import without_xformers
 from sliders.config.prompts import PromptSet, TextPromptSet, special_token
 from sliders.config.sentences import sentences
 from sliders.config.yaml_file import read_yaml
 from sliders.system.errors import InputError
-
-FLAG_TO_KEY = {
-    "name": ("save", "name"),
-    "rank": ("network", "rank"),
-    "alpha": ("network", "alpha"),
-    "training_method": ("network", "training_method"),
-    "model": ("pretrained_model", "name_or_path"),
-    "iterations": ("train", "iterations"),
-    "lr": ("train", "lr"),
-    "optimizer": ("train", "optimizer"),
-    "seed": ("train", "seed"),
-    "save_path": ("save", "path"),
-    "per_steps": ("save", "per_steps"),
-}
 
 
 def load_settings(argv: list[str], family: str = DEFAULT_FAMILY) -> tuple[list[schema.Settings], argparse.Namespace]:
@@ -45,15 +22,19 @@ def load_settings(argv: list[str], family: str = DEFAULT_FAMILY) -> tuple[list[s
 
     family: a key of families.FAMILIES.
     """
-    flags = parse_flags(argv, family)
-    notes: list[str] = []
-    config = _load_config(flags, family, notes)
-    prompts = _load_prompts(config, flags, family, PromptSet, notes)
-    folders, scales = _match_folders_and_scales(flags.folders, flags.scales)
+    flags = command_line.parse_flags(argv, command_line.build_parser(family))
+    experiment = _load_experiment(flags, family, PromptSet)
+    folders, scales = command_line.match_folders_and_scales(flags.folders, flags.scales)
+    mains = [flags.folder_main]
+    if flags.stylecheck is not None:
+        mains = [flags.folder_main.parent / f"{flags.folder_main.name}{i}" for i in flags.stylecheck]
     runs = []
-    for folder_main, name in _main_folders(flags, config):
-        data = schema.Data(folder_main=folder_main, folders=folders, scales=scales)
-        runs.append(_settings(flags, family, config, prompts, data, name, notes))
+    for main in mains:
+        run = {"data": schema.Data(folder_main=main, folders=folders, scales=scales)}
+        if flags.stylecheck is not None:
+            name = validated(schema.Save, {"name": main.name}, "--stylecheck").name
+            run["save"] = experiment["save"].model_copy(update={"name": name})
+        runs.append(_named(schema.Settings(**experiment | run)))
     return runs, flags
 
 
@@ -61,76 +42,33 @@ def load_text_settings(
     argv: list[str], family: str = DEFAULT_FAMILY
 ) -> tuple[list[schema.Settings], argparse.Namespace]:
     """Like `load_settings`, for a slider that is trained from prompts alone."""
-    flags = parse_text_flags(argv, family)
+    flags = command_line.parse_flags(argv, command_line.build_text_parser(family))
+    experiment = _load_experiment(flags, family, TextPromptSet)
+    data = schema.TextData(scales=command_line.range_of(flags.scales))
+    return [_named(schema.Settings(data=data, **experiment))], flags
+
+
+def _named(settings: schema.Settings) -> schema.Settings:
+    """Adds the word by which programs know the family's files to the slider's name, if that lacks it."""
+    word, name = FAMILIES[settings.family][0].in_names, settings.save.name
+    if word in name.lower():
+        return settings
+    renamed = validated(schema.Save, {"name": f"{name}_{word}"}, "save.name").name
+    note = f"save.name is {renamed}, because some programs know by {word!r} in a file's name what it is for."
+    save = settings.save.model_copy(update={"name": renamed})
+    return settings.model_copy(update={"save": save, "notes": (*settings.notes, note)})
+
+
+def _load_experiment(flags: argparse.Namespace, family: str, kind: type[PromptSet]) -> dict[str, Any]:
+    """All settings but the data. kind: of the prompt sets."""
     notes: list[str] = []
     config = _load_config(flags, family, notes)
-    prompts = _load_prompts(config, flags, family, TextPromptSet, notes)
-    scales = tuple(sorted(set(flags.scales or parse_scales(DEFAULT_RANGE))))
-    if len(scales) < 2:
-        raise InputError(f"--scales: {scales[0]:g} alone is no range: give the lowest and the highest, such as -1, 1.")
-    data = schema.TextData(scales=scales)
-    return [_settings(flags, family, config, prompts, data, config.save.name, notes)], flags
-
-
-def _settings(
-    flags: argparse.Namespace,
-    family: str,
-    config: schema.Config,
-    prompts: tuple[PromptSet, ...],
-    data: schema.Data | schema.TextData,
-    name: str,
-    notes: list[str],
-) -> schema.Settings:
-    word = FAMILIES[family][0].in_names
-    if word not in name.lower():
-        name = f"{name}_{word}"
-        notes = [
-            *notes,
-            f"save.name is {name}, because some programs know by {word!r} in a file's name what it is for.",
-        ]
-    save = config.save.model_copy(update={"name": validated(schema.Save, {"name": name}, "--stylecheck").name})
-    rest = {k: getattr(config, k) for k in ("pretrained_model", "network", "train", "preview", "logging", "other")}
-    return schema.Settings(
-        config_file=flags.config_file, family=family, prompts=prompts, data=data, save=save,
-        device=flags.device, overwrite=flags.overwrite, resume=flags.resume, notes=tuple(notes), **rest,
-    )  # fmt: skip
-
-
-def _main_folders(flags: argparse.Namespace, config: schema.Config) -> list[tuple[Path, str]]:
-    """(main folder, slider name) of each run."""
-    if flags.stylecheck is None:
-        return [(flags.folder_main, config.save.name)]
-    folders = [flags.folder_main.parent / f"{flags.folder_main.name}{i}" for i in flags.stylecheck]
-    return [(folder, folder.name) for folder in folders]
-
-
-def _match_folders_and_scales(folders: tuple[str, ...] | None, scales: tuple[float, ...] | None):
-    """Pairs folder *i* with scale *i*; None: not given. Returns both in ascending order of scale."""
-    if (folders is None) != (scales is None):
-        given, other = ("--scales", "--folders") if folders is None else ("--folders", "--scales")
-        listed = folders or [f"{s:g}" for s in scales or ()]
-        usual = DEFAULT_FOLDERS if folders is None else DEFAULT_SCALES
-        if len(listed) != len(usual.split(",")):
-            raise InputError(
-                f"{given} lists {len(listed)} ({', '.join(listed)}), but {other} was not given, and its default has "
-                f"{len(usual.split(','))} ({usual}): add {other}, such as {other} {EXAMPLES[other]}, with one for each."
-            )
-    folders = parse_names(DEFAULT_FOLDERS) if folders is None else folders
-    scales = parse_scales(DEFAULT_SCALES) if scales is None else scales
-    if len(folders) != len(scales):
-        raise InputError(
-            f"--folders lists {len(folders)} ({', '.join(folders)}) but --scales lists {len(scales)} "
-            f"({', '.join(f'{s:g}' for s in scales)}): give one scale per folder, with decimal points, not commas, and "
-            "put a name that contains a comma in double quotes."
-        )
-    if len(folders) < 2:
-        raise InputError(f"--folders: {', '.join(folders) or 'nothing'} is not enough: give two or more folders.")
-    for what, values in (("--folders", folders), ("--scales", scales)):
-        twice = sorted({v for v in values if values.count(v) > 1})
-        if twice:
-            raise InputError(f"{what}: {twice[0]} is given twice: give each folder a scale of its own.")
-    pairs = sorted(zip(scales, folders, strict=True))
-    return tuple(f for _, f in pairs), tuple(s for s, _ in pairs)
+    prompts = _load_prompts(config, flags, family, kind, notes)
+    sections = {key: getattr(config, key) for key in schema.Config.model_fields}
+    return {
+        "config_file": flags.config_file, "family": family, "prompts": prompts, "notes": tuple(notes), **sections,
+        **{flag: getattr(flags, flag) for flag in ("device", "overwrite", "resume")},
+    }  # fmt: skip
 
 
 def _load_config(flags: argparse.Namespace, family: str, notes: list[str]) -> schema.Config:
@@ -138,7 +76,7 @@ def _load_config(flags: argparse.Namespace, family: str, notes: list[str]) -> sc
     if not isinstance(raw, dict):
         raise InputError(f"{flags.config_file}: is not a YAML mapping: start from {flags.examples.format('config')}.")
     places = {}
-    for flag, (section, key) in FLAG_TO_KEY.items():
+    for flag, (section, key, _) in command_line.OVERRIDES.items():
         value = getattr(flags, flag)
         if value is not None:
             raw[section] = raw.get(section) or {}
@@ -184,7 +122,7 @@ def _load_prompts(
         )
     if not isinstance(raw, list) or not raw:
         raise InputError(f"{source}: is not a YAML list of prompt sets: start from {example}.")
-    sizes = {flag: getattr(flags, flag) for flag in ("resolution", "batch_size") if getattr(flags, flag) is not None}
+    sizes = {flag: getattr(flags, flag) for flag in command_line.SIZES if getattr(flags, flag) is not None}
     places = {flag: f"--{flag}" for flag in sizes}
     sets = []
     for number, item in enumerate(raw, start=1):

@@ -72,9 +72,7 @@ class _Loader(yaml.SafeLoader):
         for key_node, _ in node.value:
             if isinstance(key_node, yaml.ScalarNode):
                 if key_node.value in seen:
-                    raise yaml.MarkedYAMLError(
-                        problem=f"{key_node.value} appears twice", problem_mark=key_node.start_mark
-                    )
+                    raise yaml.MarkedYAMLError(None, None, f"{key_node.value} appears twice", key_node.start_mark)
                 seen.add(key_node.value)
         return super().construct_mapping(node, deep)
 
@@ -82,9 +80,8 @@ class _Loader(yaml.SafeLoader):
         """Limits merge keys (`<<`): nested ones can expand a few lines to billions of pairs."""
         super().flatten_mapping(node)
         if len(node.value) > MAX_PAIRS:
-            raise yaml.MarkedYAMLError(
-                problem=f"more than {MAX_PAIRS} keys are merged into one mapping", problem_mark=node.start_mark
-            )
+            problem = f"more than {MAX_PAIRS} keys are merged into one mapping"
+            raise yaml.MarkedYAMLError(None, None, problem, node.start_mark)
 
     def construct_number(self, node: yaml.ScalarNode) -> int | float:
         text = self.construct_scalar(node)
@@ -95,10 +92,8 @@ class _Loader(yaml.SafeLoader):
         if octal or not (DECIMAL.fullmatch(text) or text.lower().endswith((".inf", ".nan"))):
             plain = re.sub(r"^(-?)0+(?=\d)", r"\1", text.replace("_", "").lstrip("+"))
             meant = plain if DECIMAL.fullmatch(plain) else f"{value:.12g}"
-            raise _Ambiguous(
-                problem=f"YAML reads {text} as {value:.12g}: write {meant}, or '{text}' in quotes if it is text",
-                problem_mark=node.start_mark,
-            )
+            problem = f"YAML reads {text} as {value:.12g}: write {meant}, or '{text}' in quotes if it is text"
+            raise _Ambiguous(None, None, problem, node.start_mark)
         return value
 
 

@@ -84,7 +84,6 @@ def build_parser(family: str) -> Parser:
         prog=script_name(family),
         description="Show what a slider does: pictures at several multipliers with fixed seeds, on one page to scrub through.",
         epilog="A prompt that does not name the slider is shown at the multipliers the slider was trained at.",
-        allow_abbrev=False,
     )
     parser.add_argument("--slider", required=True, nargs="+", type=path, metavar="FILE",
         help="sliders: <slider:X> is the first at multiplier X, <lora:NAME:X> is any of them")  # fmt: skip
@@ -93,11 +92,8 @@ def build_parser(family: str) -> Parser:
     add("--clip", type=place, metavar="MODEL",
         help="plot the increase in CLIP score, with a model such as openai/clip-vit-large-patch14 (default: none)")  # fmt: skip
     add("--clip_text", metavar="TEXT", help="the text that --clip compares with (default: each picture's prompt)")
-    add(
-        "--lpips",
-        action="store_true",
-        help="plot the LPIPS distance to multiplier 0; needs the package lpips (default: do not)",
-    )
+    add("--lpips", action="store_true",
+        help="plot the LPIPS distance to multiplier 0; needs the package lpips (default: do not)")  # fmt: skip
     return parser
 
 
@@ -106,7 +102,6 @@ def build_comparison_parser(family: str) -> Parser:
         prog=COMPARE,
         description="Show several sliders side by side: the same prompts, seeds and multipliers, on one page.",
         epilog="In prompts, <slider:X> is each of the sliders in turn.",
-        allow_abbrev=False,
     )
     parser.add_argument("slider", nargs="+", type=path, metavar="SLIDER", help="files of at least two sliders")
     parser.add_argument("--family", choices=FAMILIES, default=DEFAULT_FAMILY,
@@ -153,12 +148,8 @@ def _add_what(parser: Parser) -> None:
     add("--prompt", required=True, nargs="+", metavar="TEMPLATE",
         help="prompts in Dynamic Prompts syntax, such as 'a robe {<slider:0>|<slider:0.8>|<slider:2.7>}'")  # fmt: skip
     add("--negative", default="", metavar="TEXT", help="negative prompt (default: empty)")
-    add(
-        "--wildcard_dir",
-        type=path,
-        metavar="DIR",
-        help="folder of files for Dynamic Prompts' __wildcards__ (default: none)",
-    )
+    add("--wildcard_dir", type=path, metavar="DIR",
+        help="folder of files for Dynamic Prompts' __wildcards__ (default: none)")  # fmt: skip
     add("--multipliers", metavar="X, Y, …", help="for prompts that do not name the slider (default: the trained ones)")
     add("--seeds", default=DEFAULT_SEEDS, metavar="N, M, …",
         help=f"one row of pictures per seed (default: {DEFAULT_SEEDS})")  # fmt: skip
@@ -184,7 +175,7 @@ def load_sample_settings(argv: list[str], family: str = DEFAULT_FAMILY) -> Sampl
 
 def load_comparison_settings(argv: list[str]) -> SampleSettings:
     """Parses the command line of the compare command. Raises InputError with one message per mistake."""
-    chosen = Parser(add_help=False, allow_abbrev=False)
+    chosen = Parser(add_help=False)
     chosen.add_argument("--family", choices=FAMILIES, default=DEFAULT_FAMILY)
     family = chosen.parse_known_args(argv)[0].family
     flags = vars(build_comparison_parser(family).parse_args(join_list_flags(argv, LIST_FLAGS)))
