@@ -174,7 +174,7 @@ TRANSFORMER = "transformer/config.json"
         (TRANSFORMER, {"num_layers": 8, "num_single_layers": 24}, r"has 8 \+ 24 blocks, .* 9B one"),
         (TRANSFORMER, {"joint_attention_dim": 100}, "reads 100 values per token .* have 96"),
         (TRANSFORMER, {"num_single_layers": 3}, r"transformer lacks \d+ weight\(s\), such as single_transformer_blocks\.2"),
-        (TRANSFORMER, {"mlp_ratio": 2.0}, r"has the shape \[\d+, 32\], and its config.json says"),
+        (TRANSFORMER, {"mlp_ratio": 2.0}, r"has the shape \[\d+, 32\], and the model's is"),
     ],
 )  # fmt: skip
 def test_other_models_are_refused_before_weights_are_loaded(folder, tmp_path, name, values, said):
@@ -199,11 +199,97 @@ def test_a_model_with_weights_that_are_not_finite_is_refused(folder, tmp_path):
         ({"v2": True}, r"pretrained_model\.v2: True is for Stable Diffusion 2: remove it\."),
         ({"v_pred": True}, r"pretrained_model\.v_pred: True is for models of noise or v"),
         ({"clip_skip": 1}, r"pretrained_model\.clip_skip: 1 is for CLIP"),
-        ({"config": "x"}, r"pretrained_model\.config: x is for single files"),
-        ({"name_or_path": __file__}, "is a single file, of which no text encoder is part"),
-        ({"name_or_path": "no such"}, "is neither an existing folder nor a hub id like black-forest-labs/"),
+        ({"config": "x"}, r"pretrained_model\.config: x is for single files, and tiny is none"),
+        ({"name_or_path": "no such"}, "is neither an existing folder or file nor a hub id like black-forest-labs/"),
     ],
 )
 def test_settings_of_other_families_are_refused(settings, said):
     with pytest.raises(InputError, match=said):
         KLEIN_FAMILY.check_source(PretrainedModel(**{"name_or_path": "tiny", **settings}))
+
+
+# --- single files
+
+
+def original_state(pipe):
+    """The transformer with the names of the original checkpoint, written down from the network's own structure."""
+    ours, found = pipe.transformer.state_dict(), {}
+    for stream, norms, names in (
+        ("img", ("norm_q", "norm_k"), ("to_q", "to_k", "to_v", "to_out.0", "ff")),
+        (
+            "txt",
+            ("norm_added_q", "norm_added_k"),
+            ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out", "ff_context"),
+        ),
+    ):
+        block, theirs = "transformer_blocks.0.", "double_blocks.0."
+        *qkv, proj, ff = names
+        found[f"{theirs}{stream}_attn.qkv.weight"] = torch.cat([ours[f"{block}attn.{n}.weight"] for n in qkv])
+        found[f"{theirs}{stream}_attn.proj.weight"] = ours[f"{block}attn.{proj}.weight"]
+        for norm, name in zip(norms, ("query", "key"), strict=True):
+            found[f"{theirs}{stream}_attn.norm.{name}_norm.scale"] = ours[f"{block}attn.{norm}.weight"]
+        found[f"{theirs}{stream}_mlp.0.weight"] = ours[f"{block}{ff}.linear_in.weight"]
+        found[f"{theirs}{stream}_mlp.2.weight"] = ours[f"{block}{ff}.linear_out.weight"]
+    for index in (0, 1):
+        block, theirs = f"single_transformer_blocks.{index}.attn.", f"single_blocks.{index}."
+        found[f"{theirs}linear1.weight"] = ours[f"{block}to_qkv_mlp_proj.weight"]
+        found[f"{theirs}linear2.weight"] = ours[f"{block}to_out.weight"]
+        found[f"{theirs}norm.query_norm.scale"] = ours[f"{block}norm_q.weight"]
+        found[f"{theirs}norm.key_norm.scale"] = ours[f"{block}norm_k.weight"]
+    time = "time_guidance_embed.timestep_embedder.linear_"
+    modulations = {name.split(".")[0] for name in ours if "_modulation" in name}
+    for name, other in (
+        ("x_embedder", "img_in"), ("context_embedder", "txt_in"), (f"{time}1", "time_in.in_layer"),
+        (f"{time}2", "time_in.out_layer"), ("proj_out", "final_layer.linear"),
+        *((f"{modulation}.linear", f"{modulation}.lin") for modulation in modulations),
+    ):  # fmt: skip
+        found[f"{other}.weight"] = ours[f"{name}.weight"]
+    scale, shift = ours["norm_out.linear.weight"].chunk(2)
+    found["final_layer.adaLN_modulation.1.weight"] = torch.cat([shift, scale])
+    return {key: tensor.clone() for key, tensor in found.items()}
+
+
+@pytest.fixture(params=["", "model.diffusion_model."])
+def file(request, tmp_path):
+    """The tiny transformer as a file of its own, and the pipeline that it is from."""
+    pipe = build_narrow_klein()
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in pipe.transformer.named_parameters():
+        if ".norm_" in name:
+            parameter.data.uniform_(0.5, 2, generator=generator)  # those of a new model are all 1
+    path, state = tmp_path / "klein.safetensors", original_state(pipe)
+    save_file({request.param + key: tensor for key, tensor in state.items()}, path)
+    return path, pipe
+
+
+def test_a_single_file_is_the_transformer_beside_the_rest_of_a_folder(file, folder):
+    path, pipe = file
+    settings = PretrainedModel(name_or_path=str(path), config=str(folder))
+    KLEIN_FAMILY.check_source(settings)
+    model = KLEIN_FAMILY.load(settings, torch.float32)
+    shapes = {n: p.shape for n, p in KLEIN_FAMILY.weightless_denoiser(str(path)).named_parameters()}
+    assert shapes == {n: p.shape for n, p in model.denoiser.named_parameters()}
+    generator = torch.Generator().manual_seed(0)
+    tokens, maps = (torch.randn(shape, generator=generator) for shape in ((1, 512, 96), (1, 128, 3, 2)))
+    with torch.no_grad():
+        found = model.denoise(maps, torch.tensor([699]), {"tokens": tokens})
+        wanted = pipe.transformer(
+            to_tokens(maps),
+            tokens,
+            torch.tensor([0.7]),
+            image_places((3, 2), maps.device),
+            text_places(512, maps.device),
+        ).sample
+    assert (to_tokens(found) - wanted).abs().max() < 1e-5 * wanted.abs().max()
+
+
+def test_a_file_that_is_not_whole_is_refused(file, tmp_path):
+    path, _ = file
+    tensors = load_file(path)
+    del tensors[next(key for key in tensors if key.endswith("double_blocks.0.txt_mlp.2.weight"))]
+    save_file(tensors, tmp_path / "part.safetensors")
+    with pytest.raises(InputError, match=r"lacks 1 weight\(s\), such as double_blocks\.0\.txt_mlp\.2\.weight"):
+        KLEIN_FAMILY.check_source(PretrainedModel(name_or_path=str(tmp_path / "part.safetensors")))
+    save_file({"lora_unet_a.lora_up.weight": torch.ones(2, 2)}, tmp_path / "lora.safetensors")
+    with pytest.raises(InputError, match=r"holds no transformer of FLUX\.2"):
+        KLEIN_FAMILY.check_source(PretrainedModel(name_or_path=str(tmp_path / "lora.safetensors")))

@@ -21,7 +21,8 @@ def join_projections(transformer: Flux2Transformer2DModel) -> Flux2Transformer2D
     for block in transformer.transformer_blocks:
         block.attn.fuse_projections()
         for name in SEPARATE:
-            delattr(block.attn, name)
+            if hasattr(block.attn, name):
+                delattr(block.attn, name)
     return transformer
 
 

@@ -1,20 +1,17 @@
 """FLUX.2 [klein] 4B as a model family."""
 
-from pathlib import Path
-
 import torch
 from diffusers import Flux2Transformer2DModel
 
 from sliders.config.families import KLEIN
 from sliders.config.schema import PretrainedModel, Settings
 from sliders.models.base import Family
-from sliders.models.diffusers_unet.folders import TINY, part_config
+from sliders.models.diffusers_unet.folders import TINY
 from sliders.models.flux2.architecture import join_projections
-from sliders.models.flux2.configs import TRANSFORMER
 from sliders.models.flux2.keys import file_key, klein_file_keys, original_name
 from sliders.models.flux2.model import Klein
 from sliders.models.flux2.narrow import build_narrow_klein, build_transformer
-from sliders.models.flux2.sources import check_source, is_distilled, load_pipeline
+from sliders.models.flux2.sources import build_joined, check_source, is_distilled, load_pipeline, transformer_config
 from sliders.system.errors import InputError
 
 FOREIGN_KERNELS = ("xformers", "flash-attn")
@@ -43,12 +40,10 @@ class KleinFamily(Family):
         return Klein(self.facts, pipe, settings.name_or_path, dtype)
 
     def weightless_denoiser(self, name_or_path: str) -> Flux2Transformer2DModel:
-        with torch.device("meta"):
-            if name_or_path == TINY:
+        if name_or_path == TINY:
+            with torch.device("meta"):
                 return join_projections(build_transformer())
-            folder = Path(name_or_path)
-            config = part_config(folder, "transformer", name_or_path) if folder.is_dir() else TRANSFORMER
-            return join_projections(Flux2Transformer2DModel.from_config(config))
+        return build_joined(transformer_config(name_or_path))
 
     def remarks(self, settings: Settings) -> list[str]:
         model, network, found = settings.pretrained_model, settings.network, []

@@ -1,7 +1,10 @@
-"""Where a FLUX.2 [klein] 4B comes from: a hub id or a diffusers folder, checked before its weights are loaded."""
+"""Where a FLUX.2 [klein] 4B comes from: a hub id, a diffusers folder, or a file with its transformer and a folder with the
+rest. All is checked before weights are loaded.
+"""
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +18,14 @@ from sliders.compute.device import refuse_nonfinite
 from sliders.config.families import KLEIN
 from sliders.config.schema import PretrainedModel
 from sliders.models.diffusers_unet import folders
-from sliders.models.diffusers_unet.folders import TINY, Weights
+from sliders.models.diffusers_unet.folders import TINY
 from sliders.models.diffusers_unet.sources import HUB_ID, loading, place_of
+from sliders.models.flux2.architecture import join_projections
+from sliders.models.flux2.configs import TRANSFORMER
 from sliders.models.flux2.keys import DOUBLE, SINGLE
+from sliders.models.flux2.single_file import SIZES, config_of, original_key, prefix_of, state_of
 from sliders.system.errors import InputError, first_line
+from sliders.system.weight_files import WeightFile, open_weights
 
 PARTS = {"transformer": "transformer", "vae": "VAE", "text_encoder": "text encoder"}
 SMALLER = f"choose {KLEIN.title}"
@@ -27,52 +34,82 @@ REFUSED = {  # settings of other families' models
     "v2": "is for Stable Diffusion 2",
     "v_pred": "is for models of noise or v, and this one predicts velocities",
     "clip_skip": "is for CLIP, and this model reads fixed layers of Qwen3",
-    "config": "is for single files, and this model comes from a hub id or a diffusers folder",
 }
 
 
-def check_source(settings: PretrainedModel) -> Path | None:
-    """Returns the diffusers folder, None for hub ids, which are not looked up, and for `tiny`.
+@dataclass(frozen=True)
+class Source:
+    """A model that has passed every check that needs no weights."""
 
-    Raises InputError if it does not exist, cannot be read, is not whole or not a FLUX.2 [klein] 4B.
+    folder: Path | None  # of the pipeline, or beside a single file of the rest of it; None: the hub's
+    file: WeightFile | None = None  # with the transformer
+
+
+def check_source(settings: PretrainedModel) -> Source:
+    """Hub ids are not looked up. Raises InputError if a file or folder does not exist, cannot be read, is not whole or not
+    a FLUX.2 [klein] 4B.
     """
     for key, reason in REFUSED.items():
         if getattr(settings, key) not in (None, False):
             raise InputError(f"pretrained_model.{key}: {getattr(settings, key)} {reason}: remove it.")
     name, place = settings.name_or_path, place_of(settings)
+    path, config = Path(name), settings.config
+    if path.is_file():
+        file = open_weights(path, place)
+        transformer = inspect_file(file, place)
+        if config is not None:
+            inspect_folder(Path(config), f"pretrained_model.config: {config}", transformer)
+        return Source(config and Path(config), file)
+    if config is not None:
+        raise InputError(f"pretrained_model.config: {config} is for single files, and {name} is none: remove it.")
     if name == TINY:
-        return None
-    path = Path(name)
+        return Source(None)
     if path.is_dir():
         inspect_folder(path, place)
-        return path
-    if path.is_file():
-        raise InputError(
-            f"{place} is a single file, of which no text encoder is part: use a diffusers folder or a hub id."
-        )
+        return Source(path)
     if not re.fullmatch(HUB_ID, name):
-        raise InputError(f"{place} is neither an existing folder nor a hub id like {KLEIN.example}: check it.")
-    return None
+        raise InputError(f"{place} is neither an existing folder or file nor a hub id like {KLEIN.example}: check it.")
+    return Source(None)
 
 
-def inspect_folder(folder: Path, place: str) -> None:
-    """Raises InputError unless a diffusers folder holds a whole FLUX.2 [klein] 4B, or a narrower one."""
+def inspect_file(file: WeightFile, place: str) -> dict[str, Any]:
+    """Returns the config of the transformer in a file. Raises InputError unless it is that of a whole 4B model."""
+    prefix = prefix_of(file.stored)
+    if prefix is None:
+        raise InputError(f"{place} holds no transformer of FLUX.2 (keys like {SIZES[0]}): {SMALLER}.")
+    shapes = {key.removeprefix(prefix): shape for key, shape in file.shapes.items() if key.startswith(prefix)}
+    config = config_of(shapes)
+    _check_transformer(config, place)
+    with loading("transformer", place):
+        wanted = build_joined(config).state_dict()
+    _check_weights(shapes, {original_key(name): tuple(empty.shape) for name, empty in wanted.items()}, place)
+    return config
+
+
+def inspect_folder(folder: Path, place: str, transformer: Mapping | None = None) -> None:
+    """Raises InputError unless a diffusers folder holds a whole FLUX.2 [klein] 4B, or a narrower one.
+
+    transformer: the config of one that is used instead of the folder's.
+    """
     index = folders.read_json(folder / "model_index.json", place)
     name = index.get("_class_name")
     if name != Flux2KleinPipeline.__name__:
         raise InputError(f"{place} is a {name}, but only {Flux2KleinPipeline.__name__} is supported: {SMALLER}.")
-    configs = {part: folders.part_config(folder, part, place) for part in PARTS}
-    _check_configs(configs, place)
+    parts = PARTS if transformer is None else [part for part in PARTS if part != "transformer"]
+    configs = {part: folders.part_config(folder, part, place) for part in parts}
+    if transformer is None:
+        _check_transformer(configs["transformer"], place)
+    _check_width(transformer or configs["transformer"], configs["text_encoder"], place)
     for part, config in configs.items():
         with loading(part, place):
             shapes = {key: tuple(tensor.shape) for key, tensor in build_empty(part, config).state_dict().items()}
         if config.get("tie_word_embeddings"):
             shapes.pop("lm_head.weight", None)
-        _check_weights(folders.part_weights(folder, part, place), shapes, f"{place}: {part}")
+        stored = folders.part_weights(folder, part, place).stored
+        _check_weights({key: found.shape for key, found in stored.items()}, shapes, f"{place}: {part}")
 
 
-def _check_configs(configs: Mapping[str, Mapping], place: str) -> None:
-    transformer = configs["transformer"]
+def _check_transformer(transformer: Mapping, place: str) -> None:
     for key, usual in USUAL.items():
         if transformer.get(key, usual) != usual:
             raise InputError(f"{place}: its transformer has {key} {transformer[key]}, not {usual}: {SMALLER}.")
@@ -82,7 +119,10 @@ def _check_configs(configs: Mapping[str, Mapping], place: str) -> None:
             f"{place}: its transformer has {found[0]} + {found[1]} blocks, and the 4B model {DOUBLE} + {SINGLE} (is it the 9B one?): "
             f"{SMALLER}."
         )
-    width = 3 * configs["text_encoder"].get("hidden_size", 0)
+
+
+def _check_width(transformer: Mapping, text_encoder: Mapping, place: str) -> None:
+    width = 3 * text_encoder.get("hidden_size", 0)
     if transformer.get("joint_attention_dim") != width:
         raise InputError(
             f"{place}: its transformer reads {transformer.get('joint_attention_dim')} values per token of a prompt, but three states "
@@ -90,15 +130,14 @@ def _check_configs(configs: Mapping[str, Mapping], place: str) -> None:
         )
 
 
-def _check_weights(weights: Weights, shapes: Mapping[str, tuple[int, ...]], place: str) -> None:
-    missing = shapes.keys() - weights.stored.keys()
+def _check_weights(stored: Mapping[str, tuple[int, ...]], shapes: Mapping[str, tuple[int, ...]], place: str) -> None:
+    missing = shapes.keys() - stored.keys()
     if missing:
         raise InputError(f"{place} lacks {len(missing)} weight(s), such as {min(missing)}: download the model again.")
     for key, shape in shapes.items():
-        if tuple(weights.stored[key].shape) != shape:
+        if tuple(stored[key]) != shape:
             raise InputError(
-                f"{place}: {key} has the shape {list(weights.stored[key].shape)}, and its config.json says {list(shape)}: download the "
-                "model again."
+                f"{place}: {key} has the shape {list(stored[key])}, and the model's is {list(shape)}: download the model again."
             )
 
 
@@ -108,6 +147,14 @@ def build_empty(part: str, config: Mapping[str, Any]) -> nn.Module:
         if part == "text_encoder":
             return Qwen3ForCausalLM(Qwen3Config.from_dict(dict(config)))
         return (AutoencoderKLFlux2 if part == "vae" else Flux2Transformer2DModel).from_config(dict(config))
+
+
+def transformer_config(name_or_path: str) -> Mapping[str, Any]:
+    """The config of a folder's or a file's transformer, or for a hub id the usual one. Raises InputError."""
+    path = Path(name_or_path)
+    if path.is_file():
+        return inspect_file(open_weights(path, f"{name_or_path}:"), f"{name_or_path}:")
+    return folders.part_config(path, "transformer", name_or_path) if path.is_dir() else TRANSFORMER
 
 
 def is_distilled(name_or_path: str) -> bool:
@@ -120,16 +167,40 @@ def is_distilled(name_or_path: str) -> bool:
 
 def load_pipeline(settings: PretrainedModel, dtype: torch.dtype) -> Flux2KleinPipeline:
     """From a hub id or a folder, on the CPU, its VAE in float32, the rest in `dtype`. Raises InputError."""
-    place, folder = place_of(settings), check_source(settings)
-    if folder is None:
+    place, source = place_of(settings), check_source(settings)
+    folder, parts = source.folder, {}
+    if source.file is not None:
+        transformer = inspect_file(source.file, place)
+        parts["transformer"] = _read_transformer(source.file, transformer, dtype, place)
+        if folder is None:
+            folder = _hub_folder(KLEIN.example, place)
+            inspect_folder(folder, f"{place}: {KLEIN.example}", transformer)
+    elif folder is None:
         folder = _hub_folder(settings.name_or_path, place)
         inspect_folder(folder, place)
     dtypes = {"default": dtype, "vae": torch.float32}
     with loading("pipeline", place):
-        pipe = Flux2KleinPipeline.from_pretrained(str(folder), local_files_only=True, dtype=dtypes)
+        pipe = Flux2KleinPipeline.from_pretrained(str(folder), local_files_only=True, dtype=dtypes, **parts)
     # the others are checked where they are placed
     refuse_nonfinite(pipe.vae, {name: p.isfinite().all() for name, p in pipe.vae.named_parameters()})
     return pipe
+
+
+def _read_transformer(
+    file: WeightFile, config: Mapping[str, Any], dtype: torch.dtype, place: str
+) -> Flux2Transformer2DModel:
+    prefix = prefix_of(file.stored)
+    with loading("transformer", place):
+        transformer = build_joined(config)
+        tensors = file.read(key for key in file.stored if key.startswith(prefix))
+        tensors = {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
+        transformer.load_state_dict(state_of(tensors, transformer.state_dict(), dtype), assign=True)
+    return transformer
+
+
+def build_joined(config: Mapping[str, Any]) -> Flux2Transformer2DModel:
+    """The transformer that is adapted, with its parameters on the meta device. Raises what diffusers raises for a wrong config."""
+    return join_projections(build_empty("transformer", config))
 
 
 def _hub_folder(name: str, place: str) -> Path:
