@@ -5,9 +5,10 @@ import sys
 
 START = """
 from sliders.system.progress import importing_libraries
-importing_libraries()
-from sliders.train.runs import run_all
-importing_libraries()
+with importing_libraries():
+    from sliders.train.runs import run_all
+with importing_libraries():
+    pass
 """
 
 

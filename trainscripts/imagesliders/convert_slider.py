@@ -69,10 +69,10 @@ def main(argv: list[str]) -> None:
         raise InputError(f"--out: {out} already exists: choose another name, or add --overwrite.")
     check_folder(out.parent, "--out", "choose another --out", out.name)
     # imports torch, which --help and a mistyped flag need not wait for
-    importing_libraries()
-    from sliders.formats.cards import calibrate
-    from sliders.formats.conversion import convert
-    from sliders.models import find_family
+    with importing_libraries():
+        from sliders.formats.cards import calibrate
+        from sliders.formats.conversion import convert
+        from sliders.models import find_family
 
     name, facts = VERSIONS[flags.family]
     model = PretrainedModel(name_or_path=flags.model or facts.example, v2=facts is SD2)

@@ -25,8 +25,8 @@ def train_on_prompts(argv: list[str], family: str) -> None:
 @command
 def sample(argv: list[str], family: str) -> None:
     settings = load_sample_settings(argv, family)
-    importing_libraries()
-    from sliders.sample.run import run
+    with importing_libraries():
+        from sliders.sample.run import run
 
     print(f"page    {run(settings)}")
 
@@ -34,14 +34,14 @@ def sample(argv: list[str], family: str) -> None:
 @command
 def compare(argv: list[str]) -> None:
     settings = load_comparison_settings(argv)
-    importing_libraries()
-    from sliders.sample.compare import compare
+    with importing_libraries():
+        from sliders.sample.compare import compare
 
     print(f"page    {compare(settings)}")
 
 
 def _train(runs: list[Settings], flags: argparse.Namespace) -> None:
-    importing_libraries()
-    from sliders.train.runs import run_all
+    with importing_libraries():
+        from sliders.train.runs import run_all
 
     run_all(runs, dry_run=flags.dry_run)

@@ -7,6 +7,7 @@ import json
 import os
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -141,12 +142,7 @@ def _torch_file(path: Path, place: str) -> WeightFile:
 
 
 def _why_not_unpickled(path: Path, zipped: bool) -> str:
-    names: list[str] = []
-    if zipped:
-        try:
-            names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
-        except Exception:  # as above
-            names = []
-    if names:
-        return f"contains more than weights ({', '.join(names[:3])}), which may be code and is never run: {CONVERT}"
+    with suppress(Exception):  # as above
+        if zipped and (names := sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))):
+            return f"contains more than weights ({', '.join(names[:3])}), which may be code and is never run: {CONVERT}"
     return f"is damaged, or contains code, which is never run: {AGAIN}, or {CONVERT}"
