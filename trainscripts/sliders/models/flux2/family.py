@@ -6,12 +6,12 @@ from diffusers import Flux2Transformer2DModel
 from sliders.config.families import KLEIN
 from sliders.config.schema import PretrainedModel, Settings
 from sliders.models.base import Family
-from sliders.models.diffusers_unet.folders import TINY
 from sliders.models.flux2.architecture import join_projections
 from sliders.models.flux2.keys import file_key, klein_file_keys, original_name
 from sliders.models.flux2.model import Klein
 from sliders.models.flux2.narrow import build_narrow_klein, build_transformer
 from sliders.models.flux2.sources import build_joined, check_source, is_distilled, load_pipeline, transformer_config
+from sliders.models.places import TINY
 from sliders.system.errors import InputError
 
 FOREIGN_KERNELS = ("xformers", "flash-attn")

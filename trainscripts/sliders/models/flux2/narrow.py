@@ -7,11 +7,11 @@ from diffusers import (
     Flux2KleinPipeline,
     Flux2Transformer2DModel,
 )
+from tokenizers.pre_tokenizers import ByteLevel
 from transformers import Qwen2Tokenizer, Qwen3Config, Qwen3ForCausalLM
 
-from sliders.models.diffusers_unet.narrow import seeded
-from sliders.models.diffusers_unet.tokenizer import byte_symbols
 from sliders.models.flux2.configs import SCHEDULER, TRANSFORMER
+from sliders.models.seeded import seeded
 
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 TEXT_WIDTH = 32  # 2560 in Qwen3-4B
@@ -101,4 +101,4 @@ def build_tokenizer() -> Qwen2Tokenizer:
 
 
 def _vocabulary() -> dict[str, int]:
-    return {token: index for index, token in enumerate([*sorted(byte_symbols().values()), PAD, START, END])}
+    return {token: index for index, token in enumerate([*sorted(ByteLevel.alphabet()), PAD, START, END])}

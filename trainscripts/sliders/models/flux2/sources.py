@@ -4,7 +4,9 @@ rest. All is checked before weights are loaded.
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +19,16 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from sliders.compute.device import refuse_nonfinite
 from sliders.config.families import KLEIN
 from sliders.config.schema import PretrainedModel
-from sliders.models.diffusers_unet import folders
-from sliders.models.diffusers_unet.folders import TINY
-from sliders.models.diffusers_unet.sources import HUB_ID, loading, place_of
 from sliders.models.flux2.architecture import join_projections
 from sliders.models.flux2.configs import TRANSFORMER
 from sliders.models.flux2.keys import DOUBLE, SINGLE
 from sliders.models.flux2.single_file import SIZES, config_of, original_key, prefix_of, state_of
-from sliders.system.errors import InputError, first_line
+from sliders.models.folders import hub_folder, part_config, part_weights, read_json
+from sliders.models.places import HUB_ID, TINY, loading, place_of
+from sliders.system.errors import InputError
 from sliders.system.weight_files import WeightFile, open_weights
 
-PARTS = {"transformer": "transformer", "vae": "VAE", "text_encoder": "text encoder"}
+PARTS = ("transformer", "vae", "text_encoder")
 SMALLER = f"choose {KLEIN.title}"
 USUAL = {"guidance_embeds": False, "patch_size": 1, "in_channels": 128}  # what the denoiser's calls provide for
 REFUSED = {  # settings of other families' models
@@ -91,12 +92,12 @@ def inspect_folder(folder: Path, place: str, transformer: Mapping | None = None)
 
     transformer: the config of one that is used instead of the folder's.
     """
-    index = folders.read_json(folder / "model_index.json", place)
+    index = read_json(folder / "model_index.json", place)
     name = index.get("_class_name")
     if name != Flux2KleinPipeline.__name__:
         raise InputError(f"{place} is a {name}, but only {Flux2KleinPipeline.__name__} is supported: {SMALLER}.")
     parts = PARTS if transformer is None else [part for part in PARTS if part != "transformer"]
-    configs = {part: folders.part_config(folder, part, place) for part in parts}
+    configs = {part: part_config(folder, part, place) for part in parts}
     if transformer is None:
         _check_transformer(configs["transformer"], place)
     _check_width(transformer or configs["transformer"], configs["text_encoder"], place)
@@ -105,7 +106,7 @@ def inspect_folder(folder: Path, place: str, transformer: Mapping | None = None)
             shapes = {key: tuple(tensor.shape) for key, tensor in build_empty(part, config).state_dict().items()}
         if config.get("tie_word_embeddings"):
             shapes.pop("lm_head.weight", None)
-        stored = folders.part_weights(folder, part, place).stored
+        stored = part_weights(folder, part, place).stored
         _check_weights({key: found.shape for key, found in stored.items()}, shapes, f"{place}: {part}")
 
 
@@ -154,14 +155,14 @@ def transformer_config(name_or_path: str) -> Mapping[str, Any]:
     path = Path(name_or_path)
     if path.is_file():
         return inspect_file(open_weights(path, f"{name_or_path}:"), f"{name_or_path}:")
-    return folders.part_config(path, "transformer", name_or_path) if path.is_dir() else TRANSFORMER
+    return part_config(path, "transformer", name_or_path) if path.is_dir() else TRANSFORMER
 
 
 def is_distilled(name_or_path: str) -> bool:
     """Whether a model is known to be the step-distilled one: a folder says so, of a hub id only the usual name is known."""
     path = Path(name_or_path)
     if path.is_dir():
-        return bool(folders.read_json(path / "model_index.json", name_or_path).get("is_distilled"))
+        return bool(read_json(path / "model_index.json", name_or_path).get("is_distilled"))
     return re.fullmatch(r"[\w.-]+/FLUX\.2-klein-4B", name_or_path, re.IGNORECASE) is not None
 
 
@@ -204,13 +205,11 @@ def build_joined(config: Mapping[str, Any]) -> Flux2Transformer2DModel:
 
 
 def _hub_folder(name: str, place: str) -> Path:
-    """Prefers cached files to a download."""
-    if folder := folders.cached_folder(Flux2KleinPipeline, name, PARTS):
-        return folder
-    folders.check_reachable(name, place, "check the name, or connect to the network once")
-    try:
-        return folders.downloaded_folder(Flux2KleinPipeline, name)
-    except Exception as error:  # of the hub, the network and the disk
-        raise InputError(
-            f"{place} cannot be downloaded ({first_line(error).rstrip('.')}): check the hub id, the network and the free disk space."
-        ) from error
+    return hub_folder(Flux2KleinPipeline, name, PARTS, place, partial(_check_on_hub, name, place))
+
+
+def _check_on_hub(name: str, place: str, cached: bool) -> None:
+    with suppress(OSError, ValueError):
+        _check_transformer(
+            Flux2Transformer2DModel.load_config(name, subfolder="transformer", local_files_only=cached), place
+        )
