@@ -1,6 +1,6 @@
 """What may stand in a config or prompts YAML: every key with its type, default and meaning.
 
-Each key either works or is refused here with a sentence; nothing is read by nobody. The keys and defaults are the
+Each key either works or is refused here with a sentence; none is read and ignored. The keys and defaults are the
 fork's; what this project adds is marked (ours).
 """
 

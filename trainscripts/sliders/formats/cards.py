@@ -52,8 +52,8 @@ def calibrate(source: Path, target: Path, model: str, family: Family) -> Calibra
     model: the one that it is for, of which no weights are loaded. Raises InputError if the slider has no card, or one that
     no factor can improve.
     """
-    unet = family.weightless_denoiser(model)
-    slider = check_slider(source, unet, family)
+    denoiser = family.weightless_denoiser(model)
+    slider = check_slider(source, denoiser, family)
     if slider.changes_nothing:
         raise InputError(
             f"{source}: changes nothing, because all its weights are zero, so no factor can calibrate it: train it for longer."
@@ -71,7 +71,7 @@ def calibrate(source: Path, target: Path, model: str, family: Family) -> Calibra
         )
     factor = card.factor()
     algorithm = ALGORITHMS[slider.network.algo]
-    layers = {family.file_key(path): layer for path, layer in reachable_layers(unet).items()}
+    layers = {family.file_key(path): layer for path, layer in reachable_layers(denoiser).items()}
     modules = by_module(slider.tensors)
     scaled = {m: algorithm.for_files(algorithm.scaled(parts, factor), layers[m]) for m, parts in modules.items()}
     calibrated = card.with_factor(factor)

@@ -70,24 +70,24 @@ def _fit(
     path: Path, tensors: dict[str, Tensor], metadata: dict[str, str], family: Family, model: str, alpha: float | None
 ) -> Fitted:
     """Raises InputError, naming `path`, if the file's layers are not those of the family's model, or lack their alpha."""
-    unet = family.weightless_denoiser(model)
-    layers = find_layers(path, tensors, metadata, unet, family)
+    denoiser = family.weightless_denoiser(model)
+    layers = find_layers(path, tensors, metadata, denoiser, family)
     algo = _algorithm(path, layers.modules)
-    modules = {name: _prepared(path, name, unet, parts) for name, parts in layers.modules.items()}
+    modules = {name: _prepared(path, name, denoiser, parts) for name, parts in layers.modules.items()}
     _add_alphas(path, modules, algo, layers, alpha)
     found = {
         f"{family.file_key(name)}.{part}": weight.float() if part == ALPHA else weight
         for name, parts in modules.items()
-        for part, weight in ALGORITHMS[algo].for_files(parts, unet.get_submodule(name)).items()
+        for part, weight in ALGORITHMS[algo].for_files(parts, denoiser.get_submodule(name)).items()
     }
     shapes = {key: tensor.shape for key, tensor in found.items()}
     network = stored_settings(metadata)
     with suppress(InputError):
         if network is not None and network.algo == algo:
-            check_fit(path, shapes, unet, network, family)
+            check_fit(path, shapes, denoiser, network, family)
             return Fitted(network, found, layers)
-    network = settings_for(path, unet, modules, algo)
-    check_fit(path, shapes, unet, network, family)
+    network = settings_for(path, denoiser, modules, algo)
+    check_fit(path, shapes, denoiser, network, family)
     return Fitted(network, found, layers)
 
 
@@ -106,7 +106,7 @@ def _algorithm(path: Path, modules: dict[str, Module]) -> str:
     return next(iter(found))
 
 
-def _prepared(path: Path, name: str, unet: nn.Module, parts: Module) -> Module:
+def _prepared(path: Path, name: str, denoiser: nn.Module, parts: Module) -> Module:
     """Parts as this project writes them: some programs write a linear layer's weights as 1×1 convolutions, or in 8 bits."""
     found = {}
     for part, weight in parts.items():
@@ -114,7 +114,7 @@ def _prepared(path: Path, name: str, unet: nn.Module, parts: Module) -> Module:
         if part == ALPHA and weight.numel() == 1 and not weight.is_complex():
             found[part] = weight.reshape(()).double()
         elif part != ALPHA and weight.ndim >= 2 and weight.numel() and weight.is_floating_point():
-            flat = weight.flatten(1) if isinstance(unet.get_submodule(name), nn.Linear) else weight
+            flat = weight.flatten(1) if isinstance(denoiser.get_submodule(name), nn.Linear) else weight
             found[part] = (flat if flat.dtype in KEPT else flat.float()).contiguous()
         else:
             raise InputError(

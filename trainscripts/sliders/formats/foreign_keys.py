@@ -45,10 +45,10 @@ class Layers:
 
 
 def find_layers(
-    path: Path, tensors: dict[str, Tensor], metadata: dict[str, str], unet: nn.Module, family: Family
+    path: Path, tensors: dict[str, Tensor], metadata: dict[str, str], denoiser: nn.Module, family: Family
 ) -> Layers:
     """Raises InputError, naming `path`, if a key is unknown, or if two are for the same part of a layer."""
-    names = _module_names(unet, family)
+    names = _module_names(denoiser, family)
     modules: dict[str, Module] = {}
     seen: dict[tuple[str, str], str] = {}
     unknown, text = [], 0
@@ -80,10 +80,10 @@ def _strange(unknown: list[str], keys: int, text: int) -> str:
     )
 
 
-def _module_names(unet: nn.Module, family: Family) -> dict[str, str]:
+def _module_names(denoiser: nn.Module, family: Family) -> dict[str, str]:
     """{name of a layer, in any spelling, with underscores for dots: its path in diffusers' UNet}."""
     found = {}
-    for path in reachable_layers(unet):
+    for path in reachable_layers(denoiser):
         of_processor = path.removesuffix(".0") if path.endswith(".to_out.0") else path
         found |= {spelling.replace(".", "_"): path for spelling in (*family.spellings(path), of_processor)}
     return found

@@ -19,7 +19,7 @@ from sliders.system.errors import InputError
 MOST = 4096  # of network.rank
 
 
-def settings_for(path: Path, unet: nn.Module, modules: dict[str, Module], algo: str) -> Network:
+def settings_for(path: Path, denoiser: nn.Module, modules: dict[str, Module], algo: str) -> Network:
     """{path of a layer: parts} → settings: a type and method for as many layers as possible, patterns for the others.
 
     Raises InputError, naming `path`, if ranks are impossible. Whether sizes are the model's is for `check_fit`.
@@ -29,12 +29,12 @@ def settings_for(path: Path, unet: nn.Module, modules: dict[str, Module], algo: 
         rank, name = bad[0]
         raise InputError(f"{path}: {name} has rank {rank}, and 1 to {MOST} can be used: get an undamaged file.")
     alphas = [parts[ALPHA].item() for parts in modules.values() if ALPHA in parts]
-    network, usual = _most_common(unet, modules, Network(algo=algo, alpha=max(alphas, default=1.0)), ranks)
-    known = architecture_of(unet)
-    methods = {(t, m): select_layers(unet, t, m).keys() for t in known.adapted for m in known.methods}
+    network, usual = _most_common(denoiser, modules, Network(algo=algo, alpha=max(alphas, default=1.0)), ranks)
+    known = architecture_of(denoiser)
+    methods = {(t, m): select_layers(denoiser, t, m).keys() for t in known.adapted for m in known.methods}
     fitting = {choice: layers for choice, layers in methods.items() if layers <= modules.keys()}  # one has none
     kind, method = max(fitting, key=lambda choice: len(fitting[choice]))
-    chosen, reachable = fitting[kind, method], list(reachable_layers(unet))
+    chosen, reachable = fitting[kind, method], list(reachable_layers(denoiser))
     more = [name for name in reachable if name in usual - chosen]
     include = [LayerPattern(pattern=p) for p in _covering(more, usual, reachable)]
     unusual = [name for name in reachable if name in modules.keys() - usual]
@@ -45,7 +45,7 @@ def settings_for(path: Path, unet: nn.Module, modules: dict[str, Module], algo: 
 
 
 def _most_common(
-    unet: nn.Module, modules: dict[str, Module], network: Network, ranks: dict[str, int | None]
+    denoiser: nn.Module, modules: dict[str, Module], network: Network, ranks: dict[str, int | None]
 ) -> tuple[Network, set[str]]:
     """`network` with the rank, and factor, that gives the most layers their sizes; and the names of these layers."""
     found = ALGORITHMS[network.algo].settings_of(list(modules.values()))
@@ -53,17 +53,17 @@ def _most_common(
     common = Counter(ranks.values()).most_common(1)[0][0]
     if common is not None and common != found["rank"]:
         choices.append(network.model_copy(update={**found, "rank": common}))
-    fits = [_fitting(unet, modules, choice) for choice in choices]
+    fits = [_fitting(denoiser, modules, choice) for choice in choices]
     return max(zip(choices, fits, strict=True), key=lambda pair: len(pair[1]))
 
 
-def _fitting(unet: nn.Module, modules: dict[str, Module], network: Network) -> set[str]:
+def _fitting(denoiser: nn.Module, modules: dict[str, Module], network: Network) -> set[str]:
     """The layers whose weights have the sizes that an adaptor of these settings has."""
     algorithm = ALGORITHMS[network.algo]
     if network.factor is not None:
         algorithm = partial(algorithm, factor=network.factor)
     with torch.device("meta"):
-        adaptors = {name: algorithm(unet.get_submodule(name), network.rank, network.alpha) for name in modules}
+        adaptors = {name: algorithm(denoiser.get_submodule(name), network.rank, network.alpha) for name in modules}
     return {name for name, a in adaptors.items() if a.accepts({k: t.shape for k, t in modules[name].items()})}
 
 

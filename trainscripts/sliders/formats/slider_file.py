@@ -125,22 +125,22 @@ def _bits(tensor: Tensor) -> Tensor:
     return tensor.reshape(-1).view(torch.uint8)
 
 
-def check_slider(path: Path, unet: nn.Module, family: Family) -> Slider:
-    """Reads a slider that fits the model. unet: on the meta device, without weights.
+def check_slider(path: Path, denoiser: nn.Module, family: Family) -> Slider:
+    """Reads a slider that fits the model. denoiser: on the meta device, without weights.
 
     Raises InputError for a file that is not a slider, is for another model family or a model of other sizes, or has values
     that are not finite.
     """
     file = open_weights(path, f"{path}:")
     network = _settings_in(file, family)
-    check_fit(path, file.shapes, unet, network, family)
+    check_fit(path, file.shapes, denoiser, network, family)
     return Slider(path, network, _values(file), file.metadata)
 
 
-def open_slider(path: Path, unet: nn.Module, family: Family) -> AdaptorNetwork:
-    """Attaches a slider to `unet`, with the settings in its metadata. Raises InputError if it does not fit."""
+def open_slider(path: Path, denoiser: nn.Module, family: Family) -> AdaptorNetwork:
+    """Attaches a slider to `denoiser`, with the settings in its metadata. Raises InputError if it does not fit."""
     file = open_weights(path, f"{path}:")
-    network = AdaptorNetwork(unet, _settings_in(file, family))
+    network = AdaptorNetwork(denoiser, _settings_in(file, family))
     load_slider(file, network, family)
     return network
 
@@ -223,11 +223,11 @@ def _check_shapes(path: Path, shapes: dict[str, tuple[int, ...]], network: Adapt
 
 
 def check_fit(
-    path: Path, shapes: dict[str, tuple[int, ...]], unet: nn.Module, settings: Network, family: Family
+    path: Path, shapes: dict[str, tuple[int, ...]], denoiser: nn.Module, settings: Network, family: Family
 ) -> None:
-    """Raises InputError, naming `path`, unless {key: shape} are those of a network of `settings` on `unet`."""
+    """Raises InputError, naming `path`, unless {key: shape} are those of a network of `settings` on `denoiser`."""
     with torch.device("meta"):
-        network = AdaptorNetwork(unet, settings)
+        network = AdaptorNetwork(denoiser, settings)
     network.remove()
     _check_shapes(path, shapes, network, family)
 
