@@ -216,7 +216,7 @@ def test_scales_in_a_folder_are_multiplied(narrow_folders, tmp_path):
 
 
 def test_offline_a_single_file_names_the_key_that_helps(tmp_path, monkeypatch):
-    from sliders.models.diffusers_unet.folders import json_folder
+    from sliders.models.folders import json_folder
 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(

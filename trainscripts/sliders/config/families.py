@@ -12,13 +12,16 @@ class Facts:
     example: str  # the hub id of its usual model
     ending: str  # of the names of its scripts and example files
     use: str  # which scripts, in the sentence that refuses such a model elsewhere
-    webui_version: str  # "sd version" in the sidecar; in lower case, `--family` of convert_slider.py
+    name: str  # `--family` of convert_slider.py
+    webui_version: str  # "sd version" in the sidecar
     webui_clip_skip: int  # what web UIs call Clip skip where `clip_skip` is none
     size_multiple: int  # px; the sides of training images are multiples of it
     latent_factor: int  # px per latent along each side
     latent_channels: int
     default_size: int  # px; side of a sampled picture, and of a training image where no prompts file is named
     guidance: float  # at which sliders are meant to be sampled where no prompts file is named
+    in_names: str = ""  # what programs know its files by, which is part of each slider's name
+    half: str = "float16"  # the precision in which a GPU samples where none is asked for
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """[c, h, w] of the latents of a picture of that many px."""
@@ -31,6 +34,7 @@ SDXL = Facts(
     example="stabilityai/stable-diffusion-xl-base-1.0",
     ending="-xl",
     use="train_lora-scale-xl.py and sample_slider-xl.py",
+    name="sdxl",
     webui_version="SDXL",
     webui_clip_skip=2,
     size_multiple=32,  # 8 for the VAE times 4 for the UNet's two downsamplings
@@ -45,6 +49,7 @@ SD1 = Facts(
     example="stable-diffusion-v1-5/stable-diffusion-v1-5",
     ending="",
     use="train_lora-scale.py and sample_slider.py, without pretrained_model.v2 and --v2",
+    name="sd1",
     webui_version="SD1",
     webui_clip_skip=1,
     size_multiple=64,  # 8 for the VAE times 8 for the UNet's three downsamplings
@@ -59,9 +64,32 @@ SD2 = replace(
     a="a Stable Diffusion 2",
     example="stabilityai/stable-diffusion-2-1",
     use="train_lora-scale.py with pretrained_model.v2: true, and sample_slider.py with --v2",
+    name="sd2",
     webui_version="SD2",
     default_size=768,
 )
 
+KLEIN = Facts(
+    title="FLUX.2 [klein] 4B",
+    a="a FLUX.2 [klein] 4B",
+    example="black-forest-labs/FLUX.2-klein-base-4B",
+    ending="-flux2",
+    use="train_lora-scale-flux2.py and sample_slider-flux2.py",
+    name="klein",
+    webui_version="Unknown",  # web UIs whose cards have this field know no FLUX.2
+    webui_clip_skip=1,
+    size_multiple=16,  # 8 for the VAE times 2 for the patches
+    latent_factor=16,
+    latent_channels=128,
+    default_size=1024,
+    guidance=4,
+    in_names="klein",
+    half="bfloat16",  # float16 overflows
+)
+
 DEFAULT_FAMILY = "sdxl"
-FAMILIES = {"sdxl": (SDXL,), "sd": (SD1, SD2)}  # the first version is the usual one; pretrained_model.v2 means the last
+FAMILIES = {  # the first version is the usual one; pretrained_model.v2 means the last
+    "sdxl": (SDXL,),
+    "sd": (SD1, SD2),
+    "flux2": (KLEIN,),
+}

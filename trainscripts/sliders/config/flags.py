@@ -118,8 +118,9 @@ def build_parser(family: str = DEFAULT_FAMILY) -> Parser:
 def build_text_parser(family: str = DEFAULT_FAMILY) -> Parser:
     """Of the text trainer."""
     facts = FAMILIES[family][0]
+    script = f"train_lora{facts.ending.replace('-', '_')}.py"
     about, prompts = "from prompts alone, without images", "default: that of the YAML, where it is required"
-    parser, add = _parser("train_lora_xl.py", about, "textsliders", facts, "pairs of pictures", prompts)
+    parser, add = _parser(script, about, "textsliders", facts, "pairs of pictures", prompts)
     add("--scales", metavar="X, Y, …",
         help=f"multipliers to train: all between the lowest and the highest (default: {DEFAULT_RANGE})")  # fmt: skip
     return parser

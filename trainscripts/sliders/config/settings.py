@@ -34,7 +34,7 @@ def load_settings(argv: list[str], family: str = DEFAULT_FAMILY) -> tuple[list[s
         if flags.stylecheck is not None:
             name = validated(schema.Save, {"name": main.name}, "--stylecheck").name
             run["save"] = experiment["save"].model_copy(update={"name": name})
-        runs.append(schema.Settings(**experiment | run))
+        runs.append(_named(schema.Settings(**experiment | run)))
     return runs, flags
 
 
@@ -45,7 +45,18 @@ def load_text_settings(
     flags = command_line.parse_flags(argv, command_line.build_text_parser(family))
     experiment = _load_experiment(flags, family, TextPromptSet)
     data = schema.TextData(scales=command_line.range_of(flags.scales))
-    return [schema.Settings(data=data, **experiment)], flags
+    return [_named(schema.Settings(data=data, **experiment))], flags
+
+
+def _named(settings: schema.Settings) -> schema.Settings:
+    """Adds the word by which programs know the family's files to the slider's name, if that lacks it."""
+    word, name = FAMILIES[settings.family][0].in_names, settings.save.name
+    if word in name.lower():
+        return settings
+    renamed = validated(schema.Save, {"name": f"{name}_{word}"}, "save.name").name
+    note = f"save.name is {renamed}, because some programs know by {word!r} in a file's name what it is for."
+    save = settings.save.model_copy(update={"name": renamed})
+    return settings.model_copy(update={"save": save, "notes": (*settings.notes, note)})
 
 
 def _load_experiment(flags: argparse.Namespace, family: str, kind: type[PromptSet]) -> dict[str, Any]:

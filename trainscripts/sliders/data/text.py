@@ -110,7 +110,7 @@ class TextBatchMaker:
 
         With the deterministic DDIM (Song et al. 2020, arXiv:2010.02502, eq. 12 with σ = 0).
         """
-        objective = self.model.objective
+        objective, guidance = self.model.objective, 1.0 if self.model.distilled else GUIDANCE
         for now, after in pairwise(self.path):
             left = sum(row.timestep < now for row in rows)  # these come first
             if not left:
@@ -121,7 +121,7 @@ class TextBatchMaker:
             self.network.set_multipliers(batch.scales[:left].repeat(2))
             both = self.model.denoise(torch.cat([noisy] * 2), here.repeat(2), conditioning)
             without, prompted = both.chunk(2)
-            prediction = without + GUIDANCE * (prompted - without)
+            prediction = without + guidance * (prompted - without)
             image, noise = objective.image(noisy, prediction, here), objective.noise(noisy, prediction, here)
             batch.noisy[:left] = objective.add_noise(image, noise, there)
 

@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
-from diffusers import UNet2DConditionModel
-from diffusers.models.attention_processor import Attention
+from diffusers import ModelMixin
+from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -72,9 +72,47 @@ def check_capability(name: str, capability: tuple[int, int], precision: str) -> 
         )
 
 
-def set_attention(denoiser: UNet2DConditionModel, attend: Attend) -> None:
-    """Makes all attention layers of the denoiser compute with `attend`."""
-    denoiser.set_attn_processor(AttentionProcessor(attend))
+def plain_attentions(denoiser: nn.Module) -> dict[str, Attention]:
+    """{name of its processor: layer} of the attention layers that an `AttentionProcessor` can compute."""
+    return {
+        f"{name}.processor": module
+        for name, module in denoiser.named_modules()
+        if isinstance(module, Attention) and isinstance(module.processor, AttnProcessor | AttnProcessor2_0)
+    }
+
+
+def set_attention(denoiser: ModelMixin, attend: Attend) -> None:
+    """Makes all attention layers of the denoiser for which it can compute with `attend`."""
+    processors = dict.fromkeys(plain_attentions(denoiser), AttentionProcessor(attend))
+    denoiser.set_attn_processor({**denoiser.attn_processors, **processors})
+
+
+def order_kernels(denoiser: nn.Module, name: str, patches: Patches) -> None:
+    """Has the other attention layers, whose processors call PyTorch's attention, use the kernels of backend `name`.
+
+    Each layer is patched, because gradient checkpointing calls it again outside of the denoiser's `forward`.
+    """
+    order, plain = _kernels(name, denoiser.device), set(plain_attentions(denoiser).values())
+    for module in denoiser.modules() if order else ():
+        if hasattr(module, "get_processor") and module not in plain:
+            patches.replace(module, _with_kernels(order, module.forward))
+
+
+def _with_kernels(order: Sequence[str], forward: Callable) -> Callable:
+    backends = [SDPA[name] for name in order]
+
+    def ordered(*args, **kwargs):
+        with sdpa_kernel(backends, set_priority=True):
+            return forward(*args, **kwargs)
+
+    return ordered
+
+
+def _kernels(name: str, device: torch.device) -> Sequence[str]:
+    """PyTorch's kernels for the backend `name`, in their order. None: its own choice."""
+    if name == "auto" and device.type == "cuda":
+        return FASTEST.get(torch.cuda.get_device_capability(device), ())
+    return (name,) if name in SDPA else ()
 
 
 class AttentionProcessor:
@@ -145,11 +183,9 @@ def attend_with(name: str, device: torch.device, kernels: bool = True) -> Attend
         from flash_attn import flash_attn_func
 
         return flash_attn_func
-    if name == "auto" and device.type == "cuda":
-        capability = torch.cuda.get_device_capability(device)
-        attend = _sdpa_of(FASTEST[capability]) if capability in FASTEST else _sdpa
-        return _few_keys_or(attend) if kernels and can_multiply(str(device)) else attend
-    return _sdpa_of((name,)) if name in SDPA else _sdpa
+    order = _kernels(name, device)
+    attend = _sdpa_of(order) if order else _sdpa
+    return _few_keys_or(attend) if name == "auto" and kernels and can_multiply(str(device)) else attend
 
 
 def _sdpa(query: Tensor, key: Tensor, value: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Self
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import ModelMixin
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
@@ -19,7 +19,7 @@ from sliders.adaptors.network import AdaptorNetwork
 from sliders.compute.patches import Patches, check_own
 from sliders.compute.quantization import ByteLinear, Unpack
 from sliders.compute.quantization import unpacked as plainly_unpacked
-from sliders.fast.attention import AttentionProcessor, ContextProjections, attend_with
+from sliders.fast.attention import AttentionProcessor, ContextProjections, attend_with, order_kernels, plain_attentions
 from sliders.fast.blocks import fuse_blocks
 from sliders.fast.frozen import frozen_kind
 from sliders.fast.kernel_support import can_fuse
@@ -40,7 +40,7 @@ class FastPath:
     """
 
     def __init__(
-        self, denoiser: UNet2DConditionModel, networks: Sequence[AdaptorNetwork] = (), attention: str = "auto", trains: bool = False
+        self, denoiser: ModelMixin, networks: Sequence[AdaptorNetwork] = (), attention: str = "auto", trains: bool = False
     ):  # fmt: skip
         """The denoiser is on its device. attention: `other.attention`. trains: whether the weights need room for a gradient."""
         for module in denoiser.modules():
@@ -53,13 +53,13 @@ class FastPath:
             fuse_blocks(denoiser, self._patches)
         self._unpack_with(unpacked)
         attend = attend_with(attention, denoiser.device)
-        attentions = {f"{n}.processor": m for n, m in denoiser.named_modules() if isinstance(m, Attention)}
+        attentions = plain_attentions(denoiser)
         crossing = [m for m in attentions.values() if m.is_cross_attention]
         context = ContextProjections(denoiser, crossing, self._patches)
         projections = {m: self._projection(m) for m in attentions.values() if not m.is_cross_attention}
-        denoiser.set_attn_processor(
-            {name: AttentionProcessor(attend, projections.get(m), context.reader(m)) for name, m in attentions.items()}
-        )
+        own = {n: AttentionProcessor(attend, projections.get(m), context.reader(m)) for n, m in attentions.items()}
+        denoiser.set_attn_processor({**self._processors, **own})
+        order_kernels(denoiser, attention, self._patches)
         for layer in self._adapted:
             self._fuse(layer)
 

@@ -19,7 +19,7 @@ from sliders.formats.layer_settings import settings_for
 from sliders.formats.metadata import file_metadata
 from sliders.formats.slider_file import by_key, by_module, check_fit, check_values, save_slider, stored_settings
 from sliders.models import VERSIONS, Family
-from sliders.models.diffusers_unet.sources import TINY
+from sliders.models.places import TINY
 from sliders.system.errors import InputError, either
 from sliders.system.weight_files import open_weights
 
@@ -186,7 +186,7 @@ def _version_notes(path: Path, metadata: dict[str, str], family: Family, similar
     if others:
         raise InputError(
             f"{path}: its metadata say that it is for {others[0].facts.title}, not {family.facts.title}: give --family "
-            f"{others[0].facts.webui_version.lower()}."
+            f"{others[0].facts.name}."
         )
     if not similar or stated.startswith(_version(family)):
         return []

@@ -11,6 +11,9 @@ from sliders.data.contract import Checked
 from sliders.models import Family
 from sliders.models.objective import EPSILON, V_PREDICTION
 
+# as kohya's scripts write it; the specification has no word for velocities
+PREDICTED = {EPSILON: {"modelspec.prediction_type": "epsilon"}, V_PREDICTION: {"modelspec.prediction_type": "v"}}
+
 
 def slider_metadata(
     settings: Settings, data: Checked, family: Family, *, stem: str, steps: int, started: float, prediction: str
@@ -18,7 +21,6 @@ def slider_metadata(
     """What web UIs show, and how the slider was made: strings only, JSON where a value has parts."""
     train = settings.train
     resolution = max(p.resolution for p in settings.prompts)
-    predicted = {EPSILON: "epsilon", V_PREDICTION: "v"}[prediction]
     found = {
         **family.metadata(prediction),
         **file_metadata(stem, settings.network, started),
@@ -34,7 +36,7 @@ def slider_metadata(
         "ss_resolution": f"({resolution}, {resolution})",
         **data.metadata(settings.prompts),
         "modelspec.resolution": f"{resolution}x{resolution}",
-        "modelspec.prediction_type": predicted,
+        **PREDICTED.get(prediction, {}),
         "sliders.prompts": [p.model_dump() for p in settings.prompts],
         "sliders.config": _shareable(settings),
         "sliders.versions": {name: version(name) for name in ("torch", "diffusers", "transformers", "safetensors")},

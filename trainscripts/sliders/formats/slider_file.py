@@ -164,7 +164,7 @@ def _settings_in(file: WeightFile, family: Family) -> Network:
             f"choose one for {title}; convert_slider.py converts sliders of the original trainers."
         )
     # other versions are alike in layers, and often in sizes
-    if file.metadata.get("ss_v2", "") not in ("", family.metadata(None)["ss_v2"]):
+    if file.metadata.get("ss_v2", "") not in ("", family.metadata(None).get("ss_v2", "")):
         raise InputError(
             f"{file.path}: is a slider for another version than {title}: choose one for {title}, or the other version's model."
         )

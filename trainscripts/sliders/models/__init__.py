@@ -2,15 +2,20 @@
 
 from sliders.config.schema import PretrainedModel
 from sliders.models.base import Family
+from sliders.models.flux2.family import KLEIN_FAMILY
 from sliders.models.quiet import hide_progress_bars
 from sliders.models.sd.family import SD1_FAMILY, SD2_FAMILY
 from sliders.models.sdxl.family import SDXL_FAMILY
 
 hide_progress_bars()
 
-FAMILIES: dict[str, Family] = {"sdxl": SDXL_FAMILY, "sd": SD1_FAMILY}  # the names are those of config.families
+FAMILIES: dict[str, Family] = {  # the names are those of config.families
+    "sdxl": SDXL_FAMILY,
+    "sd": SD1_FAMILY,
+    "flux2": KLEIN_FAMILY,
+}
 
-VERSIONS: tuple[Family, ...] = (SDXL_FAMILY, SD1_FAMILY, SD2_FAMILY)  # of all families
+VERSIONS: tuple[Family, ...] = (SDXL_FAMILY, SD1_FAMILY, SD2_FAMILY, KLEIN_FAMILY)  # of all families
 
 
 def find_family(name: str, settings: PretrainedModel) -> Family:

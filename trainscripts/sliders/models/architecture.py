@@ -1,9 +1,9 @@
 """What the rooms that adapt, compress, compile and look into a denoiser know of its modules."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from torch import nn
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -20,3 +20,7 @@ class Architecture:
     blocks: Callable[
         [nn.Module], list[nn.Module]
     ]  # in their order; by their outputs the report card tells pictures apart
+    # a block's output, (h, w) of the latents → what it says of the image, [B, C, h', w']
+    image_of: Callable[[Tensor | tuple[Tensor, ...], tuple[int, int]], Tensor]
+    # {training_method that these modules do not offer: why}
+    refused: dict[str, str] = field(default_factory=dict)

@@ -51,6 +51,11 @@ class Model(ABC):
     scheduler: SchedulerMixin
 
     @property
+    def distilled(self) -> bool:
+        """Whether it has learnt to predict what guidance yields, and is asked without it."""
+        return False
+
+    @property
     @abstractmethod
     def vae(self) -> nn.Module:
         """Image encoder and decoder, float32."""
@@ -91,9 +96,13 @@ class Model(ABC):
     def check_sampling(self, place: str, remedy: str | None) -> None:
         """Raises InputError, naming `place` and the remedy, if `scheduler` cannot make pictures; remedy None: it need not."""
 
-    @abstractmethod
     def use_sampler(self, name: str) -> None:
-        """Replaces `scheduler` by a sampler, a key of schema.SAMPLERS."""
+        """Replaces `scheduler` by a sampler, one of the family's `samplers`."""
+        raise NotImplementedError
+
+    @abstractmethod
+    def rows_at_once(self, guidance: float) -> int:
+        """Rows per picture in a call of the denoiser while it samples: 2 if those of the negative prompt come before them."""
 
     @abstractmethod
     def sample_latents(
@@ -117,7 +126,12 @@ class Model(ABC):
     def decode(self, latents: Tensor) -> Tensor:
         """latents [c, h, w] → picture [3, H, W] float32 in [0, 1], on the VAE's device."""
         latents = self.denormalise(latents[None].to(self.vae.device, self.vae.dtype))
-        return (self.vae.decode(latents, return_dict=False)[0][0].float() / 2 + 0.5).clamp(0, 1)
+        return to_picture(self.vae.decode(latents, return_dict=False)[0][0])
+
+
+def to_picture(output: Tensor) -> Tensor:
+    """What a VAE decodes, in [-1, 1] → float32 in [0, 1]."""
+    return (output.float() / 2 + 0.5).clamp(0, 1)
 
 
 def fingerprint(*modules: nn.Module) -> str:
@@ -134,6 +148,7 @@ class Family(ABC):
     """A model family: its constants, how its models are found and loaded, and the names of its layers in files."""
 
     facts: Facts
+    samplers: tuple[str, ...] = ()  # keys of schema.SAMPLERS that its models can use instead of their own scheduler
 
     def variant(self, settings: PretrainedModel) -> "Family":
         """The family itself, or the one of its versions that the settings ask for."""
@@ -149,6 +164,10 @@ class Family(ABC):
                     f"{prompts.place}resolution: {size} is not a multiple of {multiple}, as {self.facts.title}'s latents "
                     f"require: use {max(multiple, size // multiple * multiple)}."
                 )
+
+    def remarks(self, settings: Settings) -> list[str]:
+        """What a plan says of settings that are allowed, but perhaps not meant with this family's models."""
+        return []
 
     @abstractmethod
     def check_source(self, settings: PretrainedModel) -> None:

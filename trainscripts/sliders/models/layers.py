@@ -10,11 +10,12 @@ from torch import nn
 from sliders.config.schema import Network
 from sliders.models.architecture import Architecture
 from sliders.models.diffusers_unet.architecture import UNET
+from sliders.models.flux2.architecture import FLUX2
 from sliders.system.errors import InputError, either
 
 Layer = nn.Linear | nn.Conv2d
 
-ARCHITECTURES = {"UNet2DConditionModel": UNET}  # {class of the denoiser: its modules}
+ARCHITECTURES = {"UNet2DConditionModel": UNET, "Flux2Transformer2DModel": FLUX2}  # {class of the denoiser: its modules}
 
 
 def architecture_of(denoiser: nn.Module) -> Architecture:
@@ -22,8 +23,16 @@ def architecture_of(denoiser: nn.Module) -> Architecture:
 
 
 def select_layers(denoiser: nn.Module, network_type: str, training_method: str) -> dict[str, Layer]:
-    """Returns {module path: layer} of the layers to adapt, in the denoiser's order. May be empty."""
+    """Returns {module path: layer} of the layers to adapt, in the denoiser's order. May be empty.
+
+    Raises InputError for a training_method that the denoiser's modules do not offer.
+    """
     architecture = architecture_of(denoiser)
+    if reason := architecture.refused.get(training_method):
+        raise InputError(
+            f"network.training_method: {training_method} chooses no layers of this kind of model, because {reason}: use "
+            f"{either(architecture.methods)}."
+        )
     keep, adapted = architecture.methods[training_method], architecture.adapted[network_type]
     chosen = {}
     for block, module in denoiser.named_modules():

@@ -30,17 +30,18 @@ def features(model: Model, pictures: Iterable[Image.Image], prompt: PromptEmbeds
         for latents, size in _latents(model, pictures):
             outputs.clear()
             _denoise(model, latents, size, prompt)
-            found.append(torch.cat([_pooled(output) for output in outputs], dim=2))
+            image_of = architecture_of(model.denoiser).image_of
+            found.append(torch.cat([_pooled(image_of(output, latents.shape[2:])) for output in outputs], dim=2))
     return torch.cat(found)
 
 
 @contextmanager
-def blocks_of(denoiser: nn.Module) -> Iterator[list[Tensor]]:
-    """Yields a list to which each block of a call appends its output, [B, C, h, w]."""
-    outputs: list[Tensor] = []
+def blocks_of(denoiser: nn.Module) -> Iterator[list]:
+    """Yields a list to which each block of a call appends its output."""
+    outputs: list = []
 
     def note(module: nn.Module, inputs: tuple, output: Tensor | tuple) -> None:
-        outputs.append(output[0] if isinstance(output, tuple) else output)
+        outputs.append(output)
 
     hooks = [block.register_forward_hook(note) for block in architecture_of(denoiser).blocks(denoiser)]
     try:

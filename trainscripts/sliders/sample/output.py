@@ -46,7 +46,7 @@ class Output:
         fields: dict[str, str | int | float] = {
             "Steps": sampling.steps,
             "Sampler": sampler_name(settings, model),
-            "CFG scale": sampling.guidance,
+            "CFG scale": 1.0 if model.distilled else sampling.guidance,
             "Seed": seed,
             "Size": f"{sampling.width}x{sampling.height}",
             "Model": _model_name(settings),

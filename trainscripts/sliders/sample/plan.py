@@ -44,6 +44,10 @@ def make_plan(settings: SampleSettings) -> SamplePlan:
     """Checks the settings against the files and the device. Raises InputError for anything that would stop the run later."""
     device, family = torch_device(settings.device), find_family(settings.family, settings.model)
     family.check_source(settings.model)
+    if settings.sampler is not None and settings.sampler not in family.samplers:
+        raise InputError(
+            f"--sampler: {settings.sampler} cannot sample from {family.facts.title}, but only the model's own can: leave it out."
+        )
     check_folder(settings.out, "--out", "choose another --out", f"000_seed{max(settings.seeds)}_x-0.123.png")
     if settings.out.exists() and any(settings.out.iterdir()) and not settings.overwrite:
         raise InputError(f"--out: {settings.out} already contains files: choose another folder, or add --overwrite.")

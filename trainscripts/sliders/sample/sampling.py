@@ -116,18 +116,20 @@ def _sample_latents(
     shape = model.facts.latent_shape(sampling.height, sampling.width)
     generators = [torch.Generator().manual_seed(row.seed) for row in rows]  # on the CPU: the same noise on every device
     noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
-    after_step = _apply_multipliers(networks, rows, sampling)
+    after_step = _apply_multipliers(model, networks, rows, sampling)
     prompts = [row.prompt for row in rows]
     return model.sample_latents(prompts, negative, noise, generators, sampling.steps, sampling.guidance, after_step)
 
 
-def _apply_multipliers(networks: Sequence[AdaptorNetwork], rows: Sequence[Row], sampling: Sampling) -> AfterStep:
+def _apply_multipliers(
+    model: Model, networks: Sequence[AdaptorNetwork], rows: Sequence[Row], sampling: Sampling
+) -> AfterStep:
     """Sets the networks' multipliers now, or, through the returned callback, after step `from_step`."""
-    halves = 2 if sampling.guidance > 1 else 1  # guidance doubles the batch, negative prompts first
+    parts = model.rows_at_once(sampling.guidance)
 
     def join() -> None:
         for i, network in enumerate(networks):
-            network.set_multipliers(torch.tensor([row.multipliers[i] for row in rows]).repeat(halves))
+            network.set_multipliers(torch.tensor([row.multipliers[i] for row in rows]).repeat(parts))
 
     def after_step(done: int) -> None:
         if done == sampling.from_step:

@@ -119,7 +119,10 @@ def _add_flags(parser: Parser, family: str, out: str) -> None:
     add("--out", type=path, metavar="DIR", help=f"folder for the pictures and the page (default: {out})")
     add("--overwrite", action="store_true", help="write into a folder that already contains files (default: refuse)")
     add("--device", default="0", metavar="N", help="CUDA index (default: 0), or cpu, or mps")
-    add("--precision", help="float16 (default on a GPU), bfloat16 or float32 (default elsewhere)")
+    add(
+        "--precision",
+        help=f"float16, bfloat16 or float32 (default: {FAMILIES[family][0].half} on a GPU, float32 elsewhere)",
+    )
     add("--batch_size", type=whole, metavar="N",
         help="pictures per batch (default: 4 at 1024 px on 24 GB); halved until they fit")  # fmt: skip
     parser.add_argument_group("report card").add_argument("--card", type=path, metavar="DIR",

@@ -28,7 +28,7 @@ class Studio:
         self._settings = settings
         plan = plans[0]
         device = plan.device
-        precision = settings.precision or ("float16" if device.startswith("cuda") else "float32")
+        precision = settings.precision or (plan.family.facts.half if device.startswith("cuda") else "float32")
         now("loading the model")
         model = self.model = plan.family.load(settings.model, DTYPES[precision])
         model.check_sampling("--model", None if settings.sampler else f"add --sampler, such as {next(iter(SAMPLERS))}")

@@ -228,6 +228,7 @@ def _remarks(plan: Plan) -> list[str]:
     settings = plan.settings
     remarks = [
         *settings.notes,
+        *plan.family.remarks(settings),
         *plan.data.remarks(settings.prompts),
         *preview_remarks(settings.preview, plan.data),
     ]

@@ -23,4 +23,7 @@ UNET = Architecture(
     compiled=("BasicTransformerBlock", "ResnetBlock2D"),
     quantized=".attentions.",
     blocks=lambda unet: [*unet.down_blocks, unet.mid_block, *unet.up_blocks],
+    image_of=lambda output, size: (
+        output[0] if isinstance(output, tuple) else output
+    ),  # the rest is for skip connections
 )

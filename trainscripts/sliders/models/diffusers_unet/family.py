@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline, UNet2DConditionModel
 
-from sliders.config.schema import PretrainedModel
+from sliders.config.schema import SAMPLERS, PretrainedModel
 from sliders.models.base import Family
 from sliders.models.diffusers_unet import sources
 from sliders.models.diffusers_unet.kinds import Kind
 from sliders.models.diffusers_unet.loading import load_pipeline
-from sliders.models.diffusers_unet.model import PipelineModel
+from sliders.models.diffusers_unet.model import UNetModel
 from sliders.models.diffusers_unet.weightless import build_weightless
 
 
@@ -21,7 +21,8 @@ class UNetFamily(Family):
 
     pipeline: type[DiffusionPipeline]
     options: Mapping[str, Any] = {}  # for the pipeline's loader
-    model: type[PipelineModel]
+    model: type[UNetModel]
+    samplers = tuple(SAMPLERS)
 
     def __init__(self, kind: Kind, configs: Mapping[str, Mapping]):
         """configs: {part of the pipeline: its config.json}, of the family's usual model."""
@@ -38,7 +39,7 @@ class UNetFamily(Family):
     def check_source(self, settings: PretrainedModel) -> None:
         sources.check_source(settings, self.kind, self.configs)
 
-    def load(self, settings: PretrainedModel, dtype: torch.dtype) -> PipelineModel:
+    def load(self, settings: PretrainedModel, dtype: torch.dtype) -> UNetModel:
         pipe, objective = load_pipeline(
             self.pipeline, self.kind, settings, dtype, self.configs, self.build_tiny, **self.options
         )

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from sliders.models.diffusers_unet.folders import PARTS, Weights
 from sliders.models.diffusers_unet.keys import Origin
+from sliders.models.folders import Weights
+from sliders.models.places import PARTS
 from sliders.system.errors import InputError
 from sliders.system.weight_files import Stored
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from sliders.config import families
 from sliders.config.families import Facts
-from sliders.models.diffusers_unet.folders import PARTS, Weights
 from sliders.models.diffusers_unet.keys import UNET_PREFIX
+from sliders.models.folders import Weights
 from sliders.models.objective import EPSILON, V_PREDICTION
 from sliders.system.errors import InputError
 
@@ -29,9 +29,10 @@ class Kind:
     prediction: str  # of its usual model
 
 
-SDXL = Kind(families.SDXL, tuple(PARTS), EPSILON)
-SD1 = Kind(families.SD1, tuple(PARTS)[:3], EPSILON)
-SD2 = Kind(families.SD2, tuple(PARTS)[:3], V_PREDICTION)
+SD_PARTS = ("unet", "vae", "text_encoder")
+SDXL = Kind(families.SDXL, (*SD_PARTS, "text_encoder_2"), EPSILON)
+SD1 = Kind(families.SD1, SD_PARTS, EPSILON)
+SD2 = Kind(families.SD2, SD_PARTS, V_PREDICTION)
 
 
 def kind_of_file(keys: Mapping[str, str], weights: Weights) -> Kind | None:

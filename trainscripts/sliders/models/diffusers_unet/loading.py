@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,8 +13,7 @@ from torch import nn
 from sliders.compute.device import place as place_weights
 from sliders.compute.device import refuse_nonfinite
 from sliders.config.schema import PretrainedModel
-from sliders.models.diffusers_unet import folders, inventory
-from sliders.models.diffusers_unet.folders import TINY
+from sliders.models.diffusers_unet import inventory
 from sliders.models.diffusers_unet.kinds import Kind, check_unet
 from sliders.models.diffusers_unet.noise import Statement, find_noise
 from sliders.models.diffusers_unet.sources import (
@@ -22,12 +22,11 @@ from sliders.models.diffusers_unet.sources import (
     check_source,
     inspect_file,
     inspect_folder,
-    loading,
-    place_of,
 )
 from sliders.models.diffusers_unet.weightless import build_empty
+from sliders.models.folders import hub_folder, json_folder
 from sliders.models.objective import Objective
-from sliders.system.errors import InputError, first_line
+from sliders.models.places import TINY, loading, place_of
 
 KEPT = (torch.float32, torch.float16, torch.bfloat16)  # dtypes that weights may have until they are placed
 
@@ -50,9 +49,9 @@ def load_pipeline(
     else:
         source = check_source(settings, kind, base)
         if source is None:
-            source = inspect_folder(_hub_folder(pipeline, kind, settings, place), place, kind)
+            source = inspect_folder(_hub_folder(pipeline, kind, settings.name_or_path, place), place, kind)
         elif source.folder is None:
-            folder = folders.json_folder(kind.facts.example, place)
+            folder = json_folder(kind.facts.example, place)
             source = inspect_file(Path(settings.name_or_path), place, kind, folder, base)
         objective, scheduler, note = find_noise(settings, source.scheduler, source.own, source.statement, place)
         pipe = _load(pipeline, replace(source, scheduler=scheduler), dtype, place, options)
@@ -61,21 +60,8 @@ def load_pipeline(
     return pipe, objective
 
 
-def _hub_folder(pipeline: type[DiffusionPipeline], kind: Kind, settings: PretrainedModel, place: str) -> Path:
-    """Prefers cached files to a download. A model of another kind is refused before its weights are downloaded."""
-    name = settings.name_or_path
-    if folder := folders.cached_folder(pipeline, name, kind.parts):
-        return folder
-    _check_kind_on_hub(name, kind, place, cached=True)
-    folders.check_reachable(name, place, "check the name, or connect to the network once")
-    _check_kind_on_hub(name, kind, place, cached=False)
-    try:
-        return folders.downloaded_folder(pipeline, name)
-    except Exception as error:  # of the hub, the network and the disk
-        raise InputError(
-            f"{place} cannot be downloaded ({first_line(error).rstrip('.')}): check the hub id, the network and the free disk space, and "
-            "your access if the model is gated."
-        ) from error
+def _hub_folder(pipeline: type[DiffusionPipeline], kind: Kind, name: str, place: str) -> Path:
+    return hub_folder(pipeline, name, kind.parts, place, partial(_check_kind_on_hub, name, kind, place))
 
 
 def _check_kind_on_hub(name: str, kind: Kind, place: str, cached: bool) -> None:

@@ -1,23 +1,10 @@
 """Parts of narrow models with random weights, small enough for a CPU."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-import torch
 from diffusers import AutoencoderKL, DDIMScheduler
 from transformers import CLIPTextConfig
 
 from sliders.models.diffusers_unet.tokenizer import CONTEXT_LENGTH, END, START
 from sliders.models.objective import EPSILON
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Within the block, weights depend on `seed` alone. Global generators do not change."""
-    with torch.random.fork_rng(devices=[]):
-        # torch.manual_seed would also reseed every GPU, which fork_rng(devices=[]) does not restore.
-        torch.default_generator.manual_seed(seed)
-        yield
 
 
 def build_vae(

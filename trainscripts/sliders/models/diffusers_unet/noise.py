@@ -12,7 +12,7 @@ from diffusers import SchedulerMixin
 from torch import Tensor
 
 from sliders.config.schema import PretrainedModel
-from sliders.models.diffusers_unet.folders import Weights
+from sliders.models.folders import Weights
 from sliders.models.objective import EPSILON, V_PREDICTION, Objective
 from sliders.system.errors import InputError, either, first_line
 

@@ -2,16 +2,14 @@
 
 import re
 import stat
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from diffusers import SchedulerMixin
 
 from sliders.config.schema import PretrainedModel
-from sliders.models.diffusers_unet import folders, inventory, keys, noise
-from sliders.models.diffusers_unet.folders import PARTS, TINY, Weights
+from sliders.models.diffusers_unet import components, inventory, keys, noise
 from sliders.models.diffusers_unet.inventory import Found
 from sliders.models.diffusers_unet.kinds import (
     SDXL,
@@ -25,12 +23,13 @@ from sliders.models.diffusers_unet.kinds import (
 from sliders.models.diffusers_unet.narrow import build_scheduler
 from sliders.models.diffusers_unet.noise import Statement
 from sliders.models.diffusers_unet.weightless import shapes_of
-from sliders.system.errors import InputError, first_line
+from sliders.models.folders import Weights, is_quantised, part_config, part_weights, read_json
+from sliders.models.places import HUB_ID, PARTS, TINY, loading, place_of
+from sliders.system.errors import InputError
 from sliders.system.files import cannot_be_read, is_missing
 from sliders.system.weight_files import open_weights
 
 SUFFIXES = (".safetensors", ".ckpt")
-HUB_ID = r"[A-Za-z0-9][\w.-]*/[\w.-]+"
 
 
 @dataclass(frozen=True)
@@ -51,11 +50,6 @@ class Source:
     scheduler: SchedulerMixin
     own: bool  # whether the scheduler is the model's own, not that of a single file's JSON files
     statement: Statement
-
-
-def place_of(settings: PretrainedModel) -> str:
-    """How sentences about the model begin."""
-    return f"pretrained_model.name_or_path: {settings.name_or_path}"
 
 
 def check_source(settings: PretrainedModel, wanted: Kind, base: Mapping[str, Mapping]) -> Source | None:
@@ -90,30 +84,30 @@ def _json_files(settings: PretrainedModel, wanted: Kind) -> Path | None:
     folder, place = Path(settings.config), f"pretrained_model.config: {settings.config}"
     if not (folder / "model_index.json").is_file():
         raise InputError(f"{place} contains no model_index.json: use a diffusers folder.")
-    folders.check_components(folder, place, wanted.parts)
-    check_unet(folders.part_config(folder, "unet", place), wanted, place)
+    components.check_components(folder, place, wanted.parts)
+    check_unet(part_config(folder, "unet", place), wanted, place)
     return folder
 
 
 def inspect_folder(folder: Path, place: str, wanted: Kind) -> Source:
     """Raises InputError unless a diffusers folder holds a whole model of the wanted kind."""
-    name = str(folders.read_json(folder / "model_index.json", place).get("_class_name"))
-    config = folders.unet_config(folder)
+    name = str(read_json(folder / "model_index.json", place).get("_class_name"))
+    config = components.unet_config(folder)
     if config is not None and name.startswith("StableDiffusion"):
         check_unet(config, wanted, place)
     if not re.match("StableDiffusionXL" if wanted is SDXL else "StableDiffusion(?!3|XL)", name):
         raise InputError(
             f"{place} is a {name}, but only {wanted.facts.title} is supported: choose {wanted.facts.a} model."
         )
-    folders.check_components(folder, place, wanted.parts)
-    configs = {part: folders.part_config(folder, part, place) for part in wanted.parts}
+    components.check_components(folder, place, wanted.parts)
+    configs = {part: part_config(folder, part, place) for part in wanted.parts}
     check_parts(configs, place)
     scheduler = _scheduler(folder, place)
-    if folders.is_quantised(folder):
+    if is_quantised(folder):
         return Source(folder, {}, scheduler, True, Statement())
     parts = {}
     for part, config in configs.items():
-        weights = folders.part_weights(folder, part, place)
+        weights = part_weights(folder, part, place)
         inside = f"{place}: {part}"
         inventory.check_foreign(weights, inside)
         shapes = _shapes(part, config, place)
@@ -134,7 +128,7 @@ def inspect_file(
     inventory.check_foreign(weights, place)
     statement = noise.read_statement(weights, place)
     json_place = f"pretrained_model.config: {folder}"
-    configs = base if folder is None else {p: folders.part_config(folder, p, json_place) for p in wanted.parts}
+    configs = base if folder is None else {p: part_config(folder, p, json_place) for p in wanted.parts}
     check_parts(configs, json_place)
     shapes = {part: _shapes(part, configs[part], json_place) for part in wanted.parts}
     origins = {part: keys.single_file_origins(part, shapes[part], configs[part], spelled) for part in wanted.parts}
@@ -159,28 +153,13 @@ def _used(found: Mapping[str, Found]) -> set[str]:
 
 
 def _scheduler(folder: Path, place: str) -> SchedulerMixin:
-    config = folders.read_json(folder / "scheduler" / "scheduler_config.json", place)
+    config = read_json(folder / "scheduler" / "scheduler_config.json", place)
     return noise.read_scheduler(config, f"{place}: scheduler/scheduler_config.json")
 
 
 def _shapes(part: str, config: Mapping, place: str) -> dict[str, tuple[int, ...]]:
     with loading(part, place):
         return shapes_of(part, config)
-
-
-@contextmanager
-def loading(part: str, place: str) -> Iterator[None]:
-    """Whatever a library raises in the block becomes one sentence that names the part, a key of PARTS or another name."""
-    try:
-        yield
-    except (InputError, MemoryError):
-        raise
-    except Exception as error:  # libraries raise nearly anything for files that they did not write
-        reason = first_line(error).rstrip(".")
-        raise InputError(
-            f"{place}: its {PARTS.get(part, part)} cannot be loaded ({type(error).__name__}: {reason}): choose a complete model, and "
-            "check that enough memory is free."
-        ) from error
 
 
 def _check_kind(place: str, spelled: Mapping[str, str], weights: Weights, wanted: Kind) -> None:

@@ -11,7 +11,8 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from sliders.models.diffusers_unet.folders import TINY, unet_config
+from sliders.models.diffusers_unet.components import unet_config
+from sliders.models.places import TINY
 
 ENCODERS = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}
 

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from sliders.models.base import Conditioning, Geometry, PromptEmbeds
-from sliders.models.diffusers_unet.model import PipelineModel
+from sliders.models.diffusers_unet.model import UNetModel
 
 
-class StableDiffusion(PipelineModel):
+class StableDiffusion(UNetModel):
     """A prompt's tokens are [77, 768], for SD 2 [77, 1024]. Nothing else conditions the denoiser."""
 
     encoders = ("text_encoder",)

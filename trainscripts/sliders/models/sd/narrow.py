@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextModel
 
-from sliders.models.diffusers_unet.narrow import build_scheduler, build_vae, seeded, text_config
+from sliders.models.diffusers_unet.narrow import build_scheduler, build_vae, text_config
 from sliders.models.diffusers_unet.tokenizer import END, build_tokenizer, clip_vocabulary
 from sliders.models.objective import EPSILON, V_PREDICTION
+from sliders.models.seeded import seeded
 
 BLOCKS = {  # what all sizes have in common
     "in_channels": 4,

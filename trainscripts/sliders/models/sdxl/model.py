@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from sliders.models.base import Conditioning, Geometry, PromptEmbeds
-from sliders.models.diffusers_unet.model import PipelineModel
+from sliders.models.diffusers_unet.model import UNetModel
 
 
-class SDXL(PipelineModel):
+class SDXL(UNetModel):
     """A prompt's tokens are [77, 2048], both text encoders' concatenated, and its pooled embedding [1280]."""
 
     encoders = ("text_encoder", "text_encoder_2")

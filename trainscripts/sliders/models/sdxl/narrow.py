@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-from sliders.models.diffusers_unet.narrow import build_scheduler, build_vae, seeded, text_config
+from sliders.models.diffusers_unet.narrow import build_scheduler, build_vae, text_config
 from sliders.models.diffusers_unet.tokenizer import END, build_tokenizer, clip_vocabulary
+from sliders.models.seeded import seeded
 
 
 @dataclass(frozen=True)

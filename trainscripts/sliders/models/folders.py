@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -12,20 +12,11 @@ from huggingface_hub import constants, model_info, snapshot_download
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
 from torch import Tensor
 
+from sliders.models.places import PARTS
 from sliders.system.errors import InputError, first_line
 from sliders.system.files import cannot_be_read, is_missing
 from sliders.system.weight_files import Stored, WeightFile, open_weights
 
-TINY = "tiny"  # instead of a name: a small model with random weights
-PARTS = {"unet": "UNet", "vae": "VAE", "text_encoder": "text encoder", "text_encoder_2": "second text encoder"}
-CLASSES = {
-    "unet": ("UNet2DConditionModel",),
-    "vae": ("AutoencoderKL",),
-    "text_encoder": ("CLIPTextModel",),
-    "text_encoder_2": ("CLIPTextModelWithProjection",),
-    "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
-    "tokenizer_2": ("CLIPTokenizer", "CLIPTokenizerFast"),
-}
 STEMS = r"(diffusion_pytorch_model|pytorch_model|model)"
 WEIGHTS = re.compile(  # a file, or an index of several
     rf"{STEMS}(\.(?P<variant>[\w-]+))?\.(?P<format>safetensors|bin)(\.index(\.(?P<indexed>[\w-]+))?\.json)?",
@@ -77,42 +68,8 @@ def read_json(path: Path, place: str) -> dict:
     raise InputError(f"{place} contains no readable {name}{reason}: use a {whole}.")
 
 
-def check_components(folder: Path, place: str, parts: Iterable[str]) -> None:
-    """Raises InputError unless model_index.json names classes that this project can use, and tokenizers are there."""
-    index = read_json(folder / "model_index.json", place)
-    for part in parts:
-        for name in (part, part.replace("text_encoder", "tokenizer")):
-            if name not in CLASSES:
-                continue
-            entry = index.get(name)
-            found = entry[-1] if isinstance(entry, list) and entry else entry
-            if found is None:
-                raise InputError(
-                    f"{place} has no {PARTS.get(name, name)} in its model_index.json: use a complete folder of a base model."
-                )
-            if found not in CLASSES[name]:
-                raise InputError(
-                    f"{place}: model_index.json: {name} is {found}, but only {CLASSES[name][0]} is supported: choose another model."
-                )
-            if name.startswith("tokenizer"):
-                _check_tokenizer(folder, name, place)
-
-
-def _check_tokenizer(folder: Path, name: str, place: str) -> None:
-    missing = [file for file in ("vocab.json", "merges.txt") if not (folder / name / file).exists()]
-    if missing and not (folder / name / "tokenizer.json").exists():
-        raise InputError(f"{place} lacks {name}/{missing[0]}: use a complete diffusers folder.")
-
-
 def part_config(folder: Path, part: str, place: str) -> dict:
     return read_json(folder / part / "config.json", place)
-
-
-def unet_config(folder: Path) -> dict | None:
-    """The UNet's config in a diffusers folder, None if it cannot be read."""
-    with suppress(InputError):
-        return part_config(folder, "unet", str(folder))
-    return None
 
 
 def is_quantised(folder: Path) -> bool:
@@ -170,11 +127,28 @@ def cached_folder(pipeline: type[DiffusionPipeline], name: str, parts: Iterable[
     return None
 
 
-def downloaded_folder(pipeline: type[DiffusionPipeline], name: str) -> Path:
-    """Downloads half-precision files, or else full ones. Raises what the libraries raise."""
-    with suppress(OSError, ValueError):
-        return Path(pipeline.download(name, variant="fp16"))
-    return Path(pipeline.download(name))
+def hub_folder(
+    pipeline: type[DiffusionPipeline], name: str, parts: Iterable[str], place: str, look: Callable[[bool], None]
+) -> Path:
+    """The folder of a hub model. Prefers cached files to a download, and half-precision files to full ones.
+
+    look: raises InputError for a model of another kind, by its JSON files in the cache (True) or on the hub (False), before
+    its weights are downloaded.
+    """
+    if folder := cached_folder(pipeline, name, parts):
+        return folder
+    look(True)
+    check_reachable(name, place, "check the name, or connect to the network once")
+    look(False)
+    try:
+        with suppress(OSError, ValueError):
+            return Path(pipeline.download(name, variant="fp16"))
+        return Path(pipeline.download(name))
+    except Exception as error:  # of the hub, the network and the disk
+        raise InputError(
+            f"{place} cannot be downloaded ({first_line(error).rstrip('.')}): check the hub id, the network and the free disk space, and "
+            "your access if the model is gated."
+        ) from error
 
 
 def json_folder(name: str, place: str) -> Path:
