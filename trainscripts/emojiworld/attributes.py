@@ -2,14 +2,14 @@
 
 import random
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from worlds.base import Attribute
 
 from emojiworld.changes import CHANGES, TO_CHROMA, constant
+from emojiworld.looking import LIMITS, Read
 from emojiworld.pictures import Pictures
-from emojiworld.reading import READERS, Reader
+from emojiworld.reading import READERS, Level
 from emojiworld.world import BACKGROUNDS, IMAGE_SIZE, MARGIN, SIZE_RANGE, Scenes
 
 TRAINING_COUNT = 24
@@ -22,16 +22,19 @@ class EmojiAttribute(Attribute):
     """One row of the table of ladders."""
 
     field: str = ""  # what varies: `size`, `tone`, `style` or a key of CHANGES
-    limits: tuple[float, float] = (float("-inf"), float("inf"))  # of the field
     toned: bool = False  # whether only names with skin tones have it
 
-    @cached_property
-    def reader(self) -> Reader:
-        return READERS[self.field]
+    @property
+    def read(self) -> Read:
+        return READERS[self.field].read
+
+    @property
+    def level(self) -> Level:
+        return READERS[self.field].level
 
     def value(self, scale: float) -> float:
-        """`at_scale`, held within the limits."""
-        low, high = self.limits
+        """`at_scale`, held within what can be drawn."""
+        low, high = LIMITS[self.field]
         return min(max(self.at_scale(scale), low), high)
 
 
@@ -43,7 +46,6 @@ ATTRIBUTES = {
         at_scale=lambda scale: 3.0 + scale,
         unit="skin tone, 1 to 5",
         field="tone",
-        limits=(1.0, 5.0),
         toned=True,
     ),
     # The flat drawing and the rendered picture cover each other; the folders between fade one into the other.
@@ -53,7 +55,6 @@ ATTRIBUTES = {
         at_scale=lambda scale: 0.5 + 0.5 * scale,
         unit="0 flat, 1 rendered",
         field="style",
-        limits=(0.0, 1.0),
     ),
     "frost": EmojiAttribute(
         folders=("rime", "frost", "ice", "frozen"),
@@ -61,7 +62,6 @@ ATTRIBUTES = {
         at_scale=lambda scale: 0.4 * scale,
         unit="cover of ice",
         field="frost",
-        limits=(0.0, 1.0),
     ),
     "hue": EmojiAttribute(
         folders=("far_back", "back", "on", "far_on"),
@@ -77,7 +77,6 @@ ATTRIBUTES = {
         at_scale=lambda scale: sum(SIZE_RANGE) / 2 + 10.0 * scale,
         unit="px long side",
         field="size",
-        limits=(8.0, IMAGE_SIZE - 2 * MARGIN),
     ),
     "blur": EmojiAttribute(
         folders=("soft", "softer", "blurred", "washed"),
@@ -85,7 +84,6 @@ ATTRIBUTES = {
         at_scale=lambda scale: 1.5 * scale,
         unit="px deviation",
         field="blur",
-        limits=(0.0, 8.0),
     ),
 }
 

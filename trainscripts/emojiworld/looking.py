@@ -48,11 +48,17 @@ class Seen:
         return render(self.scenes, pictures, self.background)
 
     def having(self, field: str, values: Tensor | float) -> "Seen":
-        """The nearest scenes with another value of a field, held within LIMITS."""
-        values = torch.as_tensor(values, device=self.values.device).expand(len(self)).clamp(*LIMITS[field])
+        """The nearest scenes with another value of a field, held within LIMITS; where it is NaN, at the lower limit."""
+        values = torch.as_tensor(values, device=self.values.device).expand(len(self))
+        values = values.nan_to_num(LIMITS[field][0]).clamp(*LIMITS[field])
         return replace(self, scenes=self.scenes.having(field, values))
 
+    def renamed(self, names: Tensor) -> "Seen":
+        """The nearest scenes with other names, [N] int64."""
+        return replace(self, scenes=replace(self.scenes, name=names))
 
+
+View = Callable[[Tensor], Tensor]  # images [N, 3, H, W] → what of them is compared, [N, …]
 Read = Callable[[Tensor, Seen, Pictures], Tensor]  # images [N, 3, H, W] → [N] fp32
 
 
@@ -84,9 +90,9 @@ def _look(images: Tensor, captioned: Scenes, pictures: Pictures, field: str, rea
     seen = Seen(background, mask, size, scenes)
     for _ in range(ROUNDS):
         seen = replace(seen, scenes=_fitted(seen, found, pictures))
-        for nuisance in PATHS:
+        for nuisance, path in PATHS.items():
             if nuisance != field:
-                seen = seen.having(nuisance, along_path(images, seen, nuisance, PATHS[nuisance], pictures))
+                seen = seen.having(nuisance, along_path(images, seen, nuisance, path, pictures))
         values = read(images, seen, pictures)
         seen = replace(seen.having(field, values), values=values)
     return replace(seen, values=torch.where(empty, torch.nan, seen.values))
@@ -174,7 +180,7 @@ def cells(images: Tensor) -> Tensor:
 
 
 def along_path(
-    images: Tensor, seen: Seen, field: str, values: tuple[float, ...], pictures: Pictures, view=cells
+    images: Tensor, seen: Seen, field: str, values: tuple[float, ...], pictures: Pictures, view: View = cells
 ) -> Tensor:
     """[N]: where the images lie on the path of true pictures from the first of `values` of a field to the last, and beyond.
 

@@ -8,59 +8,62 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from emojiworld.changes import LUMA, TO_CHROMA, blur, constant, frost, turn_hue
-from emojiworld.looking import PATHS, Seen, along_path
+from emojiworld.looking import PATHS, Read, Seen, View, along_path, cells
 from emojiworld.pictures import Pictures
 from emojiworld.world import IMAGE_SIZE, pixel_centres
 
 NOISE = 1e-4  # variance of grey levels
 
-Values = Tensor  # [N] fp32 in the attribute's unit; NaN where a picture shows nothing
+Shown = tuple[Tensor, Seen]  # pictures [N, 3, H, W] and how they were seen
+# Two pictures of each of N scenes → the two without the attribute's difference, each [N, 3, H, W].
+Level = Callable[[Shown, Shown, Pictures], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
 class Reader:
-    """read: images [N, 3, H, W] → values. level: two pictures of one scene and their values → the same without the difference."""
+    """How an attribute is read, and how it is taken out of two pictures that are to be compared."""
 
-    read: Callable[[Tensor, Seen, Pictures], Values]
-    level: Callable[[Tensor, Tensor, Seen, Seen, Values, Values, Pictures], tuple[Tensor, Tensor]]
+    read: Read
+    level: Level
 
 
-def _read_path(field: str, values: tuple[float, ...], view: Callable | None = None) -> Callable:
-    def read(images: Tensor, seen: Seen, pictures: Pictures) -> Values:
-        options = {} if view is None else {"view": view}
-        return along_path(images, seen, field, values, pictures, **options)
+def _path(field: str, values: tuple[float, ...], view: View = cells) -> Read:
+    def read(images: Tensor, seen: Seen, pictures: Pictures) -> Tensor:
+        return along_path(images, seen, field, values, pictures, view)
 
     return read
 
 
-def _add_true_change(field: str) -> Callable:
+def _true_change(field: str) -> Level:
     """Adds to the first picture what the name's true pictures change from its value to the second's."""
 
-    def level(first, second, seen, other, value, wanted, pictures):
-        start, end = (seen.having(field, values.nan_to_num(0)).drawn(pictures) for values in (value, wanted))
-        return (first + end - start).clamp(0, 1), second
+    def level(first: Shown, second: Shown, pictures: Pictures) -> tuple[Tensor, Tensor]:
+        (images, seen), (others, other) = first, second
+        change = seen.having(field, other.scenes.value(field)).drawn(pictures) - seen.drawn(pictures)
+        return (images + change).clamp(0, 1), others
 
     return level
 
 
-def _read_size(images: Tensor, seen: Seen, pictures: Pictures) -> Values:
+def _read_size(images: Tensor, seen: Seen, pictures: Pictures) -> Tensor:
     return seen.scenes.size
 
 
-def _level_size(first, second, seen, other, value, wanted, pictures):
-    """Zooms the first picture around its emoji."""
-    zoom = (wanted / value).nan_to_num(1).clamp(0.25, 4)[:, None, None]
-    x, y = pixel_centres(first.device)
-    middle_x, middle_y = seen.scenes.x[:, None, None], seen.scenes.y[:, None, None]
+def _zoom(first: Shown, second: Shown, pictures: Pictures) -> tuple[Tensor, Tensor]:
+    """Zooms the first picture around its emoji to the second's size."""
+    (images, seen), (others, other) = first, second
+    scenes = seen.scenes
+    zoom, middle_x, middle_y = (v[:, None, None] for v in (other.scenes.size / scenes.size, scenes.x, scenes.y))
+    x, y = pixel_centres(images.device)
     across, down = torch.broadcast_tensors((x - middle_x) / zoom + middle_x, (y - middle_y) / zoom + middle_y)
     grid = torch.stack([across, down], dim=-1) / (IMAGE_SIZE / 2) - 1
-    return F.grid_sample(first, grid, mode="bilinear", padding_mode="border", align_corners=False), second
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False), others
 
 
-def _read_hue(images: Tensor, seen: Seen, pictures: Pictures) -> Values:
+def _read_hue(images: Tensor, seen: Seen, pictures: Pictures) -> Tensor:
     """Degrees by which the colours are turned against those of the true picture, each pixel by its colour's strength."""
     shown, true = (_chroma(picture) for picture in (images, seen.having("hue", 0.0).drawn(pictures)))
-    return torch.rad2deg((shown * true.conj() * seen.mask[:, 0]).sum((1, 2)).angle()).to(images.dtype)
+    return torch.rad2deg((shown * true.conj() * seen.mask[:, 0]).sum((1, 2)).angle())
 
 
 def _chroma(images: Tensor) -> Tensor:
@@ -68,26 +71,27 @@ def _chroma(images: Tensor) -> Tensor:
     return torch.complex(*torch.einsum("cr,nrhw->cnhw", constant(TO_CHROMA, images.device), images))
 
 
-def _level_hue(first, second, seen, other, value, wanted, pictures):
-    return turn_hue(first, seen.mask, (wanted - value).nan_to_num(0)), second
+def _turn(first: Shown, second: Shown, pictures: Pictures) -> tuple[Tensor, Tensor]:
+    """Turns the first picture's colours to the second's."""
+    (images, seen), (others, other) = first, second
+    return turn_hue(images, seen.mask, other.scenes.value("hue") - seen.scenes.value("hue")), others
 
 
-def _level_frost(first, second, seen, other, value, wanted, pictures):
+def _freeze(first: Shown, second: Shown, pictures: Pictures) -> tuple[Tensor, Tensor]:
     """Adds ice to the picture that has less of it."""
-    low, high = (v.nan_to_num(0).clamp(0, 0.95) for v in (value, wanted))
+    (images, seen), (others, other) = first, second
+    clear, covered = (1 - s.scenes.value("frost").clamp(max=0.95) for s in (seen, other))
     return (
-        frost(first, seen.mask, ((high - low) / (1 - low)).clamp(min=0)),
-        frost(second, other.mask, ((low - high) / (1 - high)).clamp(min=0)),
+        frost(images, seen.mask, (1 - covered / clear).clamp(min=0)),
+        frost(others, other.mask, (1 - clear / covered).clamp(min=0)),
     )
 
 
-def _level_blur(first, second, seen, other, value, wanted, pictures):
+def _soften(first: Shown, second: Shown, pictures: Pictures) -> tuple[Tensor, Tensor]:
     """Blurs the sharper picture."""
-    more = wanted.nan_to_num(0).clamp(min=0).square() - value.nan_to_num(0).clamp(min=0).square()
-    return (
-        blur(first, seen.mask, more.clamp(min=0).sqrt()),
-        blur(second, other.mask, (-more).clamp(min=0).sqrt()),
-    )
+    (images, seen), (others, other) = first, second
+    more = other.scenes.value("blur").square() - seen.scenes.value("blur").square()
+    return blur(images, seen.mask, more.clamp(min=0).sqrt()), blur(others, other.mask, (-more).clamp(min=0).sqrt())
 
 
 def _sharpness(images: Tensor) -> Tensor:
@@ -103,32 +107,10 @@ def _sharpness(images: Tensor) -> Tensor:
 
 
 READERS = {
-    "tone": Reader(_read_path("tone", PATHS["tone"]), _add_true_change("tone")),
-    "style": Reader(_read_path("style", PATHS["style"]), _add_true_change("style")),
-    "frost": Reader(_read_path("frost", (0.0, 0.5, 1.0)), _level_frost),
-    "hue": Reader(_read_hue, _level_hue),
-    "size": Reader(_read_size, _level_size),
-    "blur": Reader(_read_path("blur", (0.0, 0.75, 1.5, 2.25, 3.0, 4.0, 6.0), _sharpness), _level_blur),
+    "tone": Reader(_path("tone", PATHS["tone"]), _true_change("tone")),
+    "style": Reader(_path("style", PATHS["style"]), _true_change("style")),
+    "frost": Reader(_path("frost", (0.0, 0.5, 1.0)), _freeze),
+    "hue": Reader(_read_hue, _turn),
+    "size": Reader(_read_size, _zoom),
+    "blur": Reader(_path("blur", (0.0, 0.75, 1.5, 2.25, 3.0, 4.0, 6.0), _sharpness), _soften),
 }
-
-
-def distance(first: Tensor, second: Tensor) -> Tensor:
-    """[N]: how different two pictures [N, 3, H, W] look, from 0: differences of colours and edges at four resolutions.
-
-    At each, colours and their horizontal and vertical changes are divided by the local strength of the changes (a fixed
-    relative of LPIPS, without learned weights), so that a moved edge counts and a faint gradient hardly does.
-    """
-    total = torch.zeros(len(first), device=first.device)
-    for _ in range(4):
-        total = total + (_described(first) - _described(second)).square().sum(1).mean((1, 2))
-        first, second = F.avg_pool2d(first, 2), F.avg_pool2d(second, 2)
-    return (total / 4).sqrt()
-
-
-def _described(images: Tensor) -> Tensor:
-    """[N, 9, H, W]: colours, and edges whose strength is held below 1."""
-    across = F.pad(images[..., 2:] - images[..., :-2], (1, 1))
-    down = F.pad(images[..., 2:, :] - images[..., :-2, :], (0, 0, 1, 1))
-    edges = torch.cat([across, down], dim=1)
-    strength = edges.square().sum(1, keepdim=True)
-    return torch.cat([images, edges / (strength + 0.25**2).sqrt()], dim=1)

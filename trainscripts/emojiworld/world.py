@@ -55,6 +55,10 @@ class Scenes:
             return replace(self, changes={**self.changes, what: value})
         return replace(self, **{what: value})
 
+    def value(self, what: str) -> Tensor:
+        """[N] fp32: `size`, `tone`, `style` or a change that all of the scenes have."""
+        return self.changes[what] if what in CHANGES else getattr(self, what)
+
     def chosen(self, rows: Tensor) -> "Scenes":
         return self._each(lambda tensor: tensor[rows])
 

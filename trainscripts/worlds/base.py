@@ -24,14 +24,26 @@ class Attribute:
         return tuple(self.at_scale(scale) for scale in self.scales)
 
 
+@dataclass(frozen=True)
+class Column:
+    """A figure that is measured at each multiplier, beside the attribute's mean and spread."""
+
+    form: str  # how it is written
+    ideal: float = 0.0
+
+
+ThroughVAE = Callable[[Tensor], Tensor]  # pictures [N, 3, H, W] → the same, encoded and decoded, on the CPU
+
+
 class World(Protocol):
-    """What measuring sliders asks of a world. Pictures are fp32 RGB in [0, 1] on the CPU."""
+    """What measuring sliders asks of a world. Pictures are fp32 RGB in [0, 1], and measured on the device that they are on."""
 
     image_size: int  # px
-    attributes: Mapping[str, Attribute]
-    columns: Mapping[str, str]  # of a curve, besides mean and spread: {name: format}; the first two are shown in tables
-    in_readme: tuple[str, ...]  # the attributes that are compared unless others are asked for
     model: Path  # the diffusers folder of the world's SDXL
+    attributes: Mapping[str, Attribute]
+    columns: Mapping[str, Column]  # the first two are shown in tables
+    compared: tuple[str, ...]  # the attributes that are compared unless others are asked for
+    fewest_scenes: int  # in the folders, unless more are asked for
 
     def evaluation(self, attribute: str) -> list[tuple[str, int]]:
         """(caption, seed) of each picture that a slider is judged by; no folder has these captions."""
@@ -45,16 +57,14 @@ class World(Protocol):
         """What the evaluation pictures [N, M, 3, H, W] show, [N, M] in the attribute's unit; NaN where that cannot be seen."""
         ...
 
-    def measured(self, attribute: str, pictures: Tensor, multipliers: Sequence[float]) -> list[dict[str, float]]:
-        """For each multiplier, 0 among them: mean, spread and `columns` of the evaluation pictures [N, M, 3, H, W]."""
+    def measured(
+        self, attribute: str, pictures: Tensor, multipliers: Sequence[float], vae: ThroughVAE
+    ) -> dict[str, tuple[float, ...]]:
+        """Mean, spread and `columns` of the evaluation pictures [N, M, 3, H, W] at each of M multipliers, 0 among them."""
         ...
 
-    def training_pictures(self, attribute: str, scale: float) -> Tensor:
-        """[N, 3, H, W]: as many pictures of the folder of a scale as are looked at through the VAE."""
-        ...
-
-    def through_the_vae(self, attribute: str, pictures: Tensor, scale: float) -> tuple[float, float]:
-        """Mean value and a second figure of training pictures [N, 3, H, W] that went through the VAE."""
+    def training_values(self, attribute: str, scale: float, vae: ThroughVAE) -> tuple[float, float]:
+        """Mean of what the pictures of a scale's folder show after the VAE, and the second figure of `columns` or a spread."""
         ...
 
 
