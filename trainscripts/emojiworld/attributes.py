@@ -97,10 +97,9 @@ def training_scenes(pictures: Pictures, name: str, count: int = TRAINING_COUNT) 
 
 
 def evaluation_scenes(pictures: Pictures, name: str) -> Scenes:
-    """Sixteen scenes of held-out names; only their captions are used, and as truth where there is no model."""
-    return _scenes(
-        pictures, name, pictures.held_out_names(ATTRIBUTES[name].toned), EVALUATION_COUNT, f"evaluate {name}"
-    )
+    """Sixteen scenes of held-out names, which come again where there are fewer. A model is asked for their captions."""
+    names = pictures.held_out_names(ATTRIBUTES[name].toned)
+    return _scenes(pictures, name, names, EVALUATION_COUNT, f"evaluate {name}", again=True)
 
 
 def at_scale(scenes: Scenes, name: str, scale: float) -> Scenes:
@@ -109,11 +108,13 @@ def at_scale(scenes: Scenes, name: str, scale: float) -> Scenes:
     return scenes.having(attribute.field, torch.full_like(scenes.x, attribute.value(scale)))
 
 
-def _scenes(pictures: Pictures, name: str, names: list[int], count: int, seed: str) -> Scenes:
+def _scenes(pictures: Pictures, name: str, names: list[int], count: int, seed: str, again: bool = False) -> Scenes:
     """Scenes on the pictures' device, every one inside the frame at each scale of the attribute."""
     rng = random.Random(seed)
     if name == "hue":
         names = colourful(pictures, names)
+    if again and 0 < len(names) < count:
+        names = names * (count // len(names) + 1)
     if count > len(names):
         raise ValueError(f"{name} has {len(names)} names for scenes, not {count}")
     attribute = ATTRIBUTES[name]

@@ -34,7 +34,7 @@ def turn_hue(pictures: Tensor, mask: Tensor, amount: Tensor) -> Tensor:
     """Turns the object's colours. amount: degrees; 120 makes red green."""
     to, back = constant(TO_CHROMA, pictures.device), constant(FROM_CHROMA, pictures.device)
     first, second = torch.einsum("cr,nrhw->cnhw", to, pictures)
-    angle = torch.deg2rad(amount)[:, None, None]
+    angle = -torch.deg2rad(amount)[:, None, None]
     turned = torch.stack(
         [first * angle.cos() - second * angle.sin(), first * angle.sin() + second * angle.cos()]
     ) - torch.stack([first, second])

@@ -32,12 +32,11 @@ def main() -> int:
     arguments = parse_arguments()
     world = EmojiWorld(arguments.pictures)
     try:
-        model = load_model(arguments.model)
         scenes = evaluation_scenes(world.pictures, arguments.attribute)
+        model = load_model(arguments.model, arguments.device)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    model.pipe.to(arguments.device)
     vae = partial(through_the_vae, model)
     report_vae(world.pictures, vae)
     report_measures(world, vae)

@@ -1,6 +1,6 @@
-"""Train sliders with different settings on the emoji world's attributes and seeds, measure each, and print a table.
+"""Train sliders with different settings on attributes and seeds, measure each, and print a table.
 
-    uv run trainscripts/emojiworld/compare_settings.py --results results.jsonl --attributes skin size --biases 0 2 auto --devices 0 --workers 6
+    uv run trainscripts/emojiworld/compare_settings.py --results out.jsonl --attributes skin --biases 0 auto --devices 0 --workers 6
 
 Results are kept as they come, one line each: the same command again makes only the runs that are missing.
 """

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 
@@ -46,13 +45,20 @@ class EmojiWorld:
 
     def __init__(self, pictures: Path = PICTURES, model: Path = MODEL):
         self.archive, self.model = pictures, model
+        self._on: dict[torch.device, Pictures] = {}
 
-    @cached_property
+    @property
     def pictures(self) -> Pictures:
-        return load_pictures(self.archive)
+        return self.pictures_on(torch.device("cpu"))
+
+    def pictures_on(self, device: torch.device) -> Pictures:
+        """Read once, and kept on each device that they were needed on."""
+        if device not in self._on:
+            self._on[device] = load_pictures(self.archive) if device.type == "cpu" else self.pictures.to(device)
+        return self._on[device]
 
     def __getstate__(self) -> dict:
-        return {"archive": self.archive, "model": self.model}  # other processes read the pictures themselves
+        return {**vars(self), "_on": {}}  # another process reads the pictures itself
 
     def evaluation(self, attribute: str) -> list[tuple[str, int]]:
         texts = captions(evaluation_scenes(self.pictures, attribute), self.pictures)
@@ -66,7 +72,7 @@ class EmojiWorld:
 
     def seen(self, attribute: str, pictures: Tensor) -> list[Seen]:
         """pictures [N, M, 3, H, W] of the evaluation captions → one for each multiplier."""
-        table, here = ATTRIBUTES[attribute], self.pictures.to(pictures.device)
+        table, here = ATTRIBUTES[attribute], self.pictures_on(pictures.device)
         captioned = evaluation_scenes(here, attribute)
         return [look(pictures[:, i], captioned, here, table.field, table.read) for i in range(pictures.shape[1])]
 
@@ -75,7 +81,7 @@ class EmojiWorld:
     ) -> dict[str, tuple[float, ...]]:
         seen = self.seen(attribute, pictures)
         zero = tuple(multipliers).index(0.0)
-        unit = self.step_across(attribute, vae) if len(multipliers) > 1 else math.nan
+        unit = self.step_across(attribute, vae, pictures.device) if len(multipliers) > 1 else math.nan
         columns: dict[str, list[float]] = {name: [] for name in ("mean", "spread", *self.columns)}
         for i, multiplier in enumerate(multipliers):
             values = seen[i].values[~seen[i].values.isnan()]
@@ -93,13 +99,14 @@ class EmojiWorld:
         table = ATTRIBUTES[attribute]
         return abs(table.value(table.scales[-1]) - table.value(table.scales[0])) / (len(table.scales) - 1)
 
-    def step_across(self, attribute: str, vae: ThroughVAE) -> float:
+    def step_across(self, attribute: str, vae: ThroughVAE, device: torch.device) -> float:
         """How much else is seen to change from folder to folder: between true pictures of the held-out names, after the VAE.
 
         Most of it is what the VAE makes of two pictures, and what taking the attribute out leaves behind.
         """
-        scenes = evaluation_scenes(self.pictures, attribute)
-        ladder = [vae(render(at_scale(scenes, attribute, s), self.pictures)) for s in ATTRIBUTES[attribute].scales]
+        here = self.pictures_on(device)
+        scenes = evaluation_scenes(here, attribute)
+        ladder = [vae(render(at_scale(scenes, attribute, s), here)) for s in ATTRIBUTES[attribute].scales]
         seen = self.seen(attribute, torch.stack(ladder, 1))
         rungs = list(zip(ladder, seen, strict=True))
         steps = [self.across(attribute, lower, upper) for lower, upper in pairwise(rungs)]
@@ -108,14 +115,14 @@ class EmojiWorld:
     def across(self, attribute: str, first: Shown, second: Shown) -> float:
         """Mean distance of pictures [N, 3, H, W] of the same scenes once the attribute is taken out."""
         level = ATTRIBUTES[attribute].level
-        return distance(*level(first, second, self.pictures.to(first[0].device))).mean().item()
+        return distance(*level(first, second, self.pictures_on(first[0].device))).mean().item()
 
     def strangeness(self, attribute: str, images: Tensor, seen: Seen, multiplier: float) -> float:
         """Mean distance of the images from the true pictures of their captions with the attribute at its wanted value.
 
         1 is the mean distance between true pictures of different names, drawn alike.
         """
-        here = self.pictures.to(images.device)
+        here = self.pictures_on(images.device)
         table = ATTRIBUTES[attribute]
         true = seen.having(table.field, table.value(multiplier)).drawn(here)
         shifted = seen.renamed(seen.scenes.name.roll(1)).having(table.field, table.value(multiplier)).drawn(here)

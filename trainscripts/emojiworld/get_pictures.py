@@ -28,6 +28,7 @@ RENDERED = "@lobehub/fluent-emoji-3d@1.1.0"
 DRAWN = "@iconify-json/fluent-emoji-flat@1.2.6"
 SIDE = 256  # px, of the rendered pictures
 SKIN_TONES = ("light", "medium-light", "medium", "medium-dark", "dark")
+MEASURED = {"large", "medium", "small", "flat"}  # words of attributes, which no caption may have
 ONE_SIDED = re.compile(r"left|right|clock|button|arrow|east|west")  # names whose mirror image would be wrong
 
 
@@ -102,7 +103,7 @@ def named(assets: Path) -> dict[str, list[str]]:
         if entry is None:
             continue
         name, tone = split_tone(entry["en"].strip(":"))
-        if name:
+        if name and not MEASURED & set(name.split()):
             found[name].setdefault(tone, file.stem)
     every = {
         name: [tones[tone] for tone in SKIN_TONES] for name, tones in found.items() if set(SKIN_TONES) <= set(tones)

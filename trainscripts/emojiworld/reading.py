@@ -63,7 +63,7 @@ def _zoom(first: Shown, second: Shown, pictures: Pictures) -> tuple[Tensor, Tens
 def _read_hue(images: Tensor, seen: Seen, pictures: Pictures) -> Tensor:
     """Degrees by which the colours are turned against those of the true picture, each pixel by its colour's strength."""
     shown, true = (_chroma(picture) for picture in (images, seen.having("hue", 0.0).drawn(pictures)))
-    return torch.rad2deg((shown * true.conj() * seen.mask[:, 0]).sum((1, 2)).angle())
+    return -torch.rad2deg((shown * true.conj() * seen.mask[:, 0]).sum((1, 2)).angle())
 
 
 def _chroma(images: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ class Column:
     ideal: float = 0.0
 
 
-ThroughVAE = Callable[[Tensor], Tensor]  # pictures [N, 3, H, W] → the same, encoded and decoded, on the CPU
+ThroughVAE = Callable[[Tensor], Tensor]  # pictures [N, 3, H, W] → the same, encoded and decoded, on the same device
 
 
 class World(Protocol):
