@@ -117,7 +117,7 @@ def train_vae(pipe: StableDiffusionXLPipeline, pictures: Pictures, seconds: floa
         kl = posterior.kl().mean() / posterior.mean[0].numel()  # per latent
         return error.square().mean() + 0.3 * error.abs().mean() + 0.3 * edges + 1e-5 * kl
 
-    steps = fit("vae", vae.parameters(), loss, Seconds(seconds), peak_lr=2e-3)
+    steps = fit("vae", vae.parameters(), loss, Seconds(seconds), peak_lr=1e-3)
     print(f"vae: {steps} steps of {batch_size}", flush=True)
     vae.eval().requires_grad_(False)
 
@@ -179,7 +179,7 @@ def train_denoiser(
 
     modules = (unet, pipe.text_encoder, pipe.text_encoder_2)
     parameters = (parameter for module in modules for parameter in module.parameters())
-    steps = fit("unet", parameters, loss, Seconds(seconds), peak_lr=1e-3)
+    steps = fit("unet", parameters, loss, Seconds(seconds), peak_lr=8e-4)
     print(f"unet: {steps} steps of {batch_size}", flush=True)
     unet.eval()
 
