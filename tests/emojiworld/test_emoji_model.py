@@ -1,6 +1,7 @@
 """The model is trained by the clock, and a slider on it can be trained, measured and compared."""
 
 import json
+import pickle
 import sys
 import time
 
@@ -23,7 +24,7 @@ def model(emoji_archive, tmp_path_factory):
         patch.setattr(sys, "argv", ["pretrain.py", *argv, "--pictures", str(emoji_archive), "--device", "cpu"])
         started = time.time()
         assert pretrain.main() == 0
-        assert time.time() - started < 3 * SECONDS  # building and the last step run over on a busy machine
+        assert time.time() - started < 5 * SECONDS  # building and the last step run over on a busy machine
     return out
 
 
@@ -52,6 +53,13 @@ def test_the_check_writes_a_sheet(model, emoji_archive, tmp_path, monkeypatch, c
     said = capsys.readouterr().out
     assert "PSNR" in said and "nearest to their own name of 16" in said
     assert (tmp_path / "sheet.png").exists()
+
+
+def test_a_world_reaches_other_processes_without_its_pictures(model, emoji_archive):
+    world = EmojiWorld(emoji_archive, model)
+    asked = world.evaluation("skin")
+    sent = pickle.dumps(world)
+    assert len(sent) < 10_000 and pickle.loads(sent).evaluation("skin") == asked
 
 
 def test_the_base_model_is_measured(model, emoji_archive):

@@ -12,7 +12,7 @@ import torch
 from conftest import ROOT
 from emojiworld.attributes import ATTRIBUTES, at_scale, evaluation_scenes, training_scenes
 from emojiworld.changes import blur, frost, turn_hue
-from emojiworld.get_pictures import DRAWN, split_tone, unpacked
+from emojiworld.get_pictures import DRAWN, in_order, split_tone, unpacked
 from emojiworld.make_dataset import write_dataset
 from emojiworld.pictures import HELD_OUT_SHARE, TONES, load_pictures
 from emojiworld.world import MARGIN, all_captions, backgrounds, captions, placed, render, sample_scenes, words
@@ -62,6 +62,24 @@ def test_names_are_words_of_letters_and_tones_are_taken_out():
     assert split_tone("man’s_shoe") == ("mans shoe", "")
     assert split_tone("e-mail") == ("e mail", "")
     assert split_tone("keycap_1")[0] == split_tone("Åland_Islands")[0] == ""
+
+
+def test_of_two_middle_tones_the_lighter_comes_first():
+    tones = [Image.new("RGBA", (4, 4), (level, level, level, 255)) for level in (200, 90, 150, 60, 30)]
+    assert in_order(tones) == [tones[i] for i in (0, 2, 1, 3, 4)] == in_order(in_order(tones))
+    assert in_order(tones[:1]) == tones[:1]
+
+
+def test_skin_darkens_from_tone_to_tone_in_both_styles(emoji):
+    """Seen where the first and the last differ; hair, which also changes, makes a few exceptions."""
+    pictures = emoji.pictures
+    for style in (0, 1):
+        sprites = pictures.sprites[pictures.index[pictures.toned, style]][:, :, :3].float()  # [names, tones, 3, h, w]
+        differing = (sprites[:, 0] - sprites[:, -1]).abs()
+        brightness = (sprites * differing[:, None]).sum((2, 3, 4)) / differing.sum((1, 2, 3))[:, None]
+        assert (brightness.mean(0).diff() < 0).all()
+        assert (brightness[:, 2:].diff(dim=1) < 0).all(1).float().mean() > 0.98
+        assert (brightness[:, 1] > brightness[:, 2]).float().mean() > 0.98
 
 
 def test_captions_name_the_emoji_and_the_background_alone(stand_ins):

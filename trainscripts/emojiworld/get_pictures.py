@@ -19,6 +19,7 @@ import unicodedata
 from collections import defaultdict
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageChops
 from sliders.system.errors import InputError
 
@@ -82,7 +83,8 @@ def collect(rendered: Path, drawn: Path) -> tuple[list[dict], dict[str, Image.Im
         drawings = [icons.get(code) or icons.get(short) for code, short in zip(codes, plain, strict=True)]
         if None in drawings:
             continue
-        found = {f"3d/{code}": rendering(rendered / "assets" / f"{code}.webp") for code in codes}
+        solid = in_order([rendering(rendered / "assets" / f"{code}.webp") for code in codes])
+        found = {f"3d/{code}": picture for code, picture in zip(codes, solid, strict=True)}
         found |= {f"flat/{code}": drawing(bodies[icon]["body"]) for code, icon in zip(codes, drawings, strict=True)}
         pictures |= cropped(found)
         entries.append({"name": name, "mirror": not ONE_SIDED.search(name), "codes": codes})
@@ -123,6 +125,18 @@ def split_tone(name: str) -> tuple[str, str]:
 def rendering(path: Path) -> Image.Image:
     with Image.open(path) as image:
         return image.convert("RGBA").resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+
+
+def in_order(pictures: list[Image.Image]) -> list[Image.Image]:
+    """The second and the third of five skin tones exchanged if the third is the lighter one.
+
+    In the package of rendered pictures medium-light and medium are exchanged for nearly all names. Sorting all five by
+    brightness would not do: to medium-light belongs blond hair, to light black hair.
+    """
+    if len(pictures) != TONES:
+        return pictures
+    second, third = (np.asarray(picture.convert("RGBa"), dtype=np.float32)[..., :3].mean() for picture in pictures[1:3])
+    return [pictures[i] for i in ((0, 2, 1, 3, 4) if third > second else range(TONES))]
 
 
 def drawing(body: str) -> Image.Image:

@@ -7,6 +7,7 @@ same command again makes only the runs that are missing.
 import argparse
 import contextlib
 import json
+import math
 import os
 import shutil
 import statistics
@@ -185,7 +186,7 @@ def _row(world: World, attribute: str, bias: str, runs: list[dict]) -> str:
         return [statistics.mean(r[column][r["multipliers"].index(m)] for r in runs) for m in multipliers]
 
     def shown(values: list[float], form: str) -> str:
-        return " / ".join(format(value, form) for value in values)
+        return " / ".join("–" if math.isnan(value) else format(value, form) for value in values)
 
     calibrations = [r["calibration"] for r in runs]
     spreads = zip(means("mean", scales), means("spread", scales), strict=True)
