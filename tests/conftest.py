@@ -142,3 +142,30 @@ def narrow_folders(tmp_path_factory):
     for family in FAMILIES:
         pipeline(family).save_pretrained(root / family)
     return {family: root / family for family in FAMILIES}
+
+
+@pytest.fixture(scope="session")
+def emoji_archive(tmp_path_factory):
+    """Drawn pictures in place of the emoji packages'."""
+    from emoji_stand_ins import make_archive
+
+    return make_archive(tmp_path_factory.mktemp("stand-ins") / "pictures.zip")
+
+
+@pytest.fixture(scope="session")
+def stand_ins(emoji_archive):
+    """The emoji world of the drawn pictures."""
+    from emojiworld.evaluate import EmojiWorld
+
+    return EmojiWorld(emoji_archive)
+
+
+@pytest.fixture(scope="session")
+def emoji():
+    """The emoji world of the packages' pictures; skips where get_pictures.py has not been run."""
+    from emojiworld.evaluate import EMOJI
+    from emojiworld.pictures import PICTURES
+
+    if not PICTURES.exists():
+        pytest.skip("get_pictures.py has not been run")
+    return EMOJI

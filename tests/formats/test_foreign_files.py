@@ -203,9 +203,7 @@ def of_peft_within_a_pipeline(unet, folder):
     """`base_model.model.unet.…`, with the configuration in the metadata."""
     name, deltas, _ = of_peft(unet, folder)
     config = json.loads((folder / "adapter_config.json").read_text())
-    tensors = {
-        k.replace("base_model.model.", "base_model.model.unet."): t for k, t in load_file(folder / name).items()
-    }
+    tensors = {k.replace("base_model.model.", "base_model.model.unet."): t for k, t in load_file(folder / name).items()}
     save_file(tensors, folder / "a.safetensors", {"lora_adapter_metadata": json.dumps(config)})
     return "a.safetensors", deltas, []
 

@@ -5,9 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 from shapesworld.attributes import ATTRIBUTES, evaluation_scenes
-from shapesworld.check_card import Check
+from shapesworld.evaluate import SHAPES
 from shapesworld.world import render
 from sliders.report.grids import to_picture
+from worlds.check_card import Check
 
 SIZE = ATTRIBUTES["size"]
 MULTIPLIERS = (0.0, 0.67, 1.0, 1.15, 1.3, 1.65, 2.0, 4.0)
@@ -15,7 +16,7 @@ MULTIPLIERS = (0.0, 0.67, 1.0, 1.15, 1.3, 1.65, 2.0, 4.0)
 
 @pytest.fixture(scope="module")
 def check(tmp_path_factory):
-    return Check("size", tmp_path_factory.mktemp("folders"), scenes=24, device="cpu")
+    return Check(SHAPES, "size", tmp_path_factory.mktemp("folders"), scenes=24, device="cpu")
 
 
 def card_of(check, shown):

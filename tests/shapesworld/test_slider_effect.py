@@ -2,22 +2,20 @@
 
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import yaml
 from conftest import ROOT, TEXT_SCRIPTS, write_experiment, write_yaml
 from PIL import Image
 from shapesworld.attributes import ATTRIBUTES
-from shapesworld.evaluate import SAMPLING, Curve, dense_multipliers, evaluate, load_model
+from shapesworld.evaluate import SHAPES
 from shapesworld.make_dataset import write_dataset
-from shapesworld.plot import plot_curves
 from sliders.config.settings import load_settings, load_text_settings
-from sliders.formats.slider_file import open_slider
-from sliders.models.sdxl.family import SDXL_FAMILY
 from sliders.train.runs import run_all
-
-MODEL = Path(__file__).parents[2] / "trainscripts" / "shapesworld" / "model"
+from worlds.base import dense_multipliers
+from worlds.evaluate import Curve, evaluate
+from worlds.models import attached, device_of, load_model, world_sampling
+from worlds.plot import plot_curves
 
 
 @pytest.fixture(scope="module")
@@ -31,14 +29,12 @@ def short_slider(tmp_path_factory):
         flags=flags,
         data=root / "data",
         prompts=[{"target": "", "resolution": 128}],
-        pretrained_model={"name_or_path": str(MODEL)},
+        pretrained_model={"name_or_path": str(SHAPES.model)},
         train={"lr": 2e-3, "lr_scheduler": "linear", "max_denoising_steps": 1000, "timestep_bias": 3},
     )
     (report,) = run_all(load_settings(argv)[0])
-    model = load_model()
-    return evaluate(
-        model, open_slider(report.path, model.denoiser, SDXL_FAMILY), "size_hard", multipliers=(-1.0, 0.0, 1.0)
-    )
+    model = load_model(SHAPES.model)
+    return evaluate(SHAPES, model, attached(report.path, model), "size_hard", multipliers=(-1.0, 0.0, 1.0))
 
 
 def test_a_short_slider_has_an_effect_of_the_right_sign(short_slider):
@@ -48,14 +44,14 @@ def test_a_short_slider_has_an_effect_of_the_right_sign(short_slider):
 
 
 def test_multiplier_0_is_the_base_model(short_slider):
-    base = evaluate(load_model(), None, "size")
+    base = evaluate(SHAPES, load_model(SHAPES.model), None, "size")
     assert short_slider.at("mean", 0.0) == pytest.approx(base.mean[0], abs=1e-3)
-    assert short_slider.at("mess", 0.0) == pytest.approx(base.mess[0], abs=1e-4)
+    assert short_slider.at("mess", 0.0) == pytest.approx(base.at("mess", 0.0), abs=1e-4)
 
 
 def test_the_base_model_is_faithful_to_its_world():
-    base = evaluate(load_model(), None, "size")
-    assert base.mess[0] <= 0.012
+    base = evaluate(SHAPES, load_model(SHAPES.model), None, "size")
+    assert base.at("mess", 0.0) <= 0.012
     assert 20 < base.mean[0] < 33
 
 
@@ -68,14 +64,16 @@ def test_a_short_text_slider_moves_colour_to_both_sides(tmp_path, monkeypatch):
     path = write_yaml(tmp_path / "config.yaml", config)
     argv = ["--config_file", str(path), "--save_path", str(tmp_path / "models"), "--device", "cpu"]
     (report,) = run_all(load_text_settings(argv)[0])
-    model = load_model()
-    network = open_slider(report.path, model.denoiser, SDXL_FAMILY)
-    below, middle, above = evaluate(model, network, "warmth", (-1.0, 0.0, 1.0), replace(SAMPLING, steps=6)).mean
+    model = load_model(SHAPES.model)
+    sampling = replace(world_sampling(SHAPES.image_size, device_of(model)), steps=6)
+    network = attached(report.path, model)
+    below, middle, above = evaluate(SHAPES, model, network, "warmth", (-1.0, 0.0, 1.0), sampling).mean
     assert below < middle - 8 and above > middle + 8
 
 
 def test_columns_of_the_measurement():
-    curve = Curve("size", (0.0, 0.67, 1.0, 1.3, 2.0), (27.0, 33.0, 34.7, 37.1, 44.7), *[(0.01,) * 5] * 5)
+    columns = {"mean": (27.0, 33.0, 34.7, 37.1, 44.7), "spread": (0.01,) * 5}
+    curve = Curve("size", ATTRIBUTES["size"], (0.0, 0.67, 1.0, 1.3, 2.0), columns)
     assert curve.calibration == pytest.approx((0.94 + 0.0 + 0.0 + 2.0) / 4)
     assert curve.ordered
     assert curve.order == pytest.approx(1)
@@ -85,6 +83,7 @@ def test_columns_of_the_measurement():
 def test_the_plot_is_a_picture_of_four_panels(tmp_path):
     multipliers = dense_multipliers(ATTRIBUTES["hue"])
     values = tuple(20 * m + math.sin(m) for m in multipliers)
-    curve = Curve("hue", multipliers, values, *[(0.01,) * len(values)] * 5)
-    plot_curves({"a": curve, "b": curve}, tmp_path / "plot.png")
+    columns = {"mean": values} | {name: (0.01,) * len(values) for name in ("spread", "mess", "shape")}
+    curve = Curve("hue", ATTRIBUTES["hue"], multipliers, columns)
+    plot_curves({"a": curve, "b": curve}, SHAPES, tmp_path / "plot.png")
     assert Image.open(tmp_path / "plot.png").size == (4 * 480, 360)

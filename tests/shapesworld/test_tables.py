@@ -2,8 +2,9 @@
 
 import pytest
 from shapesworld.attributes import ATTRIBUTES
-from shapesworld.compare_settings import Job, format_robustness, format_table
+from shapesworld.evaluate import SHAPES
 from shapesworld.two_sliders import format_grid
+from worlds.compare_settings import Job, format_robustness, format_table
 
 
 def result(seed, offset, robustness=None):
@@ -33,7 +34,7 @@ def result(seed, offset, robustness=None):
 
 
 def test_a_row_holds_the_means_over_the_seeds_and_each_seeds_calibration():
-    *_, row = format_table([result(1, 3.0), result(0, 1.0)]).splitlines()
+    *_, row = format_table(SHAPES, [result(1, 3.0), result(0, 1.0)]).splitlines()
     attribute, bias, calibration, measured, mess, shape, outside, *_ = [cell.strip() for cell in row.split("|")[1:-1]]
     assert (attribute, bias, calibration) == ("size", "2", "**2** (1, 3)")
     assert measured == "34.1 (0.03) / 36.7 (0.04) / 39.1 (0.05) / 44.7 (0.06)"

@@ -1,12 +1,12 @@
 """What a slider can be trained on and measured by: which folder shows what, at which scale, and how much is wanted."""
 
 import random
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import product
 
 import torch
 from torch import Tensor
+from worlds.base import Attribute
 
 from shapesworld.world import (
     BACKGROUNDS,
@@ -30,27 +30,17 @@ CENTRE = IMAGE_SIZE / 2
 
 
 @dataclass(frozen=True)
-class Attribute:
-    """One row of the table: folders and scales in pairs, and what a measure should say at a scale."""
-
-    folders: tuple[str, ...]
-    scales: tuple[float, ...]
-    at_scale: Callable[[float], float]  # the wanted value: linear in the scale, so it holds between and beyond them too
-    unit: str
-    measure: str  # the field of world.Measures to read
+class ShapesAttribute(Attribute):
+    measure: str = ""  # the field of world.Measures to read
     colours: tuple[str, ...] = tuple(COLOURS)  # the captions for which it means something
     paint_range: tuple[tuple, ...] | None = None  # for world.measure, as are the next two
     stretched: bool = False
     filled: bool = False
 
-    @property
-    def wanted(self) -> tuple[float, ...]:
-        return tuple(self.at_scale(scale) for scale in self.scales)
-
 
 ATTRIBUTES = {
     # 0 is the size that the model itself draws on average.
-    "size": Attribute(
+    "size": ShapesAttribute(
         folders=("small", "base", "large", "huge"),
         scales=(0.67, 1.0, 1.3, 2.0),
         at_scale=lambda scale: MODEL_RADIUS + 8.0 * scale,
@@ -58,7 +48,7 @@ ATTRIBUTES = {
         measure="radius",
     ),
     # The model's own size lies between the folders at 1.3 and 2, so the effect must first fall, then rise.
-    "size_hard": Attribute(
+    "size_hard": ShapesAttribute(
         folders=("small", "base", "large", "huge"),
         scales=(0.67, 1.0, 1.3, 2.0),
         at_scale=lambda scale: TRAINING_RADIUS * scale,
@@ -66,14 +56,14 @@ ATTRIBUTES = {
         measure="radius",
     ),
     # 0 is the middle, where the model's own pictures lie on average.
-    "position": Attribute(
+    "position": ShapesAttribute(
         folders=("far_left", "left", "right", "far_right"),
         scales=(-2.0, -1.0, 1.0, 2.0),
         at_scale=lambda scale: CENTRE + 10.0 * scale,
         unit="px from the left",
         measure="x",
     ),
-    "stretch": Attribute(
+    "stretch": ShapesAttribute(
         folders=("wide", "wider", "broad", "broadest"),
         scales=(0.67, 1.0, 1.3, 2.0),
         at_scale=lambda scale: 1.0 + 0.25 * scale,
@@ -81,7 +71,7 @@ ATTRIBUTES = {
         measure="stretch",
         stretched=True,
     ),
-    "hole": Attribute(
+    "hole": ShapesAttribute(
         folders=("dot", "hole", "gap", "ring"),
         scales=(0.67, 1.0, 1.3, 2.0),
         at_scale=lambda scale: 5.0 * scale,
@@ -90,7 +80,7 @@ ATTRIBUTES = {
         filled=True,
     ),
     # 0 is the model's own red, 2.5 nearly its yellow; only captions that say "red" are held against it.
-    "hue": Attribute(
+    "hue": ShapesAttribute(
         folders=("vermilion", "orange", "amber", "gold"),
         scales=(0.5, 1.0, 1.5, 2.0),
         at_scale=lambda scale: 20.0 * scale,
@@ -101,7 +91,7 @@ ATTRIBUTES = {
     ),
     # From the world's blue to its red, for captions that say "purple", which the model draws at -70. A text slider has no
     # folders: its prompts only say "red" above and "blue" below.
-    "warmth": Attribute(
+    "warmth": ShapesAttribute(
         folders=("blue", "bluish", "reddish", "red"),
         scales=(-1.0, -0.5, 0.5, 1.0),
         at_scale=lambda scale: 63.0 * scale - 63.0,
@@ -156,7 +146,7 @@ def _drawn_scenes(name: str, count: int) -> tuple[tuple, ...]:
     return tuple(_drawn_scene(rng, attribute, words) for words in free[:count])
 
 
-def _drawn_scene(rng: random.Random, attribute: Attribute, words: tuple[str, str, str]) -> tuple:
+def _drawn_scene(rng: random.Random, attribute: ShapesAttribute, words: tuple[str, str, str]) -> tuple:
     low, high = CENTRE_RANGE
     reaches = REACH[SHAPES.index(words[0])]
     radius = min(rng.uniform(20.0, 32.0), (low - 2 * MARGIN) / reaches[0])  # so that it fits at either end of the range

@@ -9,12 +9,10 @@ from pathlib import Path
 
 import torch
 from diffusers import StableDiffusionXLPipeline
-from sliders.report.grids import to_picture
 from torch import Tensor
+from worlds.models import sample_stock, save_grid
 
 from shapesworld.world import Scenes, captions, measure, render, sample_scenes
-
-BATCH_SIZE = 16
 
 
 def main() -> None:
@@ -23,7 +21,7 @@ def main() -> None:
     pipe.set_progress_bar_config(disable=True)
     scenes = sample_scenes(arguments.images, torch.Generator().manual_seed(arguments.seed))
     started = time.time()
-    images = sample(pipe, captions(scenes), arguments.seed, arguments.steps, arguments.guidance)
+    images = sample_stock(pipe, captions(scenes), arguments.seed, arguments.steps, arguments.guidance)
     print(f"{len(images)} images in {time.time() - started:.1f} s on {arguments.device}")
     report("model", images, scenes)
     many = sample_scenes(4096, torch.Generator().manual_seed(arguments.seed))
@@ -45,19 +43,6 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def sample(pipe: StableDiffusionXLPipeline, texts: list[str], seed: int, steps: int, guidance: float) -> Tensor:
-    """[N, 3, 128, 128] fp32 in [0, 1] on the CPU. Picture i uses seed + i, independent of the batch size."""
-    batches = []
-    for start in range(0, len(texts), BATCH_SIZE):
-        prompts = texts[start : start + BATCH_SIZE]
-        generators = [torch.Generator().manual_seed(seed + start + row) for row in range(len(prompts))]
-        result = pipe(
-            prompts, num_inference_steps=steps, guidance_scale=guidance, generator=generators, output_type="pt"
-        )
-        batches.append(result.images.float().cpu())
-    return torch.cat(batches)
-
-
 def report(name: str, images: Tensor, scenes: Scenes) -> None:
     measures = measure(images, scenes)
     radius = measures.radius
@@ -67,11 +52,6 @@ def report(name: str, images: Tensor, scenes: Scenes) -> None:
         f" x {measures.x.nanmean():.1f} px, empty {(radius < 1).sum().item()}",
         flush=True,
     )
-
-
-def save_grid(images: Tensor, columns: int, path: Path) -> None:
-    rows = [torch.cat(list(row), dim=2) for row in images.split(columns) if len(row) == columns]
-    to_picture(torch.cat(rows, dim=1)).save(path)
 
 
 if __name__ == "__main__":

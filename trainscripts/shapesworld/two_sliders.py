@@ -8,33 +8,29 @@ Prints, for every pair of trained multipliers, the mean of each attribute over t
 import argparse
 import json
 import sys
-from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
 import torch
 from sliders.compute.device import torch_device
-from sliders.formats.slider_file import open_slider
-from sliders.models.sdxl.family import SDXL_FAMILY
 from sliders.sample.sampling import Row, sample
+from worlds.models import attached, device_of, load_model, world_sampling
 
-from shapesworld.attributes import ATTRIBUTES, EVALUATION_SEEDS, evaluation_scenes, measured
-from shapesworld.evaluate import GPU_ROWS, SAMPLING, load_model
-from shapesworld.world import Scenes, captions
+from shapesworld.attributes import ATTRIBUTES, evaluation_scenes, measured
+from shapesworld.evaluate import SHAPES
+from shapesworld.world import IMAGE_SIZE, Scenes
 
 
 def measure_grid(files: list[Path], names: list[str], device: str) -> list[dict]:
     """One entry per pair of multipliers: {"at": both, name: mean of that attribute, ..., "mess"}."""
-    model = load_model()
-    model.pipe.to(device)
-    networks = [open_slider(path, model.denoiser, SDXL_FAMILY) for path in files]
-    scenes = evaluation_scenes(names[0])
-    texts = captions(scenes)
-    embeds = model.encode_prompts([*texts, ""], device)
+    model = load_model(SHAPES.model, device)
+    networks = [attached(path, model) for path in files]
+    jobs = SHAPES.evaluation(names[0])
+    embeds = model.encode_prompts([*(text for text, _ in jobs), ""], device)
     pairs = list(product(*((0.0, *ATTRIBUTES[name].scales) for name in names)))
-    jobs = list(zip(texts, EVALUATION_SEEDS, strict=True))
     rows = [Row(embeds[text], seed, pair) for pair in pairs for text, seed in jobs]
-    sampling = SAMPLING if device == "cpu" else replace(SAMPLING, batch_size=GPU_ROWS)
+    sampling = world_sampling(IMAGE_SIZE, device_of(model))
+    scenes = evaluation_scenes(names[0])
     pictures = torch.stack(list(sample(model, networks, rows, embeds[""], sampling))).unflatten(0, (len(pairs), -1))
     return [{"at": pair, **_means(names, shown, scenes)} for pair, shown in zip(pairs, pictures, strict=True)]
 

@@ -1,12 +1,13 @@
 """Line charts of measured values against multipliers, drawn with Pillow."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from shapesworld.attributes import ATTRIBUTES
-from shapesworld.evaluate import Curve
+from worlds.base import World
+from worlds.evaluate import Curve
 
 WIDTH, HEIGHT, MARGIN = 480, 360, 56
 COLOURS = ("#1f5fbf", "#c2410c", "#15803d", "#7e22ce", "#a16207", "#0e7490")
@@ -51,20 +52,26 @@ def _padded(values: Sequence[float]) -> tuple[float, float]:
     return (low - room if low else 0.0), high + room  # no room below zero
 
 
-def plot_curves(curves: dict[str, Curve], path: Path) -> None:
-    """Writes the curves {title: curve} of one attribute as a PNG of four panels: mean and target, spread, mess, shape."""
+def _points(curve: Curve, column: str) -> list[tuple[float, float]]:
+    """(multiplier, value), without those that are not defined."""
+    pairs = zip(curve.multipliers, curve.columns[column], strict=True)
+    return [(multiplier, value) for multiplier, value in pairs if not math.isnan(value)]
+
+
+def plot_curves(curves: dict[str, Curve], world: World, path: Path) -> None:
+    """Writes the curves {title: curve} of one attribute as a PNG of four panels: mean and target, spread, two of the world's columns."""
     first = next(iter(curves.values()))
-    attribute = ATTRIBUTES[first.attribute]
+    attribute = first.attribute
+    own = list(world.columns.items())[:2]
     wanted = [(m, attribute.at_scale(m)) for m in first.multipliers]
     panels = []
-    for column, title in (
-        ("mean", f"{first.attribute}, {attribute.unit}"),
-        ("spread", "spread"),
-        ("mess", "mess"),
-        ("shape", "shape"),
+    for column, title, ideal in (
+        ("mean", f"{first.name}, {attribute.unit}", None),
+        ("spread", "spread", 0.0),
+        *((name, name, column.ideal) for name, column in own),
     ):
-        lines = {name: list(zip(c.multipliers, getattr(c, column), strict=True)) for name, c in curves.items()}
-        extra = wanted if column == "mean" else [(first.multipliers[0], 1.0 if column == "shape" else 0.0)]
+        lines = {name: _points(curve, column) for name, curve in curves.items()}
+        extra = wanted if ideal is None else [(first.multipliers[0], ideal)]
         panel = Panel(title, [*extra, *(point for points in lines.values() for point in points)])
         if column == "mean":
             panel.line(*zip(*wanted, strict=True), WANTED)

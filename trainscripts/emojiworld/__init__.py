@@ -1,0 +1,1 @@
+"""The emoji world: sliders measured on rendered pictures whose truth is known."""

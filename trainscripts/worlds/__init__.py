@@ -1,0 +1,1 @@
+"""What the worlds share in which sliders are measured."""
