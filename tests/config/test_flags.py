@@ -382,7 +382,9 @@ def test_the_config_for_stable_diffusion_is_that_for_sdxl_with_another_model_and
     assert {key for key in xl[1][0] if xl[1][0][key] != sd[1][0][key]} == {"resolution", "guidance_scale"}
 
 
-@pytest.mark.parametrize(("family", "ending"), [("sdxl", "-xl"), ("sd", ""), ("flux2", "-flux2")])
+@pytest.mark.parametrize(
+    ("family", "ending"), [("sdxl", "-xl"), ("sd", ""), ("flux2", "-flux2"), ("zimage", "-zimage")]
+)
 def test_messages_name_the_example_of_the_commands_family(tmp_path, family, ending):
     (tmp_path / "c.yaml").write_text("- a list")
     with pytest.raises(InputError, match=rf"start from trainscripts/imagesliders/data/config{ending}\.yaml"):

@@ -14,7 +14,8 @@ from sliders.adaptors import ALGORITHMS
 from sliders.adaptors.base import shape_of
 from sliders.adaptors.lokr import LoKr, factorized, found_again
 from sliders.config.schema import Network
-from sliders.formats.slider_file import by_module, load_slider, open_slider, save_slider, slider_tensors
+from sliders.formats.slider_file import load_slider, open_slider, save_slider, slider_tensors
+from sliders.formats.spelling import by_module
 from sliders.models.layers import reachable_layers
 from sliders.models.sd.family import SD1_FAMILY, SD2_FAMILY
 from sliders.models.sdxl.family import SDXL_FAMILY
@@ -49,7 +50,7 @@ def test_lycoris_merges_what_the_network_computes(tmp_path, case, alpha):
     scale = (wanted - unet_output(unet)).abs().max().item()
     assert scale > 1e-5
     assert (unet_output(merged) - wanted).abs().max() < 1e-4 * scale + 5e-6
-    for parts in by_module(tensors).values():
+    for parts in by_module(tensors, SDXL_FAMILY).values():
         rows = next((len(parts[part]) for part in ("hada_w1_b", "lokr_w2_b") if part in parts), None)
         assert rows is None or parts["alpha"] == rows
     again = open_slider(path, unet, SDXL_FAMILY)

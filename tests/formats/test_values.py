@@ -12,7 +12,8 @@ from sliders.adaptors import ALGORITHMS
 from sliders.adaptors.network import AdaptorNetwork
 from sliders.config.schema import Network
 from sliders.formats.checkpoint import checkpoints_of, newest_checkpoint, read_checkpoint, write_checkpoint
-from sliders.formats.slider_file import by_module, check_slider, check_values, save_slider, slider_tensors
+from sliders.formats.slider_file import check_slider, check_values, save_slider, slider_tensors
+from sliders.formats.spelling import by_module
 from sliders.models.sdxl.family import SDXL_FAMILY
 from sliders.models.sdxl.narrow import build_narrow_sdxl
 from sliders.system.errors import InputError
@@ -65,7 +66,7 @@ def test_a_slider_that_was_never_trained_changes_nothing(unet, tmp_path, algo, s
     assert not changes_nothing(trained)
     assert changes_nothing(fresh)
     assert changes_nothing({key: torch.zeros_like(t) for key, t in fresh.items()})
-    last = max(by_module(trained))
+    last = max(by_module(trained, SDXL_FAMILY))
     assert not changes_nothing({key: t if key.startswith(last) else fresh[key] for key, t in trained.items()})
 
 

@@ -41,7 +41,8 @@ def build_parser() -> Parser:
         help="make multiplier X do what -X did, for sliders of the fork, whose direction is swapped; restores only the "
         "direction, not the old strengths, if all scales were positive")  # fmt: skip
     add("--family", default="sdxl", choices=VERSIONS,
-        help="the kind of model that it is for: sdxl (default), sd1 or sd2 for Stable Diffusion, klein for FLUX.2 [klein]")  # fmt: skip
+        help="the kind of model that it is for: sdxl (default), sd1 or sd2 for Stable Diffusion, klein for FLUX.2 [klein], "
+        "zimage for Z-Image")  # fmt: skip
     add("--model", type=place, metavar="NAME_OR_PATH",
         help="the model it was trained on, if its layers differ in size from the usual model's, as the demo's do; also for "
         "--calibrate; no weights are loaded")  # fmt: skip

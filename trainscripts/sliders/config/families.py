@@ -16,6 +16,7 @@ class Facts:
     webui_version: str  # "sd version" in the sidecar
     webui_clip_skip: int  # what web UIs call Clip skip where `clip_skip` is none
     size_multiple: int  # px; the sides of training images are multiples of it
+    picture_multiple: int  # px; the sides of sampled pictures are multiples of it
     latent_factor: int  # px per latent along each side
     latent_channels: int
     default_size: int  # px; side of a sampled picture, and of a training image where no prompts file is named
@@ -38,6 +39,7 @@ SDXL = Facts(
     webui_version="SDXL",
     webui_clip_skip=2,
     size_multiple=32,  # 8 for the VAE times 4 for the UNet's two downsamplings
+    picture_multiple=8,  # the UNet's are rounded up
     latent_factor=8,
     latent_channels=4,
     default_size=1024,
@@ -53,6 +55,7 @@ SD1 = Facts(
     webui_version="SD1",
     webui_clip_skip=1,
     size_multiple=64,  # 8 for the VAE times 8 for the UNet's three downsamplings
+    picture_multiple=8,
     latent_factor=8,
     latent_channels=4,
     default_size=512,
@@ -79,11 +82,30 @@ KLEIN = Facts(
     webui_version="Unknown",  # web UIs whose cards have this field know no FLUX.2
     webui_clip_skip=1,
     size_multiple=16,  # 8 for the VAE times 2 for the patches
+    picture_multiple=16,
     latent_factor=16,
     latent_channels=128,
     default_size=1024,
     guidance=4,
     in_names="klein",
+    half="bfloat16",  # float16 overflows
+)
+ZIMAGE = Facts(
+    title="Z-Image",
+    a="a Z-Image",
+    example="Tongyi-MAI/Z-Image",
+    ending="-zimage",
+    use="train_lora-scale-zimage.py and sample_slider-zimage.py",
+    name="zimage",
+    webui_version="Unknown",  # web UIs whose cards have this field know no Z-Image
+    webui_clip_skip=1,
+    size_multiple=16,  # 8 for the VAE times 2 for the patches
+    picture_multiple=16,
+    latent_factor=8,
+    latent_channels=16,
+    default_size=1024,
+    guidance=5,  # 4 as diffusers' pipeline counts it
+    in_names="zimage",
     half="bfloat16",  # float16 overflows
 )
 
@@ -92,4 +114,5 @@ FAMILIES = {  # the first version is the usual one; pretrained_model.v2 means th
     "sdxl": (SDXL,),
     "sd": (SD1, SD2),
     "flux2": (KLEIN,),
+    "zimage": (ZIMAGE,),
 }

@@ -84,20 +84,22 @@ class TextBatchMaker:
         chosen, rows = self.prompts[draw.prompt], draw.rows
         geometry = [_geometry(draw.resolution, row.crop if chosen.dynamic_crops else None) for row in rows]
 
-        def under(prompt: str) -> Conditioning:
-            return self.model.conditioning([self.prompt_embeds[prompt]] * len(rows), geometry)
+        def under(*prompts: PromptEmbeds) -> Conditioning:
+            """Of all rows with the first, then all rows with the second, …: together, because prompts differ in length."""
+            return self.model.conditioning([p for p in prompts for _ in rows], geometry * len(prompts))
 
-        negative = [self.model.negative("", self.prompt_embeds)] * len(rows)
+        embeds, negative = self.prompt_embeds, self.model.negative("", self.prompt_embeds)
+        target = embeds[chosen.target]
         batch = TextBatch(
             timesteps=torch.tensor([row.timestep for row in rows]),
             scales=torch.tensor([row.scale for row in rows]),
-            conditioning=under(chosen.target),
+            conditioning=under(target),
             noisy=torch.stack([self._noise(row, draw.resolution) for row in rows]),
             strength=torch.full((len(rows),), chosen.strength),
-            frozen=_joined(under(chosen.positive), under(chosen.unconditional), under(chosen.neutral)),
+            frozen=under(embeds[chosen.positive], embeds[chosen.unconditional], embeds[chosen.neutral]),
         ).to(self.device)
-        unprompted = {k: moved(v, self.device) for k, v in self.model.conditioning(negative, geometry).items()}
-        self._denoise(batch, unprompted, rows)
+        guided = {key: moved(value, self.device) for key, value in under(negative, target).items()}
+        self._denoise(batch, guided, rows)
         return batch
 
     def _noise(self, row: TextRowDraw, resolution: int) -> Tensor:
@@ -105,10 +107,11 @@ class TextBatchMaker:
         return torch.randn(self.model.facts.latent_shape(resolution, resolution), generator=generator)
 
     @torch.no_grad()
-    def _denoise(self, batch: TextBatch, unprompted: Conditioning, rows: tuple[TextRowDraw, ...]) -> None:
+    def _denoise(self, batch: TextBatch, guided: Conditioning, rows: tuple[TextRowDraw, ...]) -> None:
         """Denoises `batch.noisy` in place, each row at its multiplier under `target` until its timestep.
 
-        With the deterministic DDIM (Song et al. 2020, arXiv:2010.02502, eq. 12 with σ = 0).
+        With the deterministic DDIM (Song et al. 2020, arXiv:2010.02502, eq. 12 with σ = 0). guided: the conditioning of all
+        rows with the negative prompt, then of all with `target`.
         """
         objective, guidance = self.model.objective, 1.0 if self.model.distilled else GUIDANCE
         for now, after in pairwise(self.path):
@@ -117,17 +120,13 @@ class TextBatchMaker:
                 return
             noisy = batch.noisy[:left]
             here, there = (torch.full((left,), t, device=noisy.device) for t in (now, after))
-            conditioning = _joined(*({k: v[:left] for k, v in c.items()} for c in (unprompted, batch.conditioning)))
+            conditioning = {k: torch.cat([half[:left] for half in v.chunk(2)]) for k, v in guided.items()}
             self.network.set_multipliers(batch.scales[:left].repeat(2))
             both = self.model.denoise(torch.cat([noisy] * 2), here.repeat(2), conditioning)
             without, prompted = both.chunk(2)
             prediction = without + guidance * (prompted - without)
             image, noise = objective.image(noisy, prediction, here), objective.noise(noisy, prediction, here)
             batch.noisy[:left] = objective.add_noise(image, noise, there)
-
-
-def _joined(*parts: Conditioning) -> Conditioning:
-    return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
 
 
 def _geometry(side: int, crop: tuple[float, float, float] | None) -> Geometry:

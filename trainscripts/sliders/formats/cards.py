@@ -5,7 +5,8 @@ from pathlib import Path
 
 from sliders.adaptors import ALGORITHMS
 from sliders.formats.sidecar import add_to_notes
-from sliders.formats.slider_file import add_metadata, by_key, by_module, check_slider, save_slider
+from sliders.formats.slider_file import add_metadata, check_slider, save_slider
+from sliders.formats.spelling import by_key
 from sliders.models import Family
 from sliders.models.layers import reachable_layers
 from sliders.report.card import Card
@@ -72,9 +73,8 @@ def calibrate(source: Path, target: Path, model: str, family: Family) -> Calibra
     factor = card.factor()
     algorithm = ALGORITHMS[slider.network.algo]
     layers = {family.file_key(path): layer for path, layer in reachable_layers(denoiser).items()}
-    modules = by_module(slider.tensors)
-    scaled = {m: algorithm.for_files(algorithm.scaled(parts, factor), layers[m]) for m, parts in modules.items()}
+    scaled = {m: algorithm.for_files(algorithm.scaled(parts, factor), layers[m]) for m, parts in slider.modules.items()}
     calibrated = card.with_factor(factor)
     own = {CARD: calibrated.as_json(), "ss_output_name": target.stem, "sliders.calibrated_by": repr(factor)}
-    save_slider(target, by_key(scaled), {**slider.metadata, **own}, family)
+    save_slider(target, by_key(scaled, family), {**slider.metadata, **own}, family)
     return Calibration(factor, card.calibration, calibrated.calibration)

@@ -14,10 +14,11 @@ from sliders.adaptors import ALGORITHMS
 from sliders.adaptors.base import ALPHA
 from sliders.config.schema import Network
 from sliders.formats.cards import CARD
-from sliders.formats.foreign_keys import Layers, Module, find_layers
+from sliders.formats.foreign_keys import Layers, find_layers
 from sliders.formats.layer_settings import settings_for
 from sliders.formats.metadata import file_metadata
-from sliders.formats.slider_file import by_key, by_module, check_fit, check_values, save_slider, stored_settings
+from sliders.formats.slider_file import check_fit, check_values, save_slider, shapes_of, stored_settings
+from sliders.formats.spelling import Module, by_key, spelling_of
 from sliders.models import VERSIONS, Family
 from sliders.models.places import TINY
 from sliders.system.errors import InputError, either
@@ -37,10 +38,10 @@ class Conversion:
 
 @dataclass(frozen=True)
 class Fitted:
-    """A file's layers as those of a family's model: settings, and {key in a slider file: tensor}."""
+    """A file's layers as those of a family's model: settings, and {prefix of a layer's keys in a slider file: its parts}."""
 
     network: Network
-    tensors: dict[str, Tensor]
+    modules: dict[str, Module]
     layers: Layers
 
 
@@ -59,10 +60,11 @@ def convert(
     notes = list(_notes(fitted, alpha))
     similar = list(_similar(source, tensors, metadata, family, model))
     notes += _version_notes(source, metadata, family, similar)
-    algorithm, found = ALGORITHMS[fitted.network.algo], fitted.tensors
+    algorithm, found = ALGORITHMS[fitted.network.algo], fitted.modules
     if reverse:
-        found = by_key({module: algorithm.scaled(parts, -1.0) for module, parts in by_module(found).items()})
-    save_slider(target, found, _metadata(source, target, metadata, fitted.network, family, reverse), family)
+        found = {module: algorithm.scaled(parts, -1.0) for module, parts in found.items()}
+    known = _metadata(source, target, metadata, fitted.network, family, reverse)
+    save_slider(target, by_key(found, family), known, family)
     return Conversion(_described(fitted), notes)
 
 
@@ -74,13 +76,13 @@ def _fit(
     layers = find_layers(path, tensors, metadata, denoiser, family)
     algo = _algorithm(path, layers.modules)
     modules = {name: _prepared(path, name, denoiser, parts) for name, parts in layers.modules.items()}
-    _add_alphas(path, modules, algo, layers, alpha)
-    found = {
-        f"{family.file_key(name)}.{part}": weight.float() if part == ALPHA else weight
-        for name, parts in modules.items()
-        for part, weight in ALGORITHMS[algo].for_files(parts, denoiser.get_submodule(name)).items()
-    }
-    shapes = {key: tensor.shape for key, tensor in found.items()}
+    known = layers.of_processors or spelling_of(family).folds_gain
+    _add_alphas(path, modules, algo, alpha, known)
+    found = {}
+    for name, parts in modules.items():
+        written = ALGORITHMS[algo].for_files(parts, denoiser.get_submodule(name))
+        found[family.file_key(name)] = {part: w.float() if part == ALPHA else w for part, w in written.items()}
+    shapes = shapes_of(found)
     network = stored_settings(metadata)
     with suppress(InputError):
         if network is not None and network.algo == algo:
@@ -124,15 +126,18 @@ def _prepared(path: Path, name: str, denoiser: nn.Module, parts: Module) -> Modu
     return found
 
 
-def _add_alphas(path: Path, modules: dict[str, Module], algo: str, layers: Layers, alpha: float | None) -> None:
-    """Gives each of `modules` the alpha that it lacks, and removes them all if the algorithm has none. Raises InputError."""
+def _add_alphas(path: Path, modules: dict[str, Module], algo: str, alpha: float | None, known: bool) -> None:
+    """Gives each of `modules` the alpha that it lacks, and removes them all if the algorithm has none. Raises InputError.
+
+    known: whether all programs take a missing alpha to be the rank.
+    """
     algorithm = ALGORITHMS[algo]
     if not algorithm.HAS_ALPHA:
         for parts in modules.values():
             parts.pop(ALPHA, None)
         return
     without = [parts for parts in modules.values() if ALPHA not in parts]
-    if without and alpha is None and not layers.of_processors:
+    if without and alpha is None and not known:
         raise InputError(
             f"{path}: {len(without)} layers lack their alpha, so web UIs would guess it: add --alpha, with the alpha it was trained with."
         )
@@ -164,7 +169,7 @@ def _notes(fitted: Fitted, alpha: float | None) -> Iterator[str]:
         )
     if layers.of_processors and alpha is None:
         yield "it is of diffusers' attention processors, which apply no alpha, so alpha is the rank: otherwise give --alpha."
-    if all(algorithm.is_zero(parts) for parts in by_module(fitted.tensors).values()):
+    if all(algorithm.is_zero(parts) for parts in fitted.modules.values()):
         yield "all its weights are zero where that matters, so it changes nothing at any multiplier: was it trained at all?"
 
 

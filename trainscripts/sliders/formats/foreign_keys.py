@@ -12,11 +12,10 @@ from torch import Tensor, nn
 
 from sliders.adaptors import ALGORITHMS
 from sliders.adaptors.base import ALPHA
+from sliders.formats.spelling import Module
 from sliders.models import Family
 from sliders.models.layers import reachable_layers
 from sliders.system.errors import InputError, either
-
-Module = dict[str, Tensor]  # {part: tensor} of one layer
 
 # of the attention processors in diffusers up to 0.21: attn1.processor.to_q_lora.down.weight
 PROCESSOR = "_lora.{}.weight"

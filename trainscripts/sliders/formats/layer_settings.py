@@ -12,7 +12,7 @@ from torch import nn
 from sliders.adaptors import ALGORITHMS
 from sliders.adaptors.base import ALPHA
 from sliders.config.schema import LayerPattern, Network
-from sliders.formats.foreign_keys import Module
+from sliders.formats.spelling import Module
 from sliders.models.layers import architecture_of, reachable_layers, select_layers
 from sliders.system.errors import InputError
 

@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,12 +17,13 @@ from sliders.adaptors import ALGORITHMS
 from sliders.adaptors.base import ALPHA
 from sliders.adaptors.network import AdaptorNetwork
 from sliders.config.schema import Network
+from sliders.formats.spelling import Module, by_key, by_module
 from sliders.models import Family
 from sliders.system.errors import InputError
 from sliders.system.files import atomic_write
 from sliders.system.weight_files import WeightFile, open_weights
 
-T = TypeVar("T")
+Shapes = dict[str, dict[str, tuple[int, ...]]]  # {prefix of a layer's keys: {part: shape}}
 HASH = "sshs_model_hash"  # by which A1111 identifies sliders whatever their metadata: SHA-256 of all bytes after the header
 
 
@@ -33,14 +33,14 @@ class Slider:
 
     path: Path
     network: Network
-    tensors: dict[str, Tensor]
+    modules: dict[str, Module]  # {prefix of a layer's keys: its parts}
     metadata: dict[str, str]
 
     @property
     def changes_nothing(self) -> bool:
         """Whether it adds nothing to any layer, like one that was never trained."""
         algorithm = ALGORITHMS[self.network.algo]
-        return all(algorithm.is_zero(parts) for parts in by_module(self.tensors).values())
+        return all(algorithm.is_zero(parts) for parts in self.modules.values())
 
     @property
     def model_hash(self) -> str:
@@ -49,12 +49,13 @@ class Slider:
 
 def slider_tensors(network: AdaptorNetwork, family: Family, dtype: torch.dtype) -> dict[str, Tensor]:
     """{key as web UIs read it: tensor on the CPU}, in `dtype`, except alpha: float32, because loaders divide it by rank."""
-    found = {}
+    modules = {}
     for path, adaptor in zip(network.module_paths, network.adaptors, strict=True):
-        parts = adaptor.for_files({part: tensor.cpu() for part, tensor in adaptor.tensors().items()}, adaptor.base)
-        kept = {part: torch.float32 if part == ALPHA else dtype for part in parts}
-        found[family.file_key(path)] = {part: tensor.to(kept[part]).contiguous() for part, tensor in parts.items()}
-    return by_key(found)
+        parts = {part: tensor.cpu() for part, tensor in adaptor.tensors().items()}
+        modules[family.file_key(path)] = adaptor.for_files(parts, adaptor.base)
+    found = by_key(modules, family)
+    kept = {key: torch.float32 if key.endswith(f".{ALPHA}") else dtype for key in found}
+    return {key: tensor.to(kept[key]).contiguous() for key, tensor in found.items()}
 
 
 def save_slider(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str], family: Family) -> None:
@@ -104,7 +105,7 @@ def add_metadata(path: Path, metadata: dict[str, str]) -> None:
 
 
 def _check_written(path: Path, tensors: dict[str, Tensor], family: Family) -> None:
-    unknown = sorted({key.split(".", 1)[0] for key in tensors} - family.file_keys())
+    unknown = sorted(by_module(tensors, family).keys() - family.file_keys())
     if unknown:
         raise RuntimeError(
             f"{path}: {len(unknown)} modules are not in {family.facts.title}, so web UIs would not load them: {unknown[:3]}"
@@ -133,8 +134,8 @@ def check_slider(path: Path, denoiser: nn.Module, family: Family) -> Slider:
     """
     file = open_weights(path, f"{path}:")
     network = _settings_in(file, family)
-    check_fit(path, file.shapes, denoiser, network, family)
-    return Slider(path, network, _values(file), file.metadata)
+    check_fit(path, _shapes(file, family), denoiser, network, family)
+    return Slider(path, network, by_module(_values(file), family), file.metadata)
 
 
 def open_slider(path: Path, denoiser: nn.Module, family: Family) -> AdaptorNetwork:
@@ -147,8 +148,8 @@ def open_slider(path: Path, denoiser: nn.Module, family: Family) -> AdaptorNetwo
 
 def load_slider(file: WeightFile, network: AdaptorNetwork, family: Family) -> None:
     """Loads a slider's weights into a network of the same layers. Raises InputError if layers or sizes differ."""
-    _check_shapes(file.path, file.shapes, network, family)
-    parts = by_module(_values(file))
+    _check_shapes(file.path, _shapes(file, family), network, family)
+    parts = by_module(_values(file), family)
     for module, adaptor in zip(network.module_paths, network.adaptors, strict=True):
         adaptor.load_tensors(parts[family.file_key(module)])
     network.set_multipliers(network.multipliers)  # an adaptor's gain may be another
@@ -156,7 +157,7 @@ def load_slider(file: WeightFile, network: AdaptorNetwork, family: Family) -> No
 
 def _settings_in(file: WeightFile, family: Family) -> Network:
     """Raises InputError for a file that is not from this trainer, or for another model family."""
-    title, modules = family.facts.title, {key.partition(".")[0] for key in file.stored}
+    title, modules = family.facts.title, _shapes(file, family).keys()
     unknown = modules - family.file_keys()
     if unknown or not modules:
         raise InputError(
@@ -190,22 +191,16 @@ def _values(file: WeightFile) -> dict[str, Tensor]:
     return tensors
 
 
-def by_module(found: dict[str, T]) -> dict[str, dict[str, T]]:
-    """{MODULE.PART: value} → {MODULE: {PART: value}}"""
-    modules: dict[str, dict[str, T]] = {}
-    for key, value in found.items():
-        module, _, part = key.partition(".")
-        modules.setdefault(module, {})[part] = value
-    return modules
+def _shapes(file: WeightFile, family: Family) -> Shapes:
+    empty = {key: torch.empty(shape, device="meta") for key, shape in file.shapes.items()}
+    return shapes_of(by_module(empty, family))
 
 
-def by_key(modules: dict[str, dict[str, T]]) -> dict[str, T]:
-    """{MODULE: {PART: value}} → {MODULE.PART: value}"""
-    return {f"{module}.{part}": value for module, parts in modules.items() for part, value in parts.items()}
+def shapes_of(modules: dict[str, Module]) -> Shapes:
+    return {module: {part: tensor.shape for part, tensor in parts.items()} for module, parts in modules.items()}
 
 
-def _check_shapes(path: Path, shapes: dict[str, tuple[int, ...]], network: AdaptorNetwork, family: Family) -> None:
-    found = by_module(shapes)
+def _check_shapes(path: Path, found: Shapes, network: AdaptorNetwork, family: Family) -> None:
     wanted = {
         family.file_key(module): adaptor for module, adaptor in zip(network.module_paths, network.adaptors, strict=True)
     }
@@ -222,10 +217,8 @@ def _check_shapes(path: Path, shapes: dict[str, tuple[int, ...]], network: Adapt
             )
 
 
-def check_fit(
-    path: Path, shapes: dict[str, tuple[int, ...]], denoiser: nn.Module, settings: Network, family: Family
-) -> None:
-    """Raises InputError, naming `path`, unless {key: shape} are those of a network of `settings` on `denoiser`."""
+def check_fit(path: Path, shapes: Shapes, denoiser: nn.Module, settings: Network, family: Family) -> None:
+    """Raises InputError, naming `path`, unless the shapes are those of a network of `settings` on `denoiser`."""
     with torch.device("meta"):
         network = AdaptorNetwork(denoiser, settings)
     network.remove()

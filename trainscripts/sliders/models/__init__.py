@@ -6,6 +6,7 @@ from sliders.models.flux2.family import KLEIN_FAMILY
 from sliders.models.quiet import hide_progress_bars
 from sliders.models.sd.family import SD1_FAMILY, SD2_FAMILY
 from sliders.models.sdxl.family import SDXL_FAMILY
+from sliders.models.zimage.family import ZIMAGE_FAMILY
 
 hide_progress_bars()
 
@@ -13,9 +14,10 @@ FAMILIES: dict[str, Family] = {  # the names are those of config.families
     "sdxl": SDXL_FAMILY,
     "sd": SD1_FAMILY,
     "flux2": KLEIN_FAMILY,
+    "zimage": ZIMAGE_FAMILY,
 }
 
-VERSIONS: tuple[Family, ...] = (SDXL_FAMILY, SD1_FAMILY, SD2_FAMILY, KLEIN_FAMILY)  # of all families
+VERSIONS: tuple[Family, ...] = (SDXL_FAMILY, SD1_FAMILY, SD2_FAMILY, KLEIN_FAMILY, ZIMAGE_FAMILY)  # of all families
 
 
 def find_family(name: str, settings: PretrainedModel) -> Family:

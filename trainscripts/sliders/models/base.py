@@ -148,6 +148,7 @@ class Family(ABC):
     """A model family: its constants, how its models are found and loaded, and the names of its layers in files."""
 
     facts: Facts
+    spelling: str = "kohya"  # key of formats.spelling.SPELLINGS
     samplers: tuple[str, ...] = ()  # keys of schema.SAMPLERS that its models can use instead of their own scheduler
 
     def variant(self, settings: PretrainedModel) -> "Family":
@@ -187,7 +188,7 @@ class Family(ABC):
 
     @abstractmethod
     def file_key(self, module: str) -> str:
-        """Module path in diffusers → the prefix of its adaptor's keys in a slider file, up to the first dot."""
+        """Module path in diffusers → what the keys of its adaptor's parts begin with in a slider file."""
 
     @abstractmethod
     def file_keys(self) -> frozenset[str]:

@@ -11,11 +11,16 @@ from sliders.config.schema import Network
 from sliders.models.architecture import Architecture
 from sliders.models.diffusers_unet.architecture import UNET
 from sliders.models.flux2.architecture import FLUX2
+from sliders.models.zimage.architecture import ZIMAGE
 from sliders.system.errors import InputError, either
 
 Layer = nn.Linear | nn.Conv2d
 
-ARCHITECTURES = {"UNet2DConditionModel": UNET, "Flux2Transformer2DModel": FLUX2}  # {class of the denoiser: its modules}
+ARCHITECTURES = {  # {class of the denoiser: its modules}
+    "UNet2DConditionModel": UNET,
+    "Flux2Transformer2DModel": FLUX2,
+    "StackedTransformer": ZIMAGE,
+}
 
 
 def architecture_of(denoiser: nn.Module) -> Architecture:

@@ -184,7 +184,7 @@ def trained_size(metadata: dict[str, str], family: Family) -> tuple[int, int]:
 def _sampling(settings: SampleSettings, metadata: dict[str, str], device: str, family: Family) -> Sampling:
     """Takes the size from the flags, otherwise from the slider."""
     width, height = trained_size(metadata, family)
-    multiple = family.facts.latent_factor
+    multiple = family.facts.picture_multiple
     width, height = settings.width or width, settings.height or height
     for flag, size in (("--width", width), ("--height", height)):
         if size % multiple:

@@ -1,5 +1,7 @@
 """FLUX.2 [klein] 4B's parts as their config.json files describe them: the base and the distilled model are alike."""
 
+from sliders.models.flow.qwen import TEXT_WIDTH
+
 TRANSFORMER = {
     "patch_size": 1,
     "in_channels": 128,
@@ -15,6 +17,16 @@ TRANSFORMER = {
     "rope_theta": 2000,
     "eps": 1e-6,
     "guidance_embeds": False,
+}
+NARROW = {  # the transformer of `tiny`
+    **TRANSFORMER,
+    "num_layers": 1,
+    "num_single_layers": 2,
+    "attention_head_dim": 16,
+    "num_attention_heads": 2,
+    "joint_attention_dim": 3 * TEXT_WIDTH,
+    "timestep_guidance_channels": 32,
+    "axes_dims_rope": (4, 4, 4, 4),
 }
 SCHEDULER = {
     "num_train_timesteps": 1000,

@@ -1,49 +1,20 @@
 """FLUX.2 [klein] 4B as a model family."""
 
-import torch
-from diffusers import Flux2Transformer2DModel
+import re
+from pathlib import Path
 
 from sliders.config.families import KLEIN
-from sliders.config.schema import PretrainedModel, Settings
-from sliders.models.base import Family
-from sliders.models.flux2.architecture import join_projections
+from sliders.config.schema import Settings
+from sliders.models.flow.family import FlowFamily
 from sliders.models.flux2.keys import file_key, klein_file_keys, original_name
+from sliders.models.flux2.kind import KLEIN_KIND
 from sliders.models.flux2.model import Klein
-from sliders.models.flux2.narrow import build_narrow_klein, build_transformer
-from sliders.models.flux2.sources import build_joined, check_source, is_distilled, load_pipeline, transformer_config
-from sliders.models.places import TINY
-from sliders.system.errors import InputError
-
-FOREIGN_KERNELS = ("xformers", "flash-attn")
+from sliders.models.flux2.narrow import build_narrow_klein
+from sliders.models.folders import read_json
 
 
-class KleinFamily(Family):
-    facts = KLEIN
-
-    def check_settings(self, settings: Settings) -> None:
-        super().check_settings(settings)
-        if settings.other.attention in FOREIGN_KERNELS:
-            raise InputError(
-                f"other.attention: {settings.other.attention} is not used by {KLEIN.title}, whose attention is PyTorch's own: use auto."
-            )
-
-    def check_source(self, settings: PretrainedModel) -> None:
-        check_source(settings)
-
-    def load(self, settings: PretrainedModel, dtype: torch.dtype) -> Klein:
-        if settings.name_or_path == TINY:
-            pipe = build_narrow_klein()
-            pipe.transformer.to(dtype)
-            pipe.text_encoder.to(dtype)
-        else:
-            pipe = load_pipeline(settings, dtype)
-        return Klein(self.facts, pipe, settings.name_or_path, dtype)
-
-    def weightless_denoiser(self, name_or_path: str) -> Flux2Transformer2DModel:
-        if name_or_path == TINY:
-            with torch.device("meta"):
-                return join_projections(build_transformer())
-        return build_joined(transformer_config(name_or_path))
+class KleinFamily(FlowFamily):
+    facts, kind, model, narrow = KLEIN, KLEIN_KIND, Klein, staticmethod(build_narrow_klein)
 
     def remarks(self, settings: Settings) -> list[str]:
         model, network, found = settings.pretrained_model, settings.network, []
@@ -75,6 +46,14 @@ class KleinFamily(Family):
             "modelspec.architecture": "Flux.2-klein-4b/lora",  # as Musubi Tuner writes
             "modelspec.implementation": "https://github.com/black-forest-labs/flux2",
         }
+
+
+def is_distilled(name_or_path: str) -> bool:
+    """Whether a model is known to be the step-distilled one: a folder says so, of a hub id only the usual name is known."""
+    path = Path(name_or_path)
+    if path.is_dir():
+        return bool(read_json(path / "model_index.json", name_or_path).get("is_distilled"))
+    return re.fullmatch(r"[\w.-]+/FLUX\.2-klein-4B", name_or_path, re.IGNORECASE) is not None
 
 
 KLEIN_FAMILY = KleinFamily()

@@ -3,31 +3,27 @@
 from collections.abc import Sequence
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, Flux2KleinPipeline
+from diffusers import Flux2KleinPipeline
 from PIL import Image
 from torch import Tensor
 
 from sliders.config.families import Facts
 from sliders.models.base import AfterStep, Conditioning, Geometry, PromptEmbeds, to_picture
+from sliders.models.flow.model import TEXT_LENGTH, FlowModel
 from sliders.models.flux2.architecture import join_projections
 from sliders.models.flux2.latents import image_places, patched, text_places, to_maps, to_tokens, unpatched
-from sliders.models.objective import Objective
-from sliders.models.pipeline import PipelineModel
-from sliders.system.errors import InputError
-
-TIMESTEPS = 1000
-TEXT_LENGTH = 512  # tokens of every prompt, with padding, which the transformer reads as well
 
 
-class Klein(PipelineModel):
-    """A prompt's tokens are [512, 7680]: the states of Qwen3 after layers 9, 18 and 27. Latents are patches of the VAE's."""
+class Klein(FlowModel):
+    """A prompt's tokens are [512, 7680]: the states of Qwen3 after layers 9, 18 and 27, of padding too, which the transformer
+    reads as well. Latents are patches of the VAE's.
+    """
 
-    part = "transformer"
-    encoders = ("text_encoder",)
+    thinking = False
 
     def __init__(self, facts: Facts, pipe: Flux2KleinPipeline, name: str, dtype: torch.dtype | None = None):
         join_projections(pipe.transformer)
-        super().__init__(facts, pipe, Objective.rectified_flow(TIMESTEPS), name, dtype)
+        super().__init__(facts, pipe, name, dtype)
 
     @property
     def distilled(self) -> bool:
@@ -35,10 +31,8 @@ class Klein(PipelineModel):
 
     @torch.no_grad()
     def encode_image(self, image: Image.Image) -> tuple[Tensor, Tensor]:
-        """The posterior's mode, which the model was trained on, without deviation."""
-        mode, _ = super().encode_image(image)
-        (latents,) = patched(mode[None])
-        return latents, torch.zeros_like(latents)
+        mode, deviation = patched(torch.stack(super().encode_image(image)))
+        return mode, deviation
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
@@ -63,13 +57,6 @@ class Klein(PipelineModel):
         tokens, _ = self.pipe.encode_prompt(prompt, device=device, max_sequence_length=TEXT_LENGTH)
         return PromptEmbeds(tokens[0])
 
-    def _length(self, prompt: str) -> tuple[int, int]:
-        turn = [{"role": "user", "content": prompt}]
-        template = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": False}
-        return len(
-            self.pipe.tokenizer(self.pipe.tokenizer.apply_chat_template(turn, **template)).input_ids
-        ), TEXT_LENGTH
-
     def conditioning(self, prompts: Sequence[PromptEmbeds], images: Sequence[Geometry]) -> Conditioning:
         return {"tokens": torch.stack([p.tokens for p in prompts])}  # [B, 512, 7680]
 
@@ -84,13 +71,6 @@ class Klein(PipelineModel):
             return_dict=False,
         )[0]
         return to_maps(velocity, size).float()
-
-    def check_sampling(self, place: str, remedy: str | None) -> None:
-        if not isinstance(self.scheduler, FlowMatchEulerDiscreteScheduler):
-            raise InputError(
-                f"{place}: the model's own scheduler, {type(self.scheduler).__name__}, cannot sample from a rectified flow: choose a "
-                "model with FlowMatchEulerDiscreteScheduler."
-            )
 
     def rows_at_once(self, guidance: float) -> int:
         """1: the pipeline asks about the negative prompt in a call of its own."""

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sliders.models.flow.kinds import Shapes, SingleFile
 from sliders.models.flux2.configs import TRANSFORMER
 from sliders.models.flux2.keys import original_name
 
-PREFIXES = ("", "model.diffusion_model.", "diffusion_model.", "transformer.")  # before all keys of a file
 OUTER = {
     "x_embedder": "img_in",
     "context_embedder": "txt_in",
@@ -41,12 +41,7 @@ def original_key(parameter: str) -> str:
     return f"{place}norm.{NORMS[name]}.scale"
 
 
-def prefix_of(keys: Mapping[str, Any]) -> str | None:
-    """What stands before the original names in a file, None if it holds no FLUX.2 transformer."""
-    return next((prefix for prefix in PREFIXES if all(f"{prefix}{key}" in keys for key in (*SIZES, HEAD))), None)
-
-
-def config_of(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+def config_of(shapes: Shapes) -> dict[str, Any]:
     """The config.json of a transformer, from the shapes of its weights, by key without prefix."""
 
     def count(blocks: str) -> int:
@@ -69,8 +64,15 @@ def config_of(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     }
 
 
+def shapes_of(parameters: Mapping[str, Tensor]) -> Shapes:
+    return {original_key(name): tuple(empty.shape) for name, empty in parameters.items()}
+
+
 def state_of(tensors: Mapping[str, Tensor], parameters: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
     """{parameter of the joined transformer: its value}. tensors: by key without prefix. parameters: all that it has."""
     found = {name: tensors[original_key(name)].to(dtype) for name in parameters}
     found[SWAPPED] = torch.cat([*reversed(found[SWAPPED].chunk(2))])
     return found
+
+
+KLEIN_FILE = SingleFile((*SIZES, HEAD), config_of, shapes_of, state_of)

@@ -1,0 +1,1 @@
+"""What families share whose model is a rectified flow, predicted by a transformer that reads prompts through Qwen3."""
