@@ -10,10 +10,10 @@ from emojiworld.distance import distance
 from emojiworld.looking import box, fitted_background, look, project
 from emojiworld.world import backgrounds, render
 
-# Of the means over held-out names, and of a single picture, in the attribute's unit. The mean error of frost is how the
+# Of the means over held-out names, and of nine in ten pictures, in the attribute's unit. The mean error of frost is how the
 # reading of style takes some of the ice for its own.
 MEANS = {"skin": 0.15, "style": 0.06, "frost": 0.06, "hue": 5.0, "size": 0.8, "blur": 0.15}
-SINGLE = {"skin": 0.5, "style": 0.45, "frost": 0.25, "hue": 22.0, "size": 2.0, "blur": 0.9}
+SINGLE = {"skin": 0.2, "style": 0.25, "frost": 0.15, "hue": 12.0, "size": 1.5, "blur": 0.4}
 
 
 def seen_at(world, name, scale, change=lambda pictures: pictures):
@@ -27,7 +27,7 @@ def check(world, name):
         values = seen_at(world, name, scale).values
         wanted = ATTRIBUTES[name].value(scale)
         assert abs(values.mean() - wanted) < MEANS[name], f"{wanted} reads as {values.mean():.3g} on average"
-        assert (values - wanted).abs().max() < SINGLE[name], f"{wanted} reads as {values}"
+        assert (values - wanted).abs().quantile(0.9) < SINGLE[name], f"{wanted} reads as {values}"
 
 
 @pytest.mark.parametrize("name", ATTRIBUTES)

@@ -36,13 +36,14 @@ def test_pretraining_stops_by_the_clock_and_writes_a_whole_folder(model):
     assert not loaded.pipe.config.force_zeros_for_empty_prompt
 
 
-def test_the_small_model_has_at_most_12_mib_of_weights(emoji):
+@pytest.mark.parametrize(("size", "mebibytes"), [("small", 12), ("large", 26)])
+def test_the_weights_take_no_more_room_than_they_may(emoji, size, mebibytes):
     from emojiworld.world import words
     from worlds.training import build_pipeline
 
-    pipe = build_pipeline(pretrain.WIDTHS["small"], words(emoji.pictures), 0, "cpu")
+    pipe = build_pipeline(pretrain.WIDTHS[size], words(emoji.pictures), 0, "cpu")
     parts = (pipe.unet, pipe.vae, pipe.text_encoder, pipe.text_encoder_2)
-    assert sum(parameter.numel() for part in parts for parameter in part.parameters()) * 2 <= 12 * 2**20
+    assert sum(parameter.numel() for part in parts for parameter in part.parameters()) * 2 <= mebibytes * 2**20
 
 
 def test_the_check_writes_a_sheet(model, emoji_archive, tmp_path, monkeypatch, capsys):

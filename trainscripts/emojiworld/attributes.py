@@ -10,7 +10,7 @@ from emojiworld.changes import CHANGES, TO_CHROMA, constant
 from emojiworld.looking import LIMITS, Read
 from emojiworld.pictures import Pictures
 from emojiworld.reading import READERS, Level
-from emojiworld.world import BACKGROUNDS, IMAGE_SIZE, MARGIN, SIZE_RANGE, Scenes
+from emojiworld.world import BACKGROUNDS, IMAGE_SIZE, MARGIN, SIZE_RANGE, SLOPE, Scenes
 
 TRAINING_COUNT = 24
 EVALUATION_COUNT = 16
@@ -143,7 +143,7 @@ def _scene(rng: random.Random, largest: float) -> tuple:
     half = max(size, largest) / 2 + MARGIN
     x, y = (rng.uniform(half, IMAGE_SIZE - half) for _ in range(2))
     graded = rng.random() < 0.5
-    slopes = (rng.uniform(-0.12, 0.12) * graded for _ in range(2))
+    slopes = (rng.uniform(-SLOPE, SLOPE) * graded for _ in range(2))
     return x, y, size, float(rng.randint(1, 5)), float(rng.random() < 0.5), rng.random() < 0.5, *slopes
 
 

@@ -129,6 +129,6 @@ def write_archive(path: Path, entries: list[dict], pictures: dict[str, Image.Ima
         archive.writestr("names.json", json.dumps(entries))
         for name, picture in pictures.items():
             encoded = io.BytesIO()
-            picture.save(encoded, "WEBP", quality=88, method=4)
+            picture.save(encoded, "WEBP", quality=80, alpha_quality=60, method=6)
             archive.writestr(f"{name}.webp", encoded.getvalue())
     whole.replace(path)
