@@ -27,22 +27,19 @@ def results(monkeypatch, tmp_path):
     return run
 
 
-def test_bench_step_measures_naive_and_eager_steps(results, capsys):
-    naive, eager = results("bench_step", "--resolutions 64 --modes naive eager --pairs 1 --steps 1")["results"]
+def test_bench_step_measures_naive_steps_and_compares_each_mode_with_eager(results, capsys):
+    """Graphs need a GPU, so here `graph` is a second eager run and ends with the same weights."""
+    flags = "--resolutions 64 --modes naive eager graph --pairs 1 --steps 1"
+    naive, eager, graph = results("bench_step", flags)["results"]
     assert (naive["mode"], eager["mode"]) == ("naive", "eager")
     assert naive["finite"] and eager["finite"]
     assert eager["times"] == pytest.approx(naive["seconds"] / eager["seconds"])
     assert eager["flops"] > 1e6
     assert len(eager["losses"]) == 3 + 5 * 1  # warm-up, then five blocks of --steps
     assert eager["moved"] > 0
-    assert "× naive" in capsys.readouterr().out
-
-
-def test_bench_step_compares_each_mode_with_eager(results, capsys):
-    """Graphs need a GPU, so here `graph` is a second eager run and ends with the same weights."""
-    _, graph = results("bench_step", "--resolutions 64 --modes eager graph --steps 1")["results"]
     assert graph["apart"] < 1e-2
-    assert "graph against eager at 64 px" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "× naive" in shown and "graph against eager at 64 px" in shown
 
 
 def test_bench_step_measures_other_algorithms(results):

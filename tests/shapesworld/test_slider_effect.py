@@ -20,10 +20,10 @@ from worlds.plot import plot_curves
 
 @pytest.fixture(scope="module")
 def short_slider(tmp_path_factory):
-    """`small` at −1 and `huge` at 1, 120 steps of the demo's objective."""
+    """`small` at −1 and `huge` at 1, 70 steps of the demo's objective."""
     root = tmp_path_factory.mktemp("effect")
     write_dataset("size_hard", root / "data")
-    flags = ["--folders", "small, huge", "--scales", "-1, 1", "--iterations", "120", "--rank", "8", "--alpha", "8"]
+    flags = ["--folders", "small, huge", "--scales", "-1, 1", "--iterations", "70", "--rank", "8", "--alpha", "8"]
     argv = write_experiment(
         root,
         flags=flags,
@@ -43,14 +43,17 @@ def test_a_short_slider_has_an_effect_of_the_right_sign(short_slider):
     assert high - low > 5
 
 
-def test_multiplier_0_is_the_base_model(short_slider):
-    base = evaluate(SHAPES, load_model(SHAPES.model), None, "size")
+@pytest.fixture(scope="module")
+def base():
+    return evaluate(SHAPES, load_model(SHAPES.model), None, "size")
+
+
+def test_multiplier_0_is_the_base_model(short_slider, base):
     assert short_slider.at("mean", 0.0) == pytest.approx(base.mean[0], abs=1e-3)
     assert short_slider.at("mess", 0.0) == pytest.approx(base.at("mess", 0.0), abs=1e-4)
 
 
-def test_the_base_model_is_faithful_to_its_world():
-    base = evaluate(SHAPES, load_model(SHAPES.model), None, "size")
+def test_the_base_model_is_faithful_to_its_world(base):
     assert base.at("mess", 0.0) <= 0.012
     assert 20 < base.mean[0] < 33
 
