@@ -135,3 +135,9 @@ class Bomb:
 
     def __reduce__(self):
         return Path.touch, (Path("ran"),)
+
+
+def sample_argv(path, out, *flags):
+    """The sample command's, for quick pictures of a slider of the tiny model."""
+    argv = ["--model", "tiny", "--slider", str(path), "--prompt", "a disc", "--device", "cpu", "--out", str(out)]
+    return [*argv, "--width", "64", "--height", "64", "--seeds", "1", "--steps", "3", *flags]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_scale_folders, script_main, write_experiment
-from experiments import FOLDERS, make_trainer
+from experiments import FOLDERS, make_trainer, sample_argv
 from networks import gathered_gradients, randomize
 from PIL import Image
 from safetensors import safe_open
@@ -229,11 +229,6 @@ def test_sliders_of_other_families_are_not_sampled(trained, tmp_path, capsys):
     argv = sample_argv(trained, tmp_path / "o")
     assert script_main("sample_slider-xl")(argv) == 2
     assert "is not a slider for SDXL" in capsys.readouterr().err
-
-
-def sample_argv(path, out, *flags):
-    argv = ["--model", "tiny", "--slider", str(path), "--prompt", "a disc", "--device", "cpu", "--out", str(out)]
-    return [*argv, "--width", "64", "--height", "64", "--seeds", "1", "--steps", "3", *flags]
 
 
 def test_the_sample_command_makes_pictures_and_a_card(trained, tmp_path):

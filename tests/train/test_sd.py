@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import make_scale_folders, script_main, write_experiment
 from diffusers import StableDiffusionPipeline
-from experiments import FOLDERS, make_trainer
+from experiments import FOLDERS, make_trainer, sample_argv
 from naive import NaiveLora
 from networks import gathered_gradients, randomize
 from PIL import Image
@@ -160,15 +160,14 @@ def test_diffusers_reproduces_the_trained_network(trained):
             assert (unet_output(ours) - base).abs().max() > 1e-4
 
 
-def sample_argv(path, v2, out, *flags):
-    argv = ["--model", "tiny", "--slider", str(path), "--prompt", "a disc", "--device", "cpu", "--out", str(out)]
-    return [*argv, "--width", "64", "--height", "64", "--seeds", "1", "--steps", "3", *(["--v2"] if v2 else []), *flags]
+def version(v2):
+    return ["--v2"] if v2 else []
 
 
 def test_the_sample_command_makes_the_pictures_of_diffusers(trained, tmp_path):
     v2, path = trained
     flags = ("--multipliers", "0, 0.8", "--guidance", "7", "--negative", "blurred", "--clip_skip", "1")
-    assert script_main("sample_slider")(sample_argv(path, v2, tmp_path / "o", *flags)) == 0
+    assert script_main("sample_slider")(sample_argv(path, tmp_path / "o", *version(v2), *flags)) == 0
     family = SD2_FAMILY if v2 else SD1_FAMILY
     pipe = family.load(PretrainedModel(name_or_path="tiny", v2=v2), torch.float32).pipe
     pipe.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name="slider")
@@ -189,9 +188,9 @@ def test_the_sample_command_makes_the_pictures_of_diffusers(trained, tmp_path):
 def test_sliders_of_other_versions_and_families_are_not_sampled(trained, tmp_path, capsys):
     """SD 1's and SD 2's layers have the same names, and without cross-attention the same sizes."""
     v2, path = trained
-    assert script_main("sample_slider")(sample_argv(path, not v2, tmp_path / "o")) == 2
+    assert script_main("sample_slider")(sample_argv(path, tmp_path / "o", *version(not v2))) == 2
     assert f"another version than Stable Diffusion {1 if v2 else 2}" in capsys.readouterr().err
-    assert script_main("sample_slider-xl")(sample_argv(path, False, tmp_path / "o")) == 2
+    assert script_main("sample_slider-xl")(sample_argv(path, tmp_path / "o")) == 2
     assert "is not a slider for SDXL" in capsys.readouterr().err
     assert not (tmp_path / "o").exists()
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import make_scale_folders, script_main, write_experiment
 from diffusers import ZImageTransformer2DModel
-from experiments import FOLDERS, make_trainer
+from experiments import FOLDERS, make_trainer, sample_argv
 from networks import gathered_gradients, randomize
 from PIL import Image
 from safetensors import safe_open
@@ -254,11 +254,6 @@ def test_our_own_file_is_reversed_with_its_settings(trained, tmp_path):
 def test_sliders_of_other_families_are_not_sampled(trained, tmp_path, capsys, script, title):
     assert script_main(script)(sample_argv(trained, tmp_path / "o")) == 2
     assert f"is not a slider for {title}" in capsys.readouterr().err
-
-
-def sample_argv(path, out, *flags):
-    argv = ["--model", "tiny", "--slider", str(path), "--prompt", "a disc", "--device", "cpu", "--out", str(out)]
-    return [*argv, "--width", "64", "--height", "64", "--seeds", "1", "--steps", "3", *flags]
 
 
 def test_the_sample_command_makes_pictures_and_a_card(trained, tmp_path):
