@@ -34,7 +34,7 @@ from worlds.training import (
 from emojiworld.pictures import PICTURES, Pictures, load_pictures
 from emojiworld.world import IMAGE_SIZE, all_captions, caption_index, render, sample_scenes, words
 
-# At most 26 MiB of weights in fp16, so that it travels to a GPU beside the pictures.
+# At most 26 MiB of weights in fp16.
 LARGE = NarrowSDXL(
     block_out_channels=(48, 96, 144),
     transformer_layers_per_block=(1, 1, 1),

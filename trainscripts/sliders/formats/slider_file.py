@@ -133,15 +133,16 @@ def check_slider(path: Path, denoiser: nn.Module, family: Family) -> Slider:
     that are not finite.
     """
     file = open_weights(path, f"{path}:")
-    network = _settings_in(file, family)
-    check_fit(path, _shapes(file, family), denoiser, network, family)
+    shapes = _shapes(file, family)
+    network = _settings_in(file, shapes, family)
+    check_fit(path, shapes, denoiser, network, family)
     return Slider(path, network, by_module(_values(file), family), file.metadata)
 
 
 def open_slider(path: Path, denoiser: nn.Module, family: Family) -> AdaptorNetwork:
     """Attaches a slider to `denoiser`, with the settings in its metadata. Raises InputError if it does not fit."""
     file = open_weights(path, f"{path}:")
-    network = AdaptorNetwork(denoiser, _settings_in(file, family))
+    network = AdaptorNetwork(denoiser, _settings_in(file, _shapes(file, family), family))
     load_slider(file, network, family)
     return network
 
@@ -155,9 +156,9 @@ def load_slider(file: WeightFile, network: AdaptorNetwork, family: Family) -> No
     network.set_multipliers(network.multipliers)  # an adaptor's gain may be another
 
 
-def _settings_in(file: WeightFile, family: Family) -> Network:
+def _settings_in(file: WeightFile, shapes: Shapes, family: Family) -> Network:
     """Raises InputError for a file that is not from this trainer, or for another model family."""
-    title, modules = family.facts.title, _shapes(file, family).keys()
+    title, modules = family.facts.title, shapes.keys()
     unknown = modules - family.file_keys()
     if unknown or not modules:
         raise InputError(

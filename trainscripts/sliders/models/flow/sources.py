@@ -36,7 +36,8 @@ class Source:
     """A model that has passed every check that needs no weights."""
 
     folder: Path | None  # of the pipeline, or beside a single file of the rest of it; None: the hub's
-    file: WeightFile | None = None  # with the transformer
+    file: WeightFile | None = None  # with the transformer,
+    transformer: Mapping[str, Any] | None = None  # and that one's config
 
 
 def check_source(settings: PretrainedModel, kind: Kind) -> Source:
@@ -53,7 +54,7 @@ def check_source(settings: PretrainedModel, kind: Kind) -> Source:
         transformer = inspect_file(file, kind, place)
         if config is not None:
             inspect_folder(Path(config), kind, f"pretrained_model.config: {config}", transformer)
-        return Source(config and Path(config), file)
+        return Source(config and Path(config), file, transformer)
     if config is not None:
         raise InputError(f"pretrained_model.config: {config} is for single files, and {name} is none: remove it.")
     if name == TINY:
@@ -161,11 +162,10 @@ def load_pipeline(settings: PretrainedModel, kind: Kind, dtype: torch.dtype) -> 
     place, source = place_of(settings), check_source(settings, kind)
     folder, parts = source.folder, {}
     if source.file is not None:
-        transformer = inspect_file(source.file, kind, place)
-        parts["transformer"] = _read_transformer(source.file, transformer, kind, dtype, place)
+        parts["transformer"] = _read_transformer(source.file, source.transformer, kind, dtype, place)
         if folder is None:
             folder = _hub_folder(kind.facts.example, kind, place)
-            inspect_folder(folder, kind, f"{place}: {kind.facts.example}", transformer)
+            inspect_folder(folder, kind, f"{place}: {kind.facts.example}", source.transformer)
     elif folder is None:
         folder = _hub_folder(settings.name_or_path, kind, place)
         inspect_folder(folder, kind, place)
