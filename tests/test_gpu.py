@@ -74,6 +74,15 @@ def test_a_gpu_learns_stable_diffusion_like_a_cpu(tmp_path, v2):
     assert trainers[1].step.captured == 1
 
 
+@pytest.mark.parametrize("family", ["flux2", "zimage"])
+def test_a_gpu_learns_flow_models_like_a_cpu(tmp_path, family):
+    """With a graph."""
+    network = {"training_method": "full"}
+    trainers = [make_trainer(tmp_path, device, family=family, network=network) for device in ("cpu", "0")]
+    assert_learns_the_same(*trainers)
+    assert trainers[1].step.captured == 1
+
+
 @pytest.mark.parametrize("channels", [40, 80, 160])
 def test_attention_with_the_head_sizes_of_stable_diffusion_1(channels):
     """`auto` prefers cuDNN's kernels on Hopper, and must pass on what they do not support, also for the backward pass."""
@@ -294,6 +303,7 @@ def test_a_step_that_waits_for_the_gpu_trains_without_a_graph(tmp_path, capsys):
     assert all(trainer.step(step).values.isfinite().all() for step in range(4))
     assert trainer.step.captured == 0
     assert capsys.readouterr().out.count("cannot be captured") == 1
+    assert torch.randn(9, device="cuda").any(), "a failed capture leaves the generator usable"
 
 
 def test_an_empty_graph_is_rejected(tmp_path):

@@ -1,6 +1,9 @@
-"""Time the training step on a full-size SDXL with random weights, and compare it with the original trainers' step.
+"""Time the training step on a full-size model with random weights, and compare it with a naive step.
 
     uv run trainscripts/benchmarks/bench_step.py --resolutions 512 1024 --modes naive eager graph regional
+    uv run trainscripts/benchmarks/bench_step.py --family flux2 --rank 32 --modes naive graph
+
+The naive step is that of the original trainers for SDXL, and one with diffusers and PEFT alone for flow models.
 
 Prints for each resolution and number of pairs:
 - the median seconds per step, and the speedup per pair over the naive step;
@@ -33,10 +36,11 @@ from bench_world import (
     unchecked_plan,
     write_noise_images,
 )
+from naive_flow_step import NaiveFlowStep
 from naive_step import NaiveStep
 from sliders.compute.device import torch_device, use_device
+from sliders.models.base import Model
 from sliders.models.layers import select_layers
-from sliders.models.sdxl.model import SDXL
 from sliders.train.trainer import Trainer
 
 DEMO = Path(__file__).parent.parent / "shapesworld" / "model"
@@ -74,12 +78,21 @@ def median_seconds(step: Callable[[], object], device: str, steps: int) -> float
 
 
 def measure_naive(args: argparse.Namespace, resolution: int, device: str) -> dict:
-    model = build_model(args.model, args.precision, device)
-    layers = select_layers(model.denoiser, "c3lier", "noxattn")
-    naive = NaiveStep(model, layers, args.rank, resolution, device)
+    naive = build_naive(args, resolution, device)
     losses = [naive.step() for _ in range(WARM_UP)]
     seconds = median_seconds(lambda: losses.append(naive.step()), device, 1)
-    return {"seconds": seconds, "finite": all(map(math.isfinite, losses))}
+    peak = peak_memory(device)
+    return {"seconds": seconds, "finite": all(map(math.isfinite, losses)), "peak_gib": peak and peak[0]}
+
+
+def build_naive(args: argparse.Namespace, resolution: int, device: str) -> NaiveStep | NaiveFlowStep:
+    if args.family == "sdxl":
+        model = build_model(args.model, args.precision, device)
+        layers = select_layers(model.denoiser, "c3lier", "noxattn")
+        return NaiveStep(model, layers, args.rank, resolution, device)
+    return NaiveFlowStep(
+        args.family, build_model("full", args.precision, "meta", args.family), args.rank, resolution, device
+    )
 
 
 def measure_mode(args: argparse.Namespace, mode: str, resolution: int, pairs: int, device: str) -> dict:
@@ -110,11 +123,11 @@ def measure_mode(args: argparse.Namespace, mode: str, resolution: int, pairs: in
     }  # fmt: skip
 
 
-def build_in_main_memory(args: argparse.Namespace, device: str) -> SDXL:
+def build_in_main_memory(args: argparse.Namespace, device: str) -> Model:
     """The model in main memory, where a run loads it, so that the time to move it is measured too."""
-    model = build_model(args.model, args.precision, device)
+    model = build_model(args.model, args.precision, device, args.family)
     model.denoiser.to("cpu")
-    model.pipe.vae.to("cpu")
+    model.vae.to("cpu")
     if device.startswith("cuda"):
         torch.cuda.empty_cache()
     return model
@@ -203,7 +216,8 @@ def main() -> int:
     name = torch.cuda.get_device_name(device) if cuda else "CPU"
     rates = [peak_rate(device)] if cuda else []
     print(
-        f"{name}, torch {torch.__version__}, {args.model} model, {args.precision}, {args.algo} rank {args.rank}, {args.optimizer}",
+        f"{name}, torch {torch.__version__}, {args.family}, {args.model} model, {args.precision}, {args.algo} rank {args.rank}, "
+        f"{args.optimizer}",
         flush=True,
     )
     results, comparisons = [], []

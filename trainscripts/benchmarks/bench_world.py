@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from PIL import Image
+from random_flow import RandomKlein, RandomZImage
 from random_sdxl import RandomSDXL
 from sliders.adaptors import ALGORITHMS
 from sliders.adaptors.network import AdaptorNetwork
@@ -14,19 +15,29 @@ from sliders.config.prompts import PromptSet
 from sliders.config.schema import Data, Logging, Network, Other, PretrainedModel, Preview, Save, Settings, Train
 from sliders.data.dataset import ScaleFolders
 from sliders.data.timesteps import allowed_timesteps
-from sliders.models import find_family
+from sliders.models import FAMILIES, find_family
+from sliders.models.base import Geometry, Model
 from sliders.models.sdxl.family import SDXL_FAMILY
-from sliders.models.sdxl.model import SDXL
 from sliders.train.plan import Plan
 from torch.utils.flop_counter import FlopCounterMode
 
 SCALES = {"low": 0.67, "middle": 1.0, "high": 2.0}
+RANDOM = {
+    "sdxl": RandomSDXL,
+    "flux2": RandomKlein,
+    "zimage": RandomZImage,
+}  # {family: its usual model with random weights}
+METHODS = {"sdxl": "noxattn", "flux2": "full", "zimage": "full"}  # training methods
 
 
 def add_step_flags(parser: argparse.ArgumentParser) -> None:
     """The flags that decide what a training step computes."""
     add = parser.add_argument
-    add("--model", help="full (random weights), tiny, or any SDXL (default: full on a GPU, elsewhere the demo's)")
+    add("--family", choices=RANDOM, default="sdxl", help="sdxl (default), flux2 or zimage")
+    add(
+        "--model",
+        help="full (random weights), tiny, or any of the family (default: full on a GPU, elsewhere the demo's SDXL)",
+    )
     add("--resolutions", type=int, nargs="+")
     add("--algo", choices=ALGORITHMS, default="lora")
     add("--factor", type=int, help="of --algo lokr")
@@ -47,11 +58,11 @@ def unchecked_plan(settings: Settings, device: str, data: ScaleFolders) -> Plan:
     return Plan(settings, family, device, data, (), 0, None, (), allowed_timesteps(settings.train))
 
 
-def build_model(name: str, precision: str, device: str) -> SDXL:
-    """name: full (random weights, created on the device), tiny, or any SDXL (loaded on the CPU)."""
+def build_model(name: str, precision: str, device: str, family: str = "sdxl") -> Model:
+    """name: full (random weights, created on the device), tiny, or any model of the family (loaded on the CPU)."""
     if name == "full":
-        return RandomSDXL(device, DTYPES[precision])
-    return SDXL_FAMILY.load(PretrainedModel(name_or_path=name), DTYPES[precision])
+        return RANDOM[family](device, DTYPES[precision])
+    return FAMILIES[family].load(PretrainedModel(name_or_path=name), DTYPES[precision])
 
 
 def publish(found: dict, path: Path | None) -> None:
@@ -93,6 +104,7 @@ def make_settings(args: argparse.Namespace, root: Path, resolution: int, pairs: 
         prompts=(PromptSet(target="", resolution=resolution, batch_size=pairs),),
         data=Data(folder_main=root, folders=tuple(SCALES), scales=tuple(SCALES.values())),
         device=args.device,
+        family=args.family,
     )
 
 
@@ -103,23 +115,22 @@ def make_network(args: argparse.Namespace) -> Network:
         factor=args.factor,
         rank=args.rank,
         alpha=args.rank / 2,
-        training_method="noxattn",
+        training_method=METHODS[args.family],
     )
 
 
 def step_flops(args: argparse.Namespace, resolution: int, pairs: int) -> int:
     """Floating-point operations of one step's forward and backward pass, with adaptors, without gradients of frozen weights."""
-    unet = SDXL_FAMILY.weightless_denoiser(args.model).requires_grad_(False)
-    network = AdaptorNetwork(unet, make_network(args))
-    rows, side, shape = 2 * pairs, resolution // SDXL_FAMILY.facts.latent_factor, unet.config
-    pooled = shape.projection_class_embeddings_input_dim - 6 * shape.addition_time_embed_dim
+    model = build_model(args.model, "float32", "meta", args.family)
+    rows = 2 * pairs
+    (prompt,) = model.encode_prompts([""], "cpu").values()
+    size = (resolution, resolution)
+    conditioning = model.conditioning([prompt] * rows, [Geometry(size, (0, 0), size)] * rows)
+    model.objective, denoiser = model.objective.to("meta"), model.denoiser.to("meta")
+    network = AdaptorNetwork(denoiser, make_network(args))
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         network.set_multipliers(torch.ones(rows))
-        output = unet(
-            torch.empty(rows, 4, side, side),
-            torch.empty(rows),
-            encoder_hidden_states=torch.empty(rows, 77, shape.cross_attention_dim),
-            added_cond_kwargs={"text_embeds": torch.empty(rows, pooled), "time_ids": torch.empty(rows, 6)},
-        ).sample
+        noisy, timesteps = torch.empty(rows, *model.facts.latent_shape(*size)), torch.empty(rows, dtype=torch.int64)
+        output = model.denoise(noisy, timesteps, {key: value.to("meta") for key, value in conditioning.items()})
         output.sum().backward()
     return counter.get_total_flops()

@@ -48,6 +48,7 @@ class CapturedCall:
             self._check()
         except RuntimeError as error:
             torch.cuda.set_stream(current)  # a capture that fails leaves torch on its capture stream
+            _free_generators()
             if isinstance(error, torch.OutOfMemoryError):
                 raise
             raise CannotCaptureError(first_line(error)) from error
@@ -157,6 +158,13 @@ class CapturedCalls:
         """Frees all graphs, and memory that is kept only for speed. A shape that occurs again is captured again."""
         self._graphs.clear()
         free_memory()
+
+
+def _free_generators() -> None:
+    """A capture that fails leaves the GPU's generator in it, which would raise when it is next used: it gets a new state."""
+    for generator in torch.cuda.default_generators:
+        fresh = torch.Generator(generator.device).manual_seed(generator.initial_seed())
+        generator.graphsafe_set_state(fresh.graphsafe_get_state())
 
 
 def free_memory() -> None:
