@@ -15,7 +15,7 @@ from emojiworld.changes import blur, frost, turn_hue
 from emojiworld.get_pictures import DRAWN, in_order, split_tone, unpacked
 from emojiworld.make_dataset import write_dataset
 from emojiworld.pictures import HELD_OUT_SHARE, TONES, load_pictures
-from emojiworld.world import MARGIN, all_captions, backgrounds, captions, placed, render, sample_scenes, words
+from emojiworld.world import MARGIN, all_captions, backgrounds, captions, fade, placed, render, sample_scenes, words
 from PIL import Image
 from sliders.config.families import SDXL
 from sliders.config.schema import Data
@@ -106,7 +106,7 @@ def test_scenes_and_pictures_are_a_function_of_the_seed(stand_ins):
 
 def test_every_emoji_is_inside_the_frame_and_the_rest_is_background(stand_ins):
     scenes = replace(drawn(stand_ins, 64), changes={})
-    alpha = placed(scenes, stand_ins.pictures)[:, 3]
+    alpha = placed(scenes, stand_ins.pictures, fade(scenes, stand_ins.pictures))[:, 3]
     edge = int(MARGIN) - 1
     inside = torch.zeros_like(alpha)
     inside[:, edge:-edge, edge:-edge] = 1

@@ -12,11 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from emojiworld.pictures import Pictures
-from emojiworld.world import IMAGE_SIZE, Scenes, pixel_centres, render
+from emojiworld.world import IMAGE_SIZE, Scenes, fade, pixel_centres, render
 
 RING = 3  # px along the frame that show the background
-SEEN = 0.08  # largest difference of a channel from the background from which on a pixel belongs to the emoji
-FEWEST = 2  # such pixels that a row or column needs to count as part of the emoji
+SEEN = 0.08  # largest difference of a channel from the background from which on a pixel may belong to the emoji
+HAZE = 0.35  # less than this share of the strongest differences is what a VAE leaves around an emoji
+FEWEST = 2  # pixels that a row or column needs to count as part of the emoji
 CELL = 4  # px: pictures are compared after averaging over cells of this side
 PATHS = {"style": (0.0, 1.0), "tone": (1.0, 2.0, 3.0, 4.0, 5.0)}  # values between whose pictures others may lie
 LIMITS = {  # of what a true picture can be drawn with
@@ -27,7 +28,12 @@ LIMITS = {  # of what a true picture can be drawn with
     "hue": (-180.0, 180.0),
     "blur": (0.0, 8.0),
 }
-ROUNDS = 3
+STARTS = 2  # rounds of choosing among the name's pictures and moving the choice to its place
+ROUNDS = 3  # of reading the attribute and what else may differ
+ALIGNMENTS = 4  # steps in each
+NUDGES = (0.5, 0.5, 0.01)  # px, px and share: by how much place and size are changed to see what that does
+FARTHEST = (4.0, 4.0, 0.1)  # the same for one step of an alignment
+DAMPING = 0.02
 AT_ONCE = 32  # pictures looked at together
 
 
@@ -84,31 +90,53 @@ def _look(images: Tensor, captioned: Scenes, pictures: Pictures, field: str, rea
     found = box(mask)
     empty = found[2].isnan()
     half = torch.full_like(found[2], IMAGE_SIZE / 2)
-    found = torch.where(empty, torch.stack([half, half, 2 * half]), found)
-    x, y, size = found
-    scenes = _nearest(images, replace(captioned, x=x, y=y, size=size, changes={}), background, pictures)
+    x, y, size = torch.where(empty, torch.stack([half, half, 2 * half]), found)
+    scenes = replace(captioned, x=x, y=y, size=size, changes={})
     seen = Seen(background, mask, size, scenes)
+    for _ in range(STARTS):
+        seen = aligned(images, replace(seen, scenes=_nearest(images, seen.scenes, background, pictures)), pictures)
     for _ in range(ROUNDS):
-        seen = replace(seen, scenes=_fitted(seen, found, pictures))
         for nuisance, path in PATHS.items():
             if nuisance != field:
                 seen = seen.having(nuisance, along_path(images, seen, nuisance, path, pictures))
         values = read(images, seen, pictures)
-        seen = replace(seen.having(field, values), values=values)
-    return replace(seen, values=torch.where(empty, torch.nan, seen.values))
+        seen = aligned(images, replace(seen.having(field, values), values=values), pictures)
+    values = read(images, seen, pictures)
+    return replace(seen.having(field, values), values=torch.where(empty, torch.nan, values))
 
 
-def _fitted(seen: Seen, found: Tensor, pictures: Pictures) -> Scenes:
-    """The seen scenes, moved and resized so that their picture fills the box that was found, [3, N]: middle and long side."""
-    scenes = seen.scenes
-    drawn = box(unlike(seen.drawn(pictures), seen.background))
-    x, y, size = torch.where(drawn.isnan(), found, drawn)
-    return replace(
-        scenes,
-        x=scenes.x + found[0] - x,
-        y=scenes.y + found[1] - y,
-        size=(scenes.size * found[2] / size).clamp(*LIMITS["size"]),
-    )
+def aligned(images: Tensor, seen: Seen, pictures: Pictures) -> Seen:
+    """The seen scenes moved and resized to where their pictures come nearest to the images: Levenberg and Marquardt's method."""
+    wanted, faded = cells(images).flatten(1), fade(seen.scenes, pictures)
+    scenes, damping = seen.scenes, torch.full_like(seen.scenes.x, DAMPING)
+
+    def off(tried: Scenes) -> Tensor:
+        return wanted - cells(render(tried, pictures, seen.background, faded)).flatten(1)
+
+    error = off(scenes)  # [N, D]
+    for _ in range(ALIGNMENTS):
+        slopes = [(off(_moved(scenes, i, nudge)) - error) / nudge for i, nudge in enumerate(NUDGES)]
+        jacobian = torch.stack(slopes, 2)  # [N, D, 3]
+        normal = jacobian.mT @ jacobian
+        normal = normal + torch.diag_embed(damping[:, None] * normal.diagonal(dim1=1, dim2=2) + 1e-9)
+        steps = -torch.linalg.solve(normal, (jacobian.mT @ error[..., None])[..., 0])
+        tried = scenes
+        for i, farthest in enumerate(FARTHEST):
+            tried = _moved(tried, i, steps[:, i].clamp(-farthest, farthest))
+        remaining = off(tried)
+        better = remaining.square().sum(1) < error.square().sum(1)
+        scenes = Scenes.where(better, tried, scenes)
+        error = torch.where(better[:, None], remaining, error)
+        damping = torch.where(better, damping / 4, damping * 10)
+    return replace(seen, scenes=scenes)
+
+
+def _moved(scenes: Scenes, which: int, by: Tensor | float) -> Scenes:
+    """The scenes with another x or y, by px, or size, by a share of it."""
+    if which == 2:
+        return replace(scenes, size=(scenes.size * (1 + by)).clamp(*LIMITS["size"]))
+    name = ("x", "y")[which]
+    return replace(scenes, **{name: getattr(scenes, name) + by})
 
 
 def fitted_background(images: Tensor) -> Tensor:
@@ -137,7 +165,8 @@ def _ring(device: torch.device) -> Tensor:
 def unlike(images: Tensor, background: Tensor) -> Tensor:
     """[N, 1, H, W] in [0, 1]: which pixels differ from the background."""
     difference = (images - background).abs().amax(1, keepdim=True)
-    return (difference / SEEN - 0.5).clamp(0, 1)
+    strongest = difference.flatten(1).quantile(0.98, 1)[:, None, None, None]
+    return (difference / (HAZE * strongest).clamp(min=SEEN) - 0.5).clamp(0, 1)
 
 
 def box(mask: Tensor) -> Tensor:

@@ -149,11 +149,15 @@ def words(pictures: Pictures) -> list[str]:
     return list(dict.fromkeys(" ".join(all_captions(pictures)).split()))
 
 
-def render(scenes: Scenes, pictures: Pictures, background: Tensor | None = None) -> Tensor:
-    """Images [N, 3, 128, 128] in [0, 1], on the scenes' device. background: [N, 3, 128, 128], to take instead of the scenes' own."""
+def render(scenes: Scenes, pictures: Pictures, background: Tensor | None = None, faded: Tensor | None = None) -> Tensor:
+    """Images [N, 3, 128, 128] in [0, 1], on the scenes' device.
+
+    background: [N, 3, 128, 128], to take instead of the scenes' own. faded: what `fade` returned for them, or for scenes
+    that differ in place, size or mirror alone.
+    """
     if background is None:
         background = backgrounds(scenes)
-    emoji = placed(scenes, pictures)
+    emoji = placed(scenes, pictures, fade(scenes, pictures) if faded is None else faded)
     mask = emoji[:, 3:]
     images = emoji[:, :3] + (1 - mask) * background
     for name, change in CHANGES.items():
@@ -172,8 +176,8 @@ def backgrounds(scenes: Scenes) -> Tensor:
     return (colour[:, :, None, None] + brighter[:, None]).clamp(0, 1)
 
 
-def placed(scenes: Scenes, pictures: Pictures) -> Tensor:
-    """The emoji alone, [N, 4, 128, 128]: premultiplied RGB and alpha in [0, 1]."""
+def placed(scenes: Scenes, pictures: Pictures, faded: Tensor) -> Tensor:
+    """The emoji alone, [N, 4, 128, 128]: premultiplied RGB and alpha in [0, 1]. faded: what `fade` returned."""
     frame = pictures.frame[scenes.name]
     x, y = pixel_centres(scenes.x.device)
     per_pixel = frame[:, 2] / scenes.size  # shares of the sprite's side
@@ -181,10 +185,10 @@ def placed(scenes: Scenes, pictures: Pictures) -> Tensor:
     across = torch.where(scenes.mirror[:, None, None], -across, across) + frame[:, 0, None, None]
     down = (y - scenes.y[:, None, None]) * per_pixel[:, None, None] + frame[:, 1, None, None]
     grid = torch.stack(torch.broadcast_tensors(across, down), dim=-1) * 2 - 1
-    return F.grid_sample(_sprites(scenes, pictures), grid, mode="bilinear", align_corners=False)
+    return F.grid_sample(faded, grid, mode="bilinear", align_corners=False)
 
 
-def _sprites(scenes: Scenes, pictures: Pictures) -> Tensor:
+def fade(scenes: Scenes, pictures: Pictures) -> Tensor:
     """[N, 4, SPRITE, SPRITE] in [0, 1]: the four pictures around a style and a tone, faded into each other."""
     lower = (scenes.tone.floor().long() - 1).clamp(0, TONES - 2)
     darker = scenes.tone - 1 - lower
