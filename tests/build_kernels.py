@@ -1,4 +1,4 @@
-"""Builds the Triton kernels at SDXL's sizes, for GPUs that need not exist here, and prints the resources they use.
+"""Builds the Triton kernels at the sizes of full models, for GPUs that need not exist here, and prints the resources they use.
 
     python tests/build_kernels.py 7.5 8.6 9.0 12.0
 
@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -26,6 +27,7 @@ USAGE = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+)")
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 GROUPS, WIDTHS = 32, (640, 1280)
 CHANNELS = (320, 2560)  # 10 and 80 in a group
+TRANSFORMERS = ((24, 9216), (30, 10240))  # heads of 128 channels, and width of the feed-forward layers
 
 
 class AbsentGPU:
@@ -86,6 +88,23 @@ def launch_all(dtype: torch.dtype, ampere: bool, float8: bool) -> None:
         for silu, shift in ((True, tensor(2, channels)), (False, None)):
             image = tensor(2, channels, 32, 32)
             sum(kernels.GroupNormSiLU.apply(image, shift, *affine, GROUPS, 1e-5, silu)).sum().backward()
+    for heads, hidden in TRANSFORMERS:
+        launch_those_of_transformers(tensor, 128 * heads, heads, hidden)
+
+
+def launch_those_of_transformers(tensor: Callable[..., torch.Tensor], width: int, heads: int, hidden: int) -> None:
+    x, y, weight, modulation = tensor(2, 64, width), tensor(2, 64, width), tensor(width), tensor(2, 3 * width)
+    shift, scale, gate = modulation.detach().chunk(3, -1)
+    for addend, factor in ((None, None), (y, gate)):
+        sum(kernels.AddLayerNorm.apply(x, addend, scale, shift, 1e-6, factor, 1.0)).sum().backward()
+    for factors in ((gate, scale), (None, None)):
+        sum(kernels.AddRMSNorm.apply(x, None, None, None, weight, factors[1], 1e-5)).sum().backward()
+        sum(kernels.AddRMSNorm.apply(x, y, weight, factors[0], weight, factors[1], 1e-5)).sum().backward()
+        kernels.AddRMSNorm.apply(x, y, weight, factors[0], None, None, 1e-5).sum().backward()
+    cos, sin = (torch.zeros(64, 128)[:, ::2] for _ in range(2))
+    norm = kernels.HeadNorms(*torch.zeros(2, 128, dtype=x.dtype), 1e-6)
+    joint = tensor(2, 64, 3 * width + 2 * hidden)
+    sum(part.sum() for part in kernels.ParallelHeads.apply(joint, cos, sin, heads, norm)).backward()
 
 
 def usage(kernel) -> tuple[int, int, int]:

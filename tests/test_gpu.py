@@ -1,5 +1,6 @@
 """Tests that need a CUDA GPU."""
 
+import itertools
 import math
 import warnings
 from dataclasses import replace
@@ -10,7 +11,8 @@ import torch
 from conftest import make_scale_folders, write_experiment
 from exact_gradients import LAYERS, assert_float32_resolution
 from experiments import TEXT_SETS, make_text_trainer
-from networks import random_inputs
+from flows import FLOWS
+from networks import random_inputs, random_network
 from safetensors.torch import load_file
 from sliders.adaptors import ALGORITHMS
 from sliders.adaptors.flat_weights import FlatWeights
@@ -21,6 +23,7 @@ from sliders.compute.patches import Patches
 from sliders.compute.quantization import BYTE, ByteLinear, quantize
 from sliders.config.schema import Network
 from sliders.config.settings import load_settings
+from sliders.fast import path
 from sliders.fast.attention import attend_with, set_attention
 from sliders.fast.blocks import fuse_blocks
 from sliders.fast.frozen import frozen_kind
@@ -410,6 +413,29 @@ def test_a_bfloat16_step_with_all_kernels_has_the_gradient_of_a_plain_float32_on
         found.append((output.detach(), weights.master.grad))
     for plain, ours in zip(*found, strict=True):
         assert (ours - plain).norm() <= 0.05 * plain.norm()
+
+
+@pytest.mark.parametrize("name", FLOWS)
+def test_fused_blocks_of_transformers_compute_the_same(name):
+    """In float32 to rounding; in bfloat16 as near to that as the plain path is."""
+    found = []
+    for dtype, fused in itertools.product((torch.float32, torch.bfloat16), (False, True)):
+        transformer, inputs = FLOWS[name](dtype)
+        transformer.to("cuda")
+        inputs = {k: v.to("cuda") if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
+        network = random_network(transformer)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(path, "can_fuse", lambda device, fused=fused: fused)
+            fast = FastPath(transformer, [network], trains=True)
+        network.set_multipliers(torch.tensor([-1.0, 2.0]))
+        output = transformer(**inputs)[0].float()
+        output.square().sum().backward()
+        fast.weights[0].gather_gradients()
+        found.append((output.detach(), fast.weights[0].master.grad))
+    exact, single, plain, ours = found
+    for wanted, other, low, lower in zip(exact, single, plain, ours, strict=True):
+        assert (other - wanted).norm() <= 1e-4 * wanted.norm()
+        assert (lower - wanted).norm() <= max(1.5 * (low - wanted).norm(), 0.01 * wanted.norm())
 
 
 @pytest.mark.parametrize("uses", [1, 3])

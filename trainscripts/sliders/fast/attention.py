@@ -20,6 +20,9 @@ from sliders.system.installation import how_to_install
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # query, key, value [B, n, heads, d] → [B, n, heads, d]
 Projection = Callable[[Tensor], tuple[Tensor, ...] | None]  # tokens [B, n, C] → query, key, value [B, n, heads · d]
+Together = Callable[
+    [Tensor], Tensor | None
+]  # tokens [B, n, C] → several layers' outputs side by side, or None without adaptors
 Reading = Callable[[], tuple[Tensor, Tensor]]  # → key, value [B, m, heads · d]
 
 # kernels of PyTorch's scaled_dot_product_attention; with `sdpa`, PyTorch chooses
@@ -184,13 +187,15 @@ def attend_with(name: str, device: torch.device, kernels: bool = True) -> Attend
 
         return flash_attn_func
     order = _kernels(name, device)
-    attend = _sdpa_of(order) if order else _sdpa
+    attend = _sdpa_of(order) if order else sdpa
     return _few_keys_or(attend) if name == "auto" and kernels and can_multiply(str(device)) else attend
 
 
-def _sdpa(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def sdpa(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+    """As `Attend`, with PyTorch's kernels. mask [B, m] bool: which keys are attended."""
     heads_first = (t.transpose(1, 2) for t in (query, key, value))
-    return F.scaled_dot_product_attention(*heads_first).transpose(1, 2)
+    mask = None if mask is None else mask[:, None, None]
+    return F.scaled_dot_product_attention(*heads_first, attn_mask=mask).transpose(1, 2)
 
 
 def _sdpa_of(order: Sequence[str]) -> Attend:
@@ -198,7 +203,7 @@ def _sdpa_of(order: Sequence[str]) -> Attend:
 
     def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         with sdpa_kernel(backends, set_priority=True):
-            return _sdpa(query, key, value)
+            return sdpa(query, key, value)
 
     return attend
 

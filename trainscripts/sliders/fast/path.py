@@ -9,7 +9,7 @@ from functools import partial
 from typing import Self
 
 import torch
-from diffusers import ModelMixin
+from diffusers import Flux2Transformer2DModel, ModelMixin, ZImageTransformer2DModel
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
@@ -19,14 +19,26 @@ from sliders.adaptors.network import AdaptorNetwork
 from sliders.compute.patches import Patches, check_own
 from sliders.compute.quantization import ByteLinear, Unpack
 from sliders.compute.quantization import unpacked as plainly_unpacked
-from sliders.fast.attention import AttentionProcessor, ContextProjections, attend_with, order_kernels, plain_attentions
+from sliders.fast.attention import (
+    AttentionProcessor,
+    ContextProjections,
+    Projection,
+    Together,
+    attend_with,
+    order_kernels,
+    plain_attentions,
+)
 from sliders.fast.blocks import fuse_blocks
+from sliders.fast.flux2_blocks import fuse_flux2
 from sliders.fast.frozen import frozen_kind
 from sliders.fast.kernel_support import can_fuse
 from sliders.fast.low_rank import FusedLoRA
 from sliders.fast.unpacking import unpacked
 from sliders.fast.weights import FastWeights
+from sliders.fast.zimage_blocks import fuse_zimage
 from sliders.models.base import Model
+
+TRANSFORMERS = {Flux2Transformer2DModel: fuse_flux2, ZImageTransformer2DModel: fuse_zimage}
 
 
 class FastPath:
@@ -49,10 +61,13 @@ class FastPath:
         self._processors = denoiser.attn_processors
         self.weights = [FastWeights(network, denoiser.dtype, trains) for network in networks]
         self._adapted = self._adapted_once()
-        if can_fuse(str(denoiser.device)):
-            fuse_blocks(denoiser, self._patches)
         self._unpack_with(unpacked)
         attend = attend_with(attention, denoiser.device)
+        if can_fuse(str(denoiser.device)):
+            fuse_blocks(denoiser, self._patches)
+            for kind, fuse in TRANSFORMERS.items():
+                if isinstance(denoiser, kind):
+                    fuse(denoiser, attend, self._together, self._patches)
         attentions = plain_attentions(denoiser)
         crossing = [m for m in attentions.values() if m.is_cross_attention]
         context = ContextProjections(denoiser, crossing, self._patches)
@@ -83,9 +98,19 @@ class FastPath:
             return None
         return FusedLoRA.of(kind, adaptors, weights[0]), partial(networks[0].scaling, adaptors[0].gain)
 
-    def _projection(self, attention: Attention) -> Callable[[Tensor], tuple[Tensor, ...] | None] | None:
+    def _projection(self, attention: Attention) -> Projection | None:
         """Computes a self-attention's query, key and value at once, if all three are adapted alike."""
         layers = (attention.to_q, attention.to_k, attention.to_v)
+        together = self._together(layers)
+
+        def project(x: Tensor) -> tuple[Tensor, ...] | None:
+            found = together(x)
+            return None if found is None else found.chunk(len(layers), -1)
+
+        return together and project
+
+    def _together(self, layers: Sequence[nn.Module]) -> Together | None:
+        """Computes layers of one input at once, side by side, if all are adapted alike."""
         found = self._fused(layers)
         if found is None:
             return None
@@ -93,11 +118,11 @@ class FastPath:
             del self._adapted[layer]
         fused, scaling = found
 
-        def project(x: Tensor) -> tuple[Tensor, ...] | None:
+        def compute(x: Tensor) -> Tensor | None:
             present = scaling()
-            return None if present is None else fused(x, present).chunk(len(layers), -1)
+            return None if present is None else fused(x, present)
 
-        return project
+        return compute
 
     def _fuse(self, layer: nn.Module) -> None:
         """Computes one adapted layer together with its LoRA, if it has one."""

@@ -5,17 +5,24 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-WARPS = 2  # of a row's program: more would wait for each other
+from sliders.fast.kernels.modulation import batch_stride, tokens_of, warps_of
 
 
 class AddLayerNorm(torch.autograd.Function):
-    """x, y [… , n] → x + y and its layer norm, each [… , n]. weight, bias [n]. Ba et al. 2016, arXiv:1607.06450.
+    """x, y [B, … , n] → x + gate · y and its layer norm · (weight + more) + bias, each [B, … , n].
 
-    y may be None: then x and its layer norm. The backward kernel adds the gradients that arrive through both results.
+    weight, bias and gate: [n], or [B, n] for each row of the batch; gate may be None for 1. y may be None: then x and its
+    norm. The backward kernel adds the gradients that arrive through both results.
+
+    Ba et al. 2016, arXiv:1607.06450. With `more` 1 and values for each row, adaptive layer norm: Peebles & Xie 2022,
+    arXiv:2212.09748.
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, y: Tensor | None, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx, x: Tensor, y: Tensor | None, weight: Tensor, bias: Tensor, eps: float, gate: Tensor | None = None,
+        more: float = 0.0,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         x = x.contiguous()
         width = x.shape[-1]
         normal, total = torch.empty_like(x), x if y is None else torch.empty_like(x)
@@ -23,41 +30,51 @@ class AddLayerNorm(torch.autograd.Function):
         if y is not None:
             y = y.reshape(-1, width)
             y = y if y.stride(1) == 1 else y.contiguous()
-        tensors = (x, y, weight, bias, total, normal, mean, rstd)
-        sizes = (0 if y is None else y.stride(0), width, eps, triton.next_power_of_2(width))
-        _add_layer_norm[(len(mean),)](*tensors, *sizes, num_warps=WARPS)
-        ctx.save_for_backward(total, weight, mean, rstd)
+        tensors = (x, y, weight, bias, gate, total, normal, mean, rstd)
+        strides = (0 if y is None else y.stride(0), *map(batch_stride, (weight, bias, gate)))
+        block = triton.next_power_of_2(width)
+        sizes = (tokens_of(x), width, more, eps, block)
+        _add_layer_norm[(len(mean),)](*tensors, *strides, *sizes, num_warps=warps_of(block))
+        ctx.save_for_backward(total, weight, gate, mean, rstd)
+        ctx.more = more
         return total, normal
 
     @staticmethod
     def backward(ctx, grad_total: Tensor, grad_normal: Tensor) -> tuple[Tensor | None, ...]:
-        total, weight, mean, rstd = ctx.saved_tensors
+        total, weight, gate, mean, rstd = ctx.saved_tensors
         width = total.shape[-1]
-        grad = torch.empty_like(total)
-        tensors = (total, grad_total.contiguous(), grad_normal.contiguous(), weight, mean, rstd, grad)
-        _add_layer_norm_backward[(len(mean),)](*tensors, width, triton.next_power_of_2(width), num_warps=WARPS)
-        return grad, grad if ctx.needs_input_grad[1] else None, None, None, None
+        grad, adds = torch.empty_like(total), ctx.needs_input_grad[1]
+        grad_y = torch.empty_like(total) if adds and gate is not None else None
+        tensors = (total, grad_total.contiguous(), grad_normal.contiguous(), weight, gate, mean, rstd, grad, grad_y)
+        block = triton.next_power_of_2(width)
+        sizes = (batch_stride(weight), batch_stride(gate), tokens_of(total), width, ctx.more, block)
+        _add_layer_norm_backward[(len(mean),)](*tensors, *sizes, num_warps=warps_of(block))
+        return grad, (grad if gate is None else grad_y) if adds else None, None, None, None, None, None
 
 
 @triton.jit
 def _add_layer_norm(
-    x, y, weight, bias, total, normal, mean, rstd, y_stride, width, eps, BLOCK: tl.constexpr
+    x, y, weight, bias, gate, total, normal, mean, rstd, y_stride, weight_batch, bias_batch, gate_batch,
+    tokens, width, more, eps, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0)
+    batch = row // tokens
     columns = tl.arange(0, BLOCK)
     mask = columns < width
     offset = row.to(tl.int64) * width + columns
     value = tl.load(x + offset, mask, other=0.0).to(tl.float32)
     if y is not None:
-        value += tl.load(y + row.to(tl.int64) * y_stride + columns, mask, other=0.0).to(tl.float32)
-        rounded = value.to(total.dtype.element_ty)
+        addend = tl.load(y + row.to(tl.int64) * y_stride + columns, mask, other=0.0).to(tl.float32)
+        if gate is not None:
+            addend *= tl.load(gate + batch * gate_batch + columns, mask, other=0.0).to(tl.float32)
+        rounded = (value + addend).to(total.dtype.element_ty)
         tl.store(total + offset, rounded, mask)
         value = rounded.to(tl.float32)
     centre = tl.sum(value, 0) / width
     deviation = tl.where(mask, value - centre, 0.0)
     scale = 1.0 / tl.sqrt(tl.sum(deviation * deviation, 0) / width + eps)
-    gain = tl.load(weight + columns, mask, other=0.0).to(tl.float32)
-    shift = tl.load(bias + columns, mask, other=0.0).to(tl.float32)
+    gain = tl.load(weight + batch * weight_batch + columns, mask, other=0.0).to(tl.float32) + more
+    shift = tl.load(bias + batch * bias_batch + columns, mask, other=0.0).to(tl.float32)
     tl.store(normal + offset, (deviation * scale * gain + shift).to(normal.dtype.element_ty), mask)
     tl.store(mean + row, centre)
     tl.store(rstd + row, scale)
@@ -65,16 +82,18 @@ def _add_layer_norm(
 
 @triton.jit
 def _add_layer_norm_backward(
-    total, grad_total, grad_normal, weight, mean, rstd, grad, width, BLOCK: tl.constexpr
+    total, grad_total, grad_normal, weight, gate, mean, rstd, grad, grad_y, weight_batch, gate_batch,
+    tokens, width, more, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0)
+    batch = row // tokens
     columns = tl.arange(0, BLOCK)
     mask = columns < width
     offset = row.to(tl.int64) * width + columns
     value = tl.load(total + offset, mask, other=0.0).to(tl.float32)
     gradient = tl.load(grad_normal + offset, mask, other=0.0).to(tl.float32)
     passed = tl.load(grad_total + offset, mask, other=0.0).to(tl.float32)  # here, to arrive during the sums
-    gain = tl.load(weight + columns, mask, other=0.0).to(tl.float32)
+    gain = tl.load(weight + batch * weight_batch + columns, mask, other=0.0).to(tl.float32) + more
     scale = tl.load(rstd + row)
     normal = tl.where(mask, (value - tl.load(mean + row)) * scale, 0.0)
     upstream = gradient * gain
@@ -82,3 +101,6 @@ def _add_layer_norm_backward(
     slope = tl.sum(upstream * normal, 0) / width
     result = passed + scale * (upstream - average - normal * slope)
     tl.store(grad + offset, result.to(grad.dtype.element_ty), mask)
+    if grad_y is not None:
+        factor = tl.load(gate + batch * gate_batch + columns, mask, other=0.0).to(tl.float32)
+        tl.store(grad_y + offset, (result * factor).to(grad_y.dtype.element_ty), mask)
