@@ -19,7 +19,7 @@ def klein(dtype=torch.float32):
     transformer.single_transformer_blocks = transformer.single_transformer_blocks[:1]
     generator = torch.Generator().manual_seed(3)
     tokens, text = (
-        torch.randn(2, n, width, generator=generator, dtype=dtype)
+        torch.randn(2, n, width, generator=generator).to(dtype)
         for n, width in ((SIZE[0] * SIZE[1], 128), (TEXT, transformer.config.joint_attention_dim))
     )
     inputs = {
@@ -38,7 +38,7 @@ def zimage(masked, dtype=torch.float32):
     transformer.layers = transformer.layers[:1]
     generator = torch.Generator().manual_seed(3)
     noisy, tokens = (
-        torch.randn(size, generator=generator, dtype=dtype)
+        torch.randn(size, generator=generator).to(dtype)
         for size in ((2, 16, 2 * SIZE[0], 2 * SIZE[1]), (2, TEXT, transformer.config.cap_feat_dim))
     )
     places = torch.arange(TEXT)

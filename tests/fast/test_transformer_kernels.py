@@ -70,8 +70,9 @@ def rms(x, weight=None):
 @pytest.mark.parametrize("modulated", [True, False])
 @pytest.mark.parametrize("parts", ["added", "normalised", "both"])
 def test_rms_norms_around_a_residual(parts, modulated, dtype):
-    """What is added may be missing, and so may the norm of the sum."""
-    x, y, inner, weight = draw((2, 3, 96), (2, 3, 96), (96,), (96,), dtype=dtype)
+    """What is added may be part of wider rows, or missing, and so may the norm of the sum."""
+    x, inner, weight = draw((2, 3, 96), (96,), (96,), dtype=dtype)
+    y = wide((2, 3, 96), dtype).detach()
     (modulation,) = draw((2, 2 * 96), seed=3, dtype=dtype)
     gate, scale = modulation.chunk(2, -1) if modulated else (None, None)
     given = [x.requires_grad_(), y.requires_grad_()][: 1 if parts == "normalised" else 2]

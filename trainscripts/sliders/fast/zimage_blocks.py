@@ -3,7 +3,7 @@
 Modulation and rotary embedding depend on nothing that is adapted, so they get no gradient.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -33,11 +33,19 @@ def fuse_zimage(
         if isinstance(module, ZImageTransformerBlock) and _is_plain(module):
             patches.replace(module, partial(_block, module, module.forward))
         elif isinstance(module, Attention) and _attends_plainly(module):
-            layers = (module.to_q, module.to_k, module.to_v)
-            project = together(layers) or side_by_side(layers)
+            project = _projection((module.to_q, module.to_k, module.to_v), together)
             patches.replace(module, partial(_attention, module, attend, project))
         elif isinstance(module, FeedForward):
             patches.replace(module, partial(_feed_forward, module))
+
+
+def _projection(layers: Sequence[nn.Module], together: Callable[..., Together | None]) -> Together | None:
+    """Query, key and value at once, if they are adapted alike, or not at all.
+
+    Not if they are quantised and frozen: autograd would keep their unpacked weights until the backward pass.
+    """
+    frozen = all(type(layer) is nn.Linear for layer in layers)
+    return together(layers) or (side_by_side(layers) if frozen else None)
 
 
 def _is_plain(block: ZImageTransformerBlock) -> bool:

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sliders.fast.kernels.modulation import batch_stride, tokens_of, warps_of
+from sliders.fast.kernels.row_factors import batch_stride, dense_rows, tokens_of, warps_of
 
 
 class AddLayerNorm(torch.autograd.Function):
@@ -27,9 +27,7 @@ class AddLayerNorm(torch.autograd.Function):
         width = x.shape[-1]
         normal, total = torch.empty_like(x), x if y is None else torch.empty_like(x)
         mean, rstd = x.new_empty((2, x.numel() // width), dtype=torch.float32)
-        if y is not None:
-            y = y.reshape(-1, width)
-            y = y if y.stride(1) == 1 else y.contiguous()
+        y = None if y is None else dense_rows(y)
         tensors = (x, y, weight, bias, gate, total, normal, mean, rstd)
         strides = (0 if y is None else y.stride(0), *map(batch_stride, (weight, bias, gate)))
         block = triton.next_power_of_2(width)

@@ -5,14 +5,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sliders.fast.kernels.modulation import batch_stride, tokens_of, warps_of
+from sliders.fast.kernels.row_factors import batch_stride, dense_rows, tokens_of, warps_of
 
 
 class AddRMSNorm(torch.autograd.Function):
     """x, y [B, … , n] → t = x + tanh(gate) · norm(y) · inner, and norm(t) · weight · (1 + scale), each [B, … , n].
 
     norm(v) is v / √(mean(v²) + eps). inner, weight [n]; gate, scale [B, n], or None for a factor of 1. y may be None: then
-    x and its norm. weight may be None: then t alone. The backward kernel adds the gradients that arrive through both.
+    x and its norm. weight may be None: then t alone. The rows
+    of y may be parts of wider ones. The backward kernel adds the gradients that arrive through both.
 
     Zhang & Sennrich 2019, arXiv:1910.07467.
     """
@@ -22,11 +23,11 @@ class AddRMSNorm(torch.autograd.Function):
         ctx, x: Tensor, y: Tensor | None, inner: Tensor | None, gate: Tensor | None, weight: Tensor | None,
         scale: Tensor | None, eps: float,
     ) -> tuple[Tensor, Tensor] | Tensor:  # fmt: skip
-        x, y = x.contiguous(), None if y is None else y.contiguous()
+        x, y = x.contiguous(), None if y is None else dense_rows(y)
         total = x if y is None else torch.empty_like(x)
         normal = None if weight is None else torch.empty_like(x)
         _add_rms_norm[_rows(x)](
-            x, y, inner, gate, weight, scale, total, normal, *_sizes(x, gate, scale, eps), num_warps=_warps(x)
+            x, y, inner, gate, weight, scale, total, normal, *_sizes(x, y, gate, scale, eps), num_warps=_warps(x)
         )
         ctx.save_for_backward(total, y, inner, gate, weight, scale)
         ctx.eps = eps
@@ -41,7 +42,7 @@ class AddRMSNorm(torch.autograd.Function):
         grad_y = torch.empty_like(total) if ctx.needs_input_grad[1] else None
         _add_rms_norm_backward[_rows(total)](
             total, y, grad_total, grad_normal, inner, gate, weight, scale, grad, grad_y,
-            *_sizes(total, gate, scale, ctx.eps), num_warps=_warps(total),
+            *_sizes(total, y, gate, scale, ctx.eps), num_warps=_warps(total),
         )  # fmt: skip
         return grad, grad_y, None, None, None, None, None
 
@@ -54,9 +55,12 @@ def _warps(x: Tensor) -> int:
     return warps_of(triton.next_power_of_2(x.shape[-1]))
 
 
-def _sizes(x: Tensor, gate: Tensor | None, scale: Tensor | None, eps: float) -> tuple[int | float, ...]:
+def _sizes(
+    x: Tensor, y: Tensor | None, gate: Tensor | None, scale: Tensor | None, eps: float
+) -> tuple[int | float, ...]:
     width = x.shape[-1]
-    return batch_stride(gate), batch_stride(scale), tokens_of(x), width, eps, triton.next_power_of_2(width)
+    strides = (0 if y is None else y.stride(0), batch_stride(gate), batch_stride(scale))
+    return *strides, tokens_of(x), width, eps, triton.next_power_of_2(width)
 
 
 @triton.jit
@@ -80,7 +84,8 @@ def _normal(value, width, eps):
 
 @triton.jit
 def _add_rms_norm(
-    x, y, inner, gate, weight, scale, total, normal, gate_batch, scale_batch, tokens, width, eps, BLOCK: tl.constexpr
+    x, y, inner, gate, weight, scale, total, normal, y_row, gate_batch, scale_batch, tokens, width, eps,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0)
     batch = row // tokens
@@ -89,7 +94,7 @@ def _add_rms_norm(
     offset = row.to(tl.int64) * width + columns
     value = tl.load(x + offset, mask, other=0.0).to(tl.float32)
     if y is not None:
-        addend, _ = _normal(tl.load(y + offset, mask, other=0.0).to(tl.float32), width, eps)
+        addend, _ = _normal(tl.load(y + row.to(tl.int64) * y_row + columns, mask, other=0.0).to(tl.float32), width, eps)
         value += addend * _factor(inner, gate, None, batch, gate_batch, 0, columns, mask)
         rounded = value.to(total.dtype.element_ty)
         tl.store(total + offset, rounded, mask)
@@ -108,7 +113,7 @@ def _slope(upstream, normal, rstd, width):
 
 @triton.jit
 def _add_rms_norm_backward(
-    total, y, grad_total, grad_normal, inner, gate, weight, scale, grad, grad_y, gate_batch, scale_batch,
+    total, y, grad_total, grad_normal, inner, gate, weight, scale, grad, grad_y, y_row, gate_batch, scale_batch,
     tokens, width, eps, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0)
@@ -125,5 +130,7 @@ def _add_rms_norm_backward(
         tl.store(grad + offset, result.to(grad.dtype.element_ty), mask)
     if grad_y is not None:
         upstream = result * _factor(inner, gate, None, batch, gate_batch, 0, columns, mask)
-        normal, rstd = _normal(tl.load(y + offset, mask, other=0.0).to(tl.float32), width, eps)
+        normal, rstd = _normal(
+            tl.load(y + row.to(tl.int64) * y_row + columns, mask, other=0.0).to(tl.float32), width, eps
+        )
         tl.store(grad_y + offset, _slope(upstream, normal, rstd, width).to(grad_y.dtype.element_ty), mask)

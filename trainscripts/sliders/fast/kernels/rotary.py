@@ -10,7 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sliders.fast.kernels.swiglu import dense_rows, write_swiglu, write_swiglu_gradient
+from sliders.fast.kernels.row_factors import dense_rows
+from sliders.fast.kernels.swiglu import write_swiglu, write_swiglu_gradient
 
 HEADS, WARPS = 8, 2  # that one program computes, and its warps
 

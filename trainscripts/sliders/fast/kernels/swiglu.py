@@ -5,6 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from sliders.fast.kernels.row_factors import dense_rows
+
 BLOCK, WARPS = 512, 2  # of a program
 
 
@@ -55,12 +57,6 @@ def write_swiglu_gradient(a: Tensor, b: Tensor, grad: Tensor, grad_a: Tensor, gr
     tensors = [dense_rows(t) for t in (a, b, grad, grad_a, grad_b)]
     strides = (t.stride(0) for t in tensors)
     _swiglu_backward[_grid(tensors[0])](*tensors, *strides, tensors[0].shape[1], BLOCK, num_warps=WARPS)
-
-
-def dense_rows(x: Tensor) -> Tensor:
-    """[… , n] → [rows, n], a view where rows lie equally far apart."""
-    rows = x.reshape(-1, x.shape[-1])
-    return rows if rows.stride(1) == 1 else rows.contiguous()
 
 
 def _grid(rows: Tensor) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""What kernels share that work on whole rows, with factors for each row of the batch."""
+"""How kernels see tensors as rows, with factors for each row of the batch."""
 
 from torch import Tensor
 
@@ -18,3 +18,9 @@ def tokens_of(x: Tensor) -> int:
 def batch_stride(factors: Tensor | None) -> int:
     """0 if factors [n] or [1, n] are those of all rows of the batch. Those of [B, n] may be parts of wider rows."""
     return 0 if factors is None or factors.ndim == 1 or len(factors) == 1 else factors.stride(0)
+
+
+def dense_rows(x: Tensor) -> Tensor:
+    """[… , n] → [rows, n], a view where rows lie equally far apart."""
+    rows = x.reshape(-1, x.shape[-1])
+    return rows if rows.stride(1) == 1 else rows.contiguous()
