@@ -2,8 +2,9 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from diffusers import SchedulerMixin
@@ -144,11 +145,29 @@ def fingerprint(*modules: nn.Module) -> str:
     return digest.hexdigest()
 
 
+@dataclass(frozen=True)
+class Naming:
+    """How another program names layers and their parts in its files.
+
+    key: module path → what the keys of its parts begin with. spelling: key of formats.spelling.SPELLINGS. separate: whether
+    its files have `Family.joined` layers apart.
+    """
+
+    key: Callable[[str], str]
+    spelling: str
+    separate: bool = False
+
+
 class Family(ABC):
     """A model family: its constants, how its models are found and loaded, and the names of its layers in files."""
 
     facts: Facts
     spelling: str = "kohya"  # key of formats.spelling.SPELLINGS
+    alpha_is_rank: bool = False  # whether all programs take an alpha that a file lacks to be the rank
+    # {last name of a layer: those of the layers beside it whose outputs it computes, one behind the other}, if the denoiser
+    # has one form and other programs the other
+    joined: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    namings: ClassVar[Mapping[str, Naming]] = {}  # of programs that do not read all of the family's slider files
     samplers: tuple[str, ...] = ()  # keys of schema.SAMPLERS that its models can use instead of their own scheduler
 
     def variant(self, settings: PretrainedModel) -> "Family":

@@ -19,6 +19,7 @@ from sliders.system.errors import InputError
 class FlowFamily(Family):
     """Subclasses name the layers, and say what is remarkable."""
 
+    alpha_is_rank = True
     kind: ClassVar[Kind]
     model: ClassVar[type[FlowModel]]
     narrow: ClassVar[Callable[[], DiffusionPipeline]]  # builds the model `tiny`

@@ -2,10 +2,13 @@
 
 import re
 from pathlib import Path
+from typing import ClassVar
 
 from sliders.config.families import KLEIN
 from sliders.config.schema import Settings
+from sliders.models.base import Naming
 from sliders.models.flow.family import FlowFamily
+from sliders.models.flux2.architecture import JOINED
 from sliders.models.flux2.keys import file_key, klein_file_keys, original_name
 from sliders.models.flux2.kind import KLEIN_KIND
 from sliders.models.flux2.model import Klein
@@ -15,6 +18,12 @@ from sliders.models.folders import read_json
 
 class KleinFamily(FlowFamily):
     facts, kind, model, narrow = KLEIN, KLEIN_KIND, Klein, staticmethod(build_narrow_klein)
+    joined = JOINED
+    namings: ClassVar = {
+        "diffusers": Naming(lambda module: f"transformer.{module}", "peft", separate=True),
+        "ai-toolkit": Naming(lambda module: f"diffusion_model.{original_name(module)}", "peft"),
+        "musubi-tuner": Naming(file_key, "kohya"),
+    }
 
     def remarks(self, settings: Settings) -> list[str]:
         model, network, found = settings.pretrained_model, settings.network, []
