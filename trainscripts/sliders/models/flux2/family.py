@@ -15,6 +15,8 @@ from sliders.models.flux2.model import Klein
 from sliders.models.flux2.narrow import build_narrow_klein
 from sliders.models.folders import read_json
 
+UNSPLIT = ("glora", "full")  # algorithms of which SD.Next cannot apply a part of the rows
+
 
 class KleinFamily(FlowFamily):
     facts, kind, model, narrow = KLEIN, KLEIN_KIND, Klein, staticmethod(build_narrow_klein)
@@ -37,7 +39,8 @@ class KleinFamily(FlowFamily):
                 "with attention; and InvokeAI takes a file without feed-forward layers of the double blocks for one of FLUX.1."
             )
         if network.algo != "lora":
-            found.append(f"network.algo: {network.algo}: diffusers reads only lora of this model's files.")
+            also = ", and SD.Next skips query, key and value of the double blocks" if network.algo in UNSPLIT else ""
+            found.append(f"network.algo: {network.algo}: diffusers reads only lora of this model's files{also}.")
         return found
 
     def file_key(self, module: str) -> str:
