@@ -2,7 +2,7 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -135,14 +135,20 @@ def to_picture(output: Tensor) -> Tensor:
     return (output.float() / 2 + 0.5).clamp(0, 1)
 
 
-def fingerprint(*modules: nn.Module) -> str:
-    """SHA-256 of a few values of each weight, rounded to bfloat16: equal for float32 and bfloat16 copies of a model."""
-    digest = hashlib.sha256()
-    for name, weight in (named for module in modules for named in module.named_parameters()):
+def sampled(weights: Iterable[tuple[str, Tensor]]) -> Iterator[bytes]:
+    """A few values of each weight, rounded to bfloat16: equal for float32 and bfloat16 copies of a model. Input of `digest`."""
+    for name, weight in weights:
         flat = weight.detach().flatten()
         values = flat[:: max(1, len(flat) // SAMPLED)][:SAMPLED].to("cpu", torch.bfloat16)
-        digest.update(f"{name} {tuple(weight.shape)} {values.tolist()}".encode())
-    return digest.hexdigest()
+        yield f"{name} {tuple(weight.shape)} {values.tolist()}".encode()
+
+
+def digest(samples: Iterable[bytes]) -> str:
+    """SHA-256 of all `samples` together."""
+    found = hashlib.sha256()
+    for sample in samples:
+        found.update(sample)
+    return found.hexdigest()
 
 
 @dataclass(frozen=True)

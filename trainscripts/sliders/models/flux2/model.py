@@ -10,6 +10,7 @@ from torch import Tensor
 from sliders.config.families import Facts
 from sliders.models.base import AfterStep, Conditioning, Geometry, PromptEmbeds, to_picture
 from sliders.models.flow.model import TEXT_LENGTH, FlowModel
+from sliders.models.flow.text_encoder import StoredEncoder
 from sliders.models.flux2.architecture import join_projections
 from sliders.models.flux2.latents import image_places, patched, text_places, to_maps, to_tokens, unpatched
 
@@ -21,9 +22,12 @@ class Klein(FlowModel):
 
     thinking = False
 
-    def __init__(self, facts: Facts, pipe: Flux2KleinPipeline, name: str, dtype: torch.dtype | None = None):
+    def __init__(
+        self, facts: Facts, pipe: Flux2KleinPipeline, name: str, dtype: torch.dtype | None = None,
+        stored: StoredEncoder | None = None,
+    ):  # fmt: skip
         join_projections(pipe.transformer)
-        super().__init__(facts, pipe, name, dtype)
+        super().__init__(facts, pipe, name, dtype, stored)
 
     @property
     def distilled(self) -> bool:
