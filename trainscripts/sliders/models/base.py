@@ -180,6 +180,10 @@ class Family(ABC):
         """The family itself, or the one of its versions that the settings ask for."""
         return self
 
+    def is_distilled(self, settings: PretrainedModel) -> bool:
+        """Whether the model is known, before it is loaded, to be step-distilled. Raises InputError for an unreadable folder."""
+        return False
+
     def check_settings(self, settings: Settings) -> None:
         """Raises InputError for settings that this family does not support."""
         multiple = self.facts.size_multiple

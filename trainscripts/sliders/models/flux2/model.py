@@ -12,6 +12,7 @@ from sliders.models.base import AfterStep, Conditioning, Geometry, PromptEmbeds,
 from sliders.models.flow.model import TEXT_LENGTH, FlowModel
 from sliders.models.flow.text_encoder import StoredEncoder
 from sliders.models.flux2.architecture import join_projections
+from sliders.models.flux2.kind import is_distilled
 from sliders.models.flux2.latents import image_places, patched, text_places, to_maps, to_tokens, unpatched
 
 
@@ -28,10 +29,11 @@ class Klein(FlowModel):
     ):  # fmt: skip
         join_projections(pipe.transformer)
         super().__init__(facts, pipe, name, dtype, stored)
+        self._distilled = pipe.config.is_distilled or is_distilled(name)
 
     @property
     def distilled(self) -> bool:
-        return self.pipe.config.is_distilled
+        return self._distilled
 
     @torch.no_grad()
     def encode_image(self, image: Image.Image) -> tuple[Tensor, Tensor]:

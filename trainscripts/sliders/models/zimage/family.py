@@ -3,7 +3,7 @@
 from typing import ClassVar
 
 from sliders.config.families import ZIMAGE
-from sliders.config.schema import Settings
+from sliders.config.schema import PretrainedModel, Settings
 from sliders.models.base import Naming
 from sliders.models.flow.family import FlowFamily
 from sliders.models.zimage.keys import file_key, zimage_file_keys
@@ -23,9 +23,12 @@ class ZImageFamily(FlowFamily):
     }
     kernels = FlowFamily.kernels | {"flash": "prompts of different lengths need a mask, which flash does not take"}
 
+    def is_distilled(self, settings: PretrainedModel) -> bool:
+        return is_turbo(settings.name_or_path, shift_of(settings.name_or_path))
+
     def remarks(self, settings: Settings) -> list[str]:
         name, algo, found = settings.pretrained_model.name_or_path, settings.network.algo, []
-        if is_turbo(name, shift_of(name)):
+        if self.is_distilled(settings.pretrained_model):
             found.append(
                 f"{name} is step-distilled, which training undoes: train on {ZIMAGE.example}, and use the slider on either, "
                 "or train on a copy that was made for training, such as De-Turbo."
