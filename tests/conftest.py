@@ -14,6 +14,7 @@ if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
     )
     sys.dont_write_bytecode = False
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test goes to the network; before huggingface_hub is imported
+os.environ["SLIDERS_CACHE"] = ""  # encoded prompts of one test are not another's
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # or each worker's threads would wait for the others'; before torch
 

@@ -123,7 +123,7 @@ def test_calibration_folds_the_factor_into_the_weights(slider, convert_main, cap
     [
         (None, [], "has no report card to calibrate by: measure it first with sample_slider-xl.py --card"),
         (-0.5, [], "do not show more at 2 than at 0.5, so no factor can calibrate it: train it for longer"),
-        (0.5, ["--reverse"], "--calibrate: is for sliders of this trainer: leave out --alpha and --reverse"),
+        (0.5, ["--reverse"], "--calibrate: is for sliders of this trainer: leave out --alpha, --reverse and --keys"),
     ],
 )
 def test_calibration_refuses_what_it_cannot_improve(slider, convert_main, capsys, strength, flags, message):

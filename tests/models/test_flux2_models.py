@@ -139,6 +139,7 @@ def test_a_long_prompt_is_reported(tiny, capsys):
 
 def test_a_folder_is_loaded_in_the_precision_of_the_run(folder):
     model = KLEIN_FAMILY.load(PretrainedModel(name_or_path=str(folder)), torch.bfloat16)
+    model.encode_prompts(["a"], "cpu")
     assert model.denoiser.dtype == model.pipe.text_encoder.dtype == torch.bfloat16
     assert model.vae.dtype == torch.float32
     tiny = KLEIN_FAMILY.load(TINY, torch.bfloat16)

@@ -68,16 +68,16 @@ def test_layers_of_each_choice_at_rank_16(real, network_type, layers, parameters
     assert shapes == wanted
 
 
-def test_every_layer_in_the_layers_has_its_own_name_in_files(real):
+def test_every_layer_in_layers_and_refiners_has_its_own_name_in_files(real):
     reachable = reachable_layers(real)
     assert {file_key(path) for path in reachable} == zimage_file_keys()
-    assert len(reachable) == len(zimage_file_keys()) == 30 * 8
+    assert len(reachable) == len(zimage_file_keys()) == 30 * 8 + 2 * 8 + 2 * 7
 
 
 def test_patterns_add_the_modulation(real):
     with torch.device("meta"):
         found = AdaptorNetwork(
-            real, Network(type="lierla", training_method="full", include=["*adaLN*"], exclude=["*to_v"])
+            real, Network(type="lierla", training_method="full", include=["layers.*adaLN*"], exclude=["*to_v"])
         )
     found.remove()
     assert len(found.module_paths) == 30 * (4 + 1 - 1)
@@ -157,6 +157,7 @@ def test_turbo_is_told_by_its_name_or_by_its_samplers_shift(name, shift, turbo):
 
 def test_a_folder_is_loaded_in_the_precision_of_the_run(folder):
     model = ZIMAGE_FAMILY.load(PretrainedModel(name_or_path=str(folder)), torch.bfloat16)
+    model.encode_prompts(["a"], "cpu")
     assert model.denoiser.dtype == model.pipe.text_encoder.dtype == torch.bfloat16
     assert model.vae.dtype == torch.float32
     assert model.fingerprint() == ZIMAGE_FAMILY.load(TINY, torch.bfloat16).fingerprint()

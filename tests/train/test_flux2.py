@@ -74,13 +74,13 @@ class NaiveKlein:
         return torch.stack(parts, 1).flatten(0, 1)
 
     def velocity(self, noisy, s, tokens):
-        """noisy [128, h, w] → [128, h, w]"""
+        """noisy [128, h, w] → [128, h, w]. Times are float32, as in diffusers' pipeline: the model takes sines of 1000 times as much."""
         _, height, width = noisy.shape
         places = [[0, row, column, 0] for row in range(height) for column in range(width)]
         output = self.transformer(
             hidden_states=torch.stack([noisy[:, row, column] for _, row, column, _ in places])[None],
             encoder_hidden_states=tokens,
-            timestep=torch.tensor([s], dtype=torch.float64),
+            timestep=torch.tensor([s], dtype=torch.float32).double(),
             img_ids=torch.tensor(places),
             txt_ids=torch.tensor([[0, 0, 0, index] for index in range(512)]),
         ).sample[0]
@@ -118,7 +118,7 @@ def test_a_step_equals_a_naive_one_in_float64(tmp_path):
         for part, exact in (("down", naive.downs[path].grad), ("up", naive.ups[path].grad)):
             errors.append(((found[f"adaptors.{i}.{part}"].double() - exact).norm() / exact.norm()).item())
     print("largest relative error of a gradient", max(errors))
-    assert max(errors) < 1e-4
+    assert max(errors) < 1e-5
 
 
 # --- from the command line to other programs

@@ -77,6 +77,18 @@ def test_a_text_step_equals_a_naive_one_in_float64(tmp_path, distilled):
         assert (found[f"adaptors.{i}.up"].double() - exact).norm() < 1e-3 * exact.norm(), path
 
 
+@pytest.mark.parametrize(("distilled", "parts"), [(False, 2), (True, 1)])
+def test_the_negative_prompt_is_asked_about_only_where_it_counts(tmp_path, distilled, parts):
+    (settings,), _ = load_text_settings(write_text_experiment(tmp_path, network=FULL), "flux2")
+    model = Klein(KLEIN, build_narrow_klein(distilled=distilled), "tiny")
+    trainer, asked = Trainer(make_plan(settings), model), []
+    denoise = model.denoise
+    model.denoise = lambda noisy, *others: asked.append(len(noisy)) or denoise(noisy, *others)
+    draw = next(draw for draw in map(trainer.step.draw, itertools.count()) if draw.rows[0].timestep < 500)
+    trainer.step.make_batch(draw)
+    assert asked[0] == parts * len(draw.rows)
+
+
 def test_the_script_trains_a_slider_from_prompts(tmp_path):
     argv = write_text_experiment(tmp_path, network=FULL)
     assert script_main("train_lora_flux2")(argv) == 0

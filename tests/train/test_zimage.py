@@ -60,8 +60,12 @@ class NaiveZImage:
         return (self.pipe.vae.encode(pixels).latent_dist.mode()[0].double() - 0.1159) * 0.3611
 
     def velocity(self, noisy, s, tokens):
-        """noisy [16, h, w] → ε − x₀ [16, h, w]. The model's output is its negative, its time 1 − s."""
-        time = torch.tensor([1 - s], dtype=torch.float64)
+        """noisy [16, h, w] → ε − x₀ [16, h, w]. The model's output is its negative, its time 1 − s.
+
+        Times are float32, as in diffusers' pipeline: the model takes sines of 1000 times as much, so that their rounding
+        alone would make 2e-5 of a gradient.
+        """
+        time = (1 - torch.tensor([s], dtype=torch.float32)).double()
         return -self.transformer([noisy[:, None]], time, [tokens]).sample[0][:, 0]
 
 
@@ -97,7 +101,7 @@ def test_a_step_equals_a_naive_one_in_float64(tmp_path):
         for part, exact in (("down", naive.downs[path].grad), ("up", naive.ups[path].grad)):
             errors.append(((found[f"adaptors.{i}.{part}"].double() - exact).norm() / exact.norm()).item())
     print("largest relative error of a gradient", max(errors))
-    assert max(errors) < 1e-4
+    assert max(errors) < 1e-5
 
 
 def test_prompts_of_two_lengths_in_a_batch_equal_each_alone():

@@ -2,10 +2,11 @@
 
     uv run trainscripts/imagesliders/convert_slider.py old_slider.pt --alpha 1 --out models/old_slider.safetensors
 
-Accepts `.pt` files (without running any code in them), the keys of LECO, kohya's scripts, LyCORIS, diffusers and PEFT,
-keys that contain `_orig_mod`, and files without alpha, of LoRA, LoHa, LoKr, GLoRA and full differences. Leaves out what
-is for text encoders. Does not merge sliders. With `--calibrate`, a slider that has a report card gets the strength at which its multipliers
-come nearest to the folders' scales.
+Accepts `.pt` files (without running any code in them), the keys of LECO, kohya's scripts, LyCORIS, diffusers, PEFT,
+AI Toolkit, SimpleTuner and Musubi Tuner, keys that contain `_orig_mod`, and files without alpha, of LoRA, LoHa, LoKr, GLoRA
+and full differences. Leaves out what is for text encoders. Does not merge sliders. With `--keys`, writes a LoRA for another
+program. With `--calibrate`, a slider that has a report card gets the strength at which its multipliers come nearest to the
+folders' scales.
 """
 
 import sys
@@ -24,6 +25,7 @@ REVERSE_NOTE = (
 )
 
 
+PROGRAMS = ("diffusers", "ai-toolkit", "musubi-tuner")  # those of Family.namings
 # --family → (family, version)
 VERSIONS = {v.name: (name, v) for name, versions in FAMILIES.items() for v in versions}
 
@@ -46,6 +48,9 @@ def build_parser() -> Parser:
     add("--model", type=place, metavar="NAME_OR_PATH",
         help="the model it was trained on, if its layers differ in size from the usual model's, as the demo's do; also for "
         "--calibrate; no weights are loaded")  # fmt: skip
+    add("--keys", choices=PROGRAMS,
+        help="write a LoRA of klein or zimage with the names that this program reads, instead of those that web UIs and this "
+        "project read")  # fmt: skip
     add("--calibrate", action="store_true",
         help="instead of converting, fold the factor of the slider's report card into its weights (default of --out: "
         "NAME_calibrated.safetensors)")  # fmt: skip
@@ -56,9 +61,9 @@ def build_parser() -> Parser:
 @command
 def main(argv: list[str]) -> None:
     flags = build_parser().parse_args(argv)
-    if flags.calibrate and (flags.alpha is not None or flags.reverse):
+    if flags.calibrate and (flags.alpha is not None or flags.reverse or flags.keys):
         raise InputError(
-            "--calibrate: is for sliders of this trainer: leave out --alpha and --reverse, or convert first."
+            "--calibrate: is for sliders of this trainer: leave out --alpha, --reverse and --keys, or convert first."
         )
     ending = "calibrated" if flags.calibrate else "converted"
     out = flags.out or flags.slider.with_name(f"{flags.slider.stem}_{ending}.safetensors")
@@ -82,7 +87,7 @@ def main(argv: list[str]) -> None:
         if flags.model is not None:
             family.check_source(model)
         if not flags.calibrate:
-            done = convert(flags.slider, out, model.name_or_path, family, flags.alpha, flags.reverse)
+            done = convert(flags.slider, out, model.name_or_path, family, flags.alpha, flags.reverse, flags.keys)
         else:
             found = calibrate(flags.slider, out, model.name_or_path, family)
     if flags.calibrate:

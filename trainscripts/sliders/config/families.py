@@ -4,6 +4,15 @@ from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
+class Pictures:
+    """How pictures are sampled where nothing else is asked for."""
+
+    steps: int
+    guidance: float
+    preview_guidance: float  # of previews, where the prompts do not say
+
+
+@dataclass(frozen=True)
 class Facts:
     """Constants of a model family, or of one of its versions."""
 
@@ -23,6 +32,11 @@ class Facts:
     guidance: float  # at which sliders are meant to be sampled where no prompts file is named
     in_names: str = ""  # what programs know its files by, which is part of each slider's name
     half: str = "float16"  # the precision in which a GPU samples where none is asked for
+    pictures: Pictures = Pictures(steps=30, guidance=5.0, preview_guidance=1.0)
+    distilled: Pictures | None = None  # of the family's step-distilled models, which are asked without guidance
+
+    def pictures_of(self, distilled: bool) -> Pictures:
+        return self.distilled if distilled and self.distilled else self.pictures
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """[c, h, w] of the latents of a picture of that many px."""
@@ -89,6 +103,10 @@ KLEIN = Facts(
     guidance=4,
     in_names="klein",
     half="bfloat16",  # float16 overflows
+    pictures=Pictures(
+        steps=28, guidance=4.0, preview_guidance=4.0
+    ),  # its card says 50, which take nearly twice as long
+    distilled=Pictures(steps=4, guidance=1.0, preview_guidance=1.0),
 )
 ZIMAGE = Facts(
     title="Z-Image",
@@ -107,6 +125,8 @@ ZIMAGE = Facts(
     guidance=5,  # 4 as diffusers' pipeline counts it
     in_names="zimage",
     half="bfloat16",  # float16 overflows
+    pictures=Pictures(steps=28, guidance=5.0, preview_guidance=5.0),
+    distilled=Pictures(steps=8, guidance=1.0, preview_guidance=1.0),
 )
 
 DEFAULT_FAMILY = "sdxl"

@@ -154,8 +154,10 @@ class Preview(Section):
     multipliers: tuple[Number, ...] | None = None  # none: 0, the scales, and one step beyond the highest
     seed: Seed = 0  # of the first row; each row has the next one
     seeds: Annotated[Whole, Field(ge=1, le=64)] = 1  # rows of each prompt on the page at the end; the picture shows one
-    steps: Annotated[Whole, Field(ge=1, le=1000)] = 30
-    guidance: Annotated[Number, Field(gt=0)] | None = None  # none: guidance_scale of the first prompt set
+    steps: Annotated[Whole, Field(ge=1, le=1000)] | None = None  # none: the model's usual number, of SDXL and SD 30
+    guidance: Annotated[Number, Field(gt=0)] | None = (
+        None  # none: the first prompt set's guidance_scale, or the model's
+    )
     every: AtLeast0 = 0  # also every so many training steps; 0: only next to sliders
 
     @model_validator(mode="after")

@@ -88,8 +88,8 @@ class TextBatchMaker:
             """Of all rows with the first, then all rows with the second, …: together, because prompts differ in length."""
             return self.model.conditioning([p for p in prompts for _ in rows], geometry * len(prompts))
 
-        embeds, negative = self.prompt_embeds, self.model.negative("", self.prompt_embeds)
-        target = embeds[chosen.target]
+        embeds, target = self.prompt_embeds, self.prompt_embeds[chosen.target]
+        asked = (target,) if self.model.distilled else (self.model.negative("", embeds), target)
         batch = TextBatch(
             timesteps=torch.tensor([row.timestep for row in rows]),
             scales=torch.tensor([row.scale for row in rows]),
@@ -98,7 +98,7 @@ class TextBatchMaker:
             strength=torch.full((len(rows),), chosen.strength),
             frozen=under(embeds[chosen.positive], embeds[chosen.unconditional], embeds[chosen.neutral]),
         ).to(self.device)
-        guided = {key: moved(value, self.device) for key, value in under(negative, target).items()}
+        guided = {key: moved(value, self.device) for key, value in under(*asked).items()}
         self._denoise(batch, guided, rows)
         return batch
 
@@ -111,20 +111,20 @@ class TextBatchMaker:
         """Denoises `batch.noisy` in place, each row at its multiplier under `target` until its timestep.
 
         With the deterministic DDIM (Song et al. 2020, arXiv:2010.02502, eq. 12 with σ = 0). guided: the conditioning of all
-        rows with the negative prompt, then of all with `target`.
+        rows with the negative prompt, then of all with `target`; of a distilled model, which needs no guidance, the latter.
         """
-        objective, guidance = self.model.objective, 1.0 if self.model.distilled else GUIDANCE
+        objective, parts = self.model.objective, 1 if self.model.distilled else 2
         for now, after in pairwise(self.path):
             left = sum(row.timestep < now for row in rows)  # these come first
             if not left:
                 return
             noisy = batch.noisy[:left]
             here, there = (torch.full((left,), t, device=noisy.device) for t in (now, after))
-            conditioning = {k: torch.cat([half[:left] for half in v.chunk(2)]) for k, v in guided.items()}
-            self.network.set_multipliers(batch.scales[:left].repeat(2))
-            both = self.model.denoise(torch.cat([noisy] * 2), here.repeat(2), conditioning)
-            without, prompted = both.chunk(2)
-            prediction = without + guidance * (prompted - without)
+            conditioning = {k: torch.cat([part[:left] for part in v.chunk(parts)]) for k, v in guided.items()}
+            self.network.set_multipliers(batch.scales[:left].repeat(parts))
+            found = self.model.denoise(torch.cat([noisy] * parts), here.repeat(parts), conditioning)
+            *without, prompted = found.chunk(parts)
+            prediction = without[0] + GUIDANCE * (prompted - without[0]) if without else prompted
             image, noise = objective.image(noisy, prediction, here), objective.noise(noisy, prediction, here)
             batch.noisy[:left] = objective.add_noise(image, noise, there)
 

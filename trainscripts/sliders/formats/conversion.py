@@ -15,15 +15,18 @@ from sliders.adaptors.base import ALPHA
 from sliders.config.schema import Network
 from sliders.formats.cards import CARD
 from sliders.formats.foreign_keys import Layers, find_layers
+from sliders.formats.joined_layers import in_form_of, joined_layers, parted
 from sliders.formats.layer_settings import settings_for
 from sliders.formats.metadata import file_metadata
-from sliders.formats.slider_file import check_fit, check_values, save_slider, shapes_of, stored_settings
-from sliders.formats.spelling import Module, by_key, spelling_of
+from sliders.formats.slider_file import check_fit, check_values, save_slider, save_tensors, shapes_of, stored_settings
+from sliders.formats.spelling import SPELLINGS, Module, by_key
 from sliders.models import VERSIONS, Family
+from sliders.models.layers import reachable_layers
 from sliders.models.places import TINY
 from sliders.system.errors import InputError, either
 from sliders.system.weight_files import open_weights
 
+LORA = "lora"  # of ALGORITHMS
 KEPT = (torch.float32, torch.float16, torch.bfloat16)
 TRAINED_ON = "ss_base_model_version"  # in the metadata, as kohya's scripts and this project write it
 
@@ -38,7 +41,7 @@ class Conversion:
 
 @dataclass(frozen=True)
 class Fitted:
-    """A file's layers as those of a family's model: settings, and {prefix of a layer's keys in a slider file: its parts}."""
+    """A file's layers as those of a family's model: settings, and {path of a layer: its parts}."""
 
     network: Network
     modules: dict[str, Module]
@@ -46,13 +49,19 @@ class Fitted:
 
 
 def convert(
-    source: Path, target: Path, model: str, family: Family, alpha: float | None = None, reverse: bool = False
-) -> Conversion:
+    source: Path, target: Path, model: str, family: Family, alpha: float | None = None, reverse: bool = False,
+    keys: str | None = None,
+) -> Conversion:  # fmt: skip
     """Converts `source`, a slider of another program or of this one, of a known algorithm, to `target`.
 
     model: the one that it is for, of which no weights are loaded. alpha: used where the file contains none. reverse:
-    negates the slider. Raises InputError if `source` cannot be converted.
+    negates the slider. keys: program for whose names `target` is written, one of `family.namings`; None: for web UIs and this
+    one. Raises InputError if `source` cannot be converted.
     """
+    if keys is not None and keys not in family.namings:
+        raise InputError(
+            f"--keys: {keys} has no names of its own for {family.facts.title}, whose slider files all programs read: leave it out."
+        )
     file = open_weights(source, f"{source}:")
     tensors, metadata = file.read_all(), file.metadata
     check_values(source, tensors.items())
@@ -64,7 +73,10 @@ def convert(
     if reverse:
         found = {module: algorithm.scaled(parts, -1.0) for module, parts in found.items()}
     known = _metadata(source, target, metadata, fitted.network, family, reverse)
-    save_slider(target, by_key(found, family), known, family)
+    if keys is None:
+        save_slider(target, by_key(_by_file_key(found, family), family), known, family)
+    else:
+        save_tensors(target, _named(keys, found, fitted.network.algo, family), known)
     return Conversion(_described(fitted), notes)
 
 
@@ -75,14 +87,21 @@ def _fit(
     denoiser = family.weightless_denoiser(model)
     layers = find_layers(path, tensors, metadata, denoiser, family)
     algo = _algorithm(path, layers.modules)
-    modules = {name: _prepared(path, name, denoiser, parts) for name, parts in layers.modules.items()}
-    known = layers.of_processors or spelling_of(family).folds_gain
-    _add_alphas(path, modules, algo, alpha, known)
+    known_layers = reachable_layers(denoiser)
+    modules = {name: _prepared(path, name, known_layers.get(name), parts) for name, parts in layers.modules.items()}
+    _add_alphas(path, modules, algo, alpha, layers.of_processors or family.alpha_is_rank)
+    if other := modules.keys() - known_layers.keys():
+        if algo != LORA:
+            raise InputError(
+                f"{path}: {min(other)} has another form in {family.facts.title}'s files, in which only {LORA} can be written, and "
+                f"this is {algo}: use the file as it is."
+            )
+        modules = in_form_of(path, modules, denoiser, family)
     found = {}
     for name, parts in modules.items():
         written = ALGORITHMS[algo].for_files(parts, denoiser.get_submodule(name))
-        found[family.file_key(name)] = {part: w.float() if part == ALPHA else w for part, w in written.items()}
-    shapes = shapes_of(found)
+        found[name] = {part: w.float() if part == ALPHA else w for part, w in written.items()}
+    shapes = shapes_of(_by_file_key(found, family))
     network = stored_settings(metadata)
     with suppress(InputError):
         if network is not None and network.algo == algo:
@@ -108,15 +127,39 @@ def _algorithm(path: Path, modules: dict[str, Module]) -> str:
     return next(iter(found))
 
 
-def _prepared(path: Path, name: str, denoiser: nn.Module, parts: Module) -> Module:
-    """Parts as this project writes them: some programs write a linear layer's weights as 1×1 convolutions, or in 8 bits."""
+def _by_file_key(modules: dict[str, Module], family: Family) -> dict[str, Module]:
+    """{path of a layer: its parts} → {prefix of a layer's keys in a slider file: its parts}."""
+    return {family.file_key(name): parts for name, parts in modules.items()}
+
+
+def _named(keys: str, modules: dict[str, Module], algo: str, family: Family) -> dict[str, Tensor]:
+    """{path of a layer: its parts} → {key of the program `keys`: tensor}. Raises InputError for other algorithms than LoRA."""
+    if algo != LORA:
+        raise InputError(f"--keys: {keys} is for {LORA}, and this slider is {algo}: leave it out.")
+    naming, joined = family.namings[keys], joined_layers(modules, family)
+    if naming.separate:
+        for whole in joined.keys() & modules.keys():
+            count = len(joined[whole])
+            modules = {**modules, **dict(zip(joined[whole], parted(modules[whole], count), strict=True))}
+            del modules[whole]
+    spelling, found = SPELLINGS[naming.spelling], {}
+    for name, parts in modules.items():
+        found |= {f"{naming.key(name)}.{part}": tensor.contiguous() for part, tensor in spelling.written(parts).items()}
+    return found
+
+
+def _prepared(path: Path, name: str, layer: nn.Module | None, parts: Module) -> Module:
+    """Parts as this project writes them: some programs write a linear layer's weights as 1×1 convolutions, or in 8 bits.
+
+    layer: None for one that the denoiser has in another form, which is linear.
+    """
     found = {}
     for part, weight in parts.items():
         shape = tuple(weight.shape)
         if part == ALPHA and weight.numel() == 1 and not weight.is_complex():
             found[part] = weight.reshape(()).double()
         elif part != ALPHA and weight.ndim >= 2 and weight.numel() and weight.is_floating_point():
-            flat = weight.flatten(1) if isinstance(denoiser.get_submodule(name), nn.Linear) else weight
+            flat = weight if isinstance(layer, nn.Conv2d) else weight.flatten(1)
             found[part] = (flat if flat.dtype in KEPT else flat.float()).contiguous()
         else:
             raise InputError(
@@ -151,7 +194,7 @@ def _add_alphas(path: Path, modules: dict[str, Module], algo: str, alpha: float 
 
 def _described(fitted: Fitted) -> str:
     """`c3lier noxattn, *.proj_in and 2 other patterns: lora rank 4 alpha 2, 366 layers`"""
-    network, count = fitted.network, len(fitted.layers.modules)
+    network, count = fitted.network, len(fitted.modules)
     choice = f"{network.type} {network.training_method}"
     if network.include:
         first, *others = (item.pattern for item in network.include)
@@ -164,11 +207,16 @@ def _notes(fitted: Fitted, alpha: float | None) -> Iterator[str]:
     layers, algorithm = fitted.layers, ALGORITHMS[fitted.network.algo]
     if layers.text_encoders:
         yield (
-            f"{layers.text_encoders} keys are for text encoders and were left out, because a slider changes only the UNet: it does "
-            "less than the original, if that was trained with them."
+            f"{layers.text_encoders} keys are for text encoders and were left out, because a slider changes no text encoder: it "
+            "does less than the original, if that was trained with them."
         )
     if layers.of_processors and alpha is None:
         yield "it is of diffusers' attention processors, which apply no alpha, so alpha is the rank: otherwise give --alpha."
+    before, after = (
+        a.keys() - b.keys() for a, b in ((layers.modules, fitted.modules), (fitted.modules, layers.modules))
+    )
+    if before:
+        yield f"{len(before)} adaptors of query, key and value are written as {len(after)} that compute the same."
     if all(algorithm.is_zero(parts) for parts in fitted.modules.values()):
         yield "all its weights are zero where that matters, so it changes nothing at any multiplier: was it trained at all?"
 

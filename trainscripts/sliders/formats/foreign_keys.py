@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from sliders.adaptors import ALGORITHMS
 from sliders.adaptors.base import ALPHA
+from sliders.formats.joined_layers import joined_layers
 from sliders.formats.spelling import Module
 from sliders.models import Family
 from sliders.models.layers import reachable_layers
@@ -25,20 +27,24 @@ PARTS = {  # end of a key → our name of the part
     **{f".{end}.weight": "lora_up.weight" for end in ("lora_B", "lora_B.default", "lora.up")},
     **{PROCESSOR.format(end): f"lora_{end}.weight" for end in ("down", "up")},
 }
-PREFIXES = ("lora_unet_", "lycoris_", "unet_", "diffusion_model_", "model_diffusion_model_", "base_model_model_")
+PREFIXES = (
+    "lora_unet_", "lora_transformer_", "lycoris_", "unet_", "diffusion_model_", "model_diffusion_model_", "base_model_model_",
+)  # fmt: skip
 TEXT_ENCODER = re.compile(
     r"(base_model\.model\.)?((lora|lycoris)_te\d?_|te\d?[._]|text_encoders?(_\d)?[._]|cond_stage_model[._]|conditioner[._]|clip_[lgh][._])"
     r"|.*[._]text_model[._]"
 )
 PEFT_METADATA = "lora_adapter_metadata"  # diffusers' key of PEFT's configuration
+DENOISERS = ("unet.", "transformer.")  # begin the keys in it for these parts of a pipeline
 PEFT_STEM, PEFT_CONFIG = "adapter_model", "adapter_config.json"  # PEFT's own files
 
 
 @dataclass(frozen=True)
 class Layers:
-    """What a file contains for the layers of a UNet."""
+    """What a file contains for the layers of a denoiser."""
 
-    modules: dict[str, Module]  # {path in diffusers' UNet: parts}, alpha included where the file states it
+    # {path in diffusers' denoiser, of a layer that may be joined otherwise there: parts}, alpha included where the file states it
+    modules: dict[str, Module]
     text_encoders: int  # number of keys for text encoders
     of_processors: bool  # whether they are of diffusers' attention processors, which apply no alpha: the gain is 1
 
@@ -74,18 +80,28 @@ def _strange(unknown: list[str], keys: int, text: int) -> str:
     if not unknown and text:
         what = f"all its {text} keys are for text encoders,"
     return (
-        f"{what} not part of a {either(ALGORITHMS)} of the layers in the UNet's blocks: only such sliders can be converted, with "
+        f"{what} not part of a {either(ALGORITHMS)} of the layers in the model's blocks: only such sliders can be converted, with "
         "their kind of model as --family."
     )
 
 
 def _module_names(denoiser: nn.Module, family: Family) -> dict[str, str]:
-    """{name of a layer, in any spelling, with underscores for dots: its path in diffusers' UNet}."""
-    found = {}
-    for path in reachable_layers(denoiser):
+    """{name of a layer, in any spelling and form, with underscores for dots: its path in diffusers' denoiser}."""
+    found, layers = {}, reachable_layers(denoiser)
+    for path in layers:
         of_processor = path.removesuffix(".0") if path.endswith(".to_out.0") else path
         found |= {spelling.replace(".", "_"): path for spelling in (*family.spellings(path), of_processor)}
+    for whole, parts in joined_layers(layers, family).items():
+        ours, others = (whole, parts) if whole in layers else (parts[0], (whole,))
+        for path in others:
+            found |= {name.replace(".", "_"): path for name in _renamed(family.spellings(ours), ours, path)}
     return found
+
+
+def _renamed(spellings: Iterable[str], path: str, other: str) -> Iterator[str]:
+    """The spellings of a layer → those of the `other` beside it, where they end in the layer's own name."""
+    name, others = (p.rpartition(".")[2] for p in (path, other))
+    yield from (s.removesuffix(name) + others for s in spellings if s.endswith(f".{name}"))
 
 
 def _bare(key: str) -> str:
@@ -116,7 +132,7 @@ def _peft_config(path: Path, metadata: dict[str, str]) -> dict:
             text = path.with_name(PEFT_CONFIG).read_text(encoding="utf-8")
         config = json.loads(text or "{}")
         if isinstance(config, dict):
-            own = {key.removeprefix("unet."): value for key, value in config.items() if key.startswith("unet.")}
+            own = {key.partition(".")[2]: value for key, value in config.items() if key.startswith(DENOISERS)}
             return own or config
     return {}
 

@@ -20,7 +20,7 @@ MOST = 4096  # of network.rank
 
 
 def settings_for(path: Path, denoiser: nn.Module, modules: dict[str, Module], algo: str) -> Network:
-    """{path of a layer: parts} → settings: a type and method for as many layers as possible, patterns for the others.
+    """{path of a layer: parts} → settings: a type and method for as many layers as possible, patterns for the rest.
 
     Raises InputError, naming `path`, if ranks are impossible. Whether sizes are the model's is for `check_fit`.
     """
@@ -32,16 +32,20 @@ def settings_for(path: Path, denoiser: nn.Module, modules: dict[str, Module], al
     network, usual = _most_common(denoiser, modules, Network(algo=algo, alpha=max(alphas, default=1.0)), ranks)
     known = architecture_of(denoiser)
     methods = {(t, m): select_layers(denoiser, t, m).keys() for t in known.adapted for m in known.methods}
-    fitting = {choice: layers for choice, layers in methods.items() if layers <= modules.keys()}  # one has none
-    kind, method = max(fitting, key=lambda choice: len(fitting[choice]))
-    chosen, reachable = fitting[kind, method], list(reachable_layers(denoiser))
+    # most layers, but first of all none that would have to be excluded: a UNet's methods include one that has none
+    kind, method = max(methods, key=lambda choice: (-len(methods[choice] - modules.keys()), len(methods[choice])))
+    chosen, reachable = methods[kind, method] & modules.keys(), list(reachable_layers(denoiser))
+    exclude = _covering(
+        [name for name in reachable if name in methods[kind, method] - chosen], {*reachable} - modules.keys(), reachable
+    )
     more = [name for name in reachable if name in usual - chosen]
     include = [LayerPattern(pattern=p) for p in _covering(more, usual, reachable)]
     unusual = [name for name in reachable if name in modules.keys() - usual]
     for rank in dict.fromkeys(ranks[name] for name in unusual):
         same = [name for name in unusual if ranks[name] == rank]
         include += [LayerPattern(pattern=p, rank=rank) for p in _covering(same, set(same), reachable)]
-    return network.model_copy(update={"type": kind, "training_method": method, "include": tuple(include)})
+    chosen_by = {"type": kind, "training_method": method, "include": tuple(include), "exclude": tuple(exclude)}
+    return network.model_copy(update=chosen_by)
 
 
 def _most_common(

@@ -63,10 +63,20 @@ def save_slider(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]
 
     Raises OSError if the file cannot be written or reads back differently; `path` is then unchanged.
     """
+    unknown = sorted(by_module(tensors, family).keys() - family.file_keys())
+    if unknown:
+        raise RuntimeError(
+            f"{path}: {len(unknown)} modules are not in {family.facts.title}, so web UIs would not load them: {unknown[:3]}"
+        )
+    save_tensors(path, tensors, metadata)
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """The same for tensors with any keys."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as temporary:
         temporary.write_bytes(serialize(tensors, metadata))
-        _check_written(temporary, tensors, family)
+        _check_written(temporary, tensors)
 
 
 def serialize(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
@@ -104,12 +114,7 @@ def add_metadata(path: Path, metadata: dict[str, str]) -> None:
         temporary.write_bytes(content)
 
 
-def _check_written(path: Path, tensors: dict[str, Tensor], family: Family) -> None:
-    unknown = sorted(by_module(tensors, family).keys() - family.file_keys())
-    if unknown:
-        raise RuntimeError(
-            f"{path}: {len(unknown)} modules are not in {family.facts.title}, so web UIs would not load them: {unknown[:3]}"
-        )
+def _check_written(path: Path, tensors: dict[str, Tensor]) -> None:
     try:
         with safe_open(path, framework="pt") as file:
             same = set(file.keys()) == set(tensors) and all(

@@ -1,5 +1,6 @@
 """How slider files name the tensors of a layer. `Family.spelling` says which of the SPELLINGS the family's programs read."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -29,6 +30,8 @@ class Spelling:
         """A layer's parts as files have them."""
         if self.folds_gain and LoRA.is_complete(parts):
             gain = float(parts[ALPHA]) / _rank(parts)
+            if math.frexp(gain)[0] != 0.5:  # no power of two: the products would be rounded to the file's precision
+                parts = {**parts, "lora_up.weight": parts["lora_up.weight"].float()}
             parts = {part: t for part, t in LoRA.scaled(parts, gain).items() if part != ALPHA}
         return {self.names.get(part, part): tensor for part, tensor in parts.items()}
 

@@ -2,8 +2,9 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from diffusers import SchedulerMixin
@@ -134,14 +135,33 @@ def to_picture(output: Tensor) -> Tensor:
     return (output.float() / 2 + 0.5).clamp(0, 1)
 
 
-def fingerprint(*modules: nn.Module) -> str:
-    """SHA-256 of a few values of each weight, rounded to bfloat16: equal for float32 and bfloat16 copies of a model."""
-    digest = hashlib.sha256()
-    for name, weight in (named for module in modules for named in module.named_parameters()):
+def sampled(weights: Iterable[tuple[str, Tensor]]) -> Iterator[bytes]:
+    """A few values of each weight, rounded to bfloat16: equal for float32 and bfloat16 copies of a model. Input of `digest`."""
+    for name, weight in weights:
         flat = weight.detach().flatten()
         values = flat[:: max(1, len(flat) // SAMPLED)][:SAMPLED].to("cpu", torch.bfloat16)
-        digest.update(f"{name} {tuple(weight.shape)} {values.tolist()}".encode())
-    return digest.hexdigest()
+        yield f"{name} {tuple(weight.shape)} {values.tolist()}".encode()
+
+
+def digest(samples: Iterable[bytes]) -> str:
+    """SHA-256 of all `samples` together."""
+    found = hashlib.sha256()
+    for sample in samples:
+        found.update(sample)
+    return found.hexdigest()
+
+
+@dataclass(frozen=True)
+class Naming:
+    """How another program names layers and their parts in its files.
+
+    key: module path → what the keys of its parts begin with. spelling: key of formats.spelling.SPELLINGS. separate: whether
+    its files have `Family.joined` layers apart.
+    """
+
+    key: Callable[[str], str]
+    spelling: str
+    separate: bool = False
 
 
 class Family(ABC):
@@ -149,11 +169,20 @@ class Family(ABC):
 
     facts: Facts
     spelling: str = "kohya"  # key of formats.spelling.SPELLINGS
+    alpha_is_rank: bool = False  # whether all programs take an alpha that a file lacks to be the rank
+    # {last name of a layer: those of the layers beside it whose outputs it computes, one behind the other}, if the denoiser
+    # has one form and other programs the other
+    joined: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    namings: ClassVar[Mapping[str, Naming]] = {}  # of programs that do not read all of the family's slider files
     samplers: tuple[str, ...] = ()  # keys of schema.SAMPLERS that its models can use instead of their own scheduler
 
     def variant(self, settings: PretrainedModel) -> "Family":
         """The family itself, or the one of its versions that the settings ask for."""
         return self
+
+    def is_distilled(self, settings: PretrainedModel) -> bool:
+        """Whether the model is known, before it is loaded, to be step-distilled. Raises InputError for an unreadable folder."""
+        return False
 
     def check_settings(self, settings: Settings) -> None:
         """Raises InputError for settings that this family does not support."""

@@ -1,7 +1,8 @@
 """A loaded diffusers pipeline as a `Model`."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import ClassVar
 
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 
 from sliders.compute.device import place
 from sliders.config.families import Facts
-from sliders.models.base import Model, PromptEmbeds, fingerprint
+from sliders.models.base import Model, PromptEmbeds, digest, sampled
 from sliders.models.objective import Objective
 
 
@@ -45,8 +46,14 @@ class PipelineModel(Model):
         self.pipe.scheduler = scheduler
 
     def fingerprint(self) -> str:
-        modules = (self.denoiser, self.pipe.vae, *(getattr(self.pipe, name) for name in self.encoders))
-        return fingerprint(*(module for module in modules if module is not None))  # a random SDXL has no encoders
+        parts = (self.denoiser.named_parameters(), self.pipe.vae.named_parameters())
+        return digest(chain.from_iterable((*map(sampled, parts), self._sampled_encoders())))
+
+    def _sampled_encoders(self) -> Iterable[bytes]:
+        """`sampled` of the text encoders."""
+        modules = (getattr(self.pipe, name) for name in self.encoders)
+        named = (module.named_parameters() for module in modules if module is not None)  # a random SDXL has none
+        return sampled(chain.from_iterable(named))
 
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str], device: str) -> dict[str, PromptEmbeds]:

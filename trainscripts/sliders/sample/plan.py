@@ -120,6 +120,8 @@ def _notes(settings: SampleSettings, family: Family, groups: list[Group]) -> Ite
     if is_gpu_missing(settings.device):
         full_size = family.is_full_size(settings.model.name_or_path)
         yield why_no_gpu("makes the pictures", full_size, family.facts.title)
+    if settings.guidance not in (None, 1) and family.is_distilled(settings.model):
+        yield f"--guidance: {settings.guidance:g} has no effect, because {settings.model.name_or_path} is step-distilled."
     if plain := web_ui_syntax([*(g.text for g in groups), settings.negative]):
         shown = ", ".join(plain[:4]) + (" …" if len(plain) > 4 else "")
         yield f"prompt weights, schedules, BREAK and AND are read as plain text here, unlike in a web UI: {shown}."
@@ -189,11 +191,17 @@ def _sampling(settings: SampleSettings, metadata: dict[str, str], device: str, f
     for flag, size in (("--width", width), ("--height", height)):
         if size % multiple:
             raise InputError(f"{flag}: {size} is not a multiple of {multiple}: use {size // multiple * multiple}.")
+    usual = family.facts.pictures_of(family.is_distilled(settings.model))
+    steps = settings.steps or usual.steps
+    if settings.from_step >= steps:
+        raise InputError(
+            f"--from_step: {settings.from_step} is not below {steps}, the model's usual --steps: lower it."
+        )
     return Sampling(
         width=width,
         height=height,
-        steps=settings.steps,
-        guidance=settings.guidance,
+        steps=steps,
+        guidance=settings.guidance or usual.guidance,
         sampler=settings.sampler,
         from_step=settings.from_step,
         batch_size=settings.batch_size or rows_within(pixels_per_batch(device), width, height),

@@ -9,6 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sliders.adaptors.network import AdaptorNetwork
+from sliders.config.families import Pictures
 from sliders.config.schema import Preview, Settings
 from sliders.data.contract import Checked
 from sliders.data.dataset import ScaleFolders
@@ -123,12 +124,25 @@ class Previews:
         rows = settings.prompts * (settings.seeds if last else 1)
         jobs = [(embeds[prompt], settings.seed + row) for row, prompt in enumerate(rows)]
         multipliers = self._multipliers if last else self._shown
-        guidance = settings.guidance or self._settings.prompts[0].guidance_scale
+        guidance = settings.guidance or self._usual_guidance()
         graph = other.cuda_graph != "off" and other.torch_compile != "full"  # which would compile the capture itself
-        sampling = preview_sampling(*self._size, settings.steps, guidance, decode_on_cpu, graph)
+        sampling = preview_sampling(*self._size, self._steps, guidance, decode_on_cpu, graph)
         with sampling_from(self._model, self._network, self._device):
             negative = self._model.negative("", embeds)
             return sample_grid(self._model, self._network, jobs, negative, multipliers, sampling)
+
+    @property
+    def _steps(self) -> int:
+        return self._settings.preview.steps or self._usual.steps
+
+    @property
+    def _usual(self) -> Pictures:
+        return self._model.facts.pictures_of(self._model.distilled)
+
+    def _usual_guidance(self) -> float:
+        """What the first prompt set says, or what the model is usually sampled with."""
+        first = self._settings.prompts[0]
+        return first.guidance_scale if "guidance_scale" in first.model_fields_set else self._usual.preview_guidance
 
     def grid(self, pictures: Tensor) -> Image.Image:
         """The first row of each prompt, at the multipliers that the settings ask for, as one labelled picture."""
@@ -154,7 +168,7 @@ class Previews:
             for first, prompt in enumerate(settings.prompts)
         ]
         width, height = self._size
-        facts = {"size": f"{width} × {height} px", "sampler": f"{settings.steps} steps"}
+        facts = {"size": f"{width} × {height} px", "sampler": f"{self._steps} steps"}
         return Page(f"Slider {stem}", width, height, sections, facts, "", [measured(stem, card)] if card else ()), card
 
     def _card(self, pictures: Tensor, multipliers: list[float]) -> Card | None:

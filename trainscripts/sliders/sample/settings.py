@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from sliders.config.families import DEFAULT_FAMILY, FAMILIES, SD2
+from sliders.config.families import DEFAULT_FAMILY, FAMILIES, SD2, Facts
 from sliders.config.fields import Number, SavePrecision, Section, Whole
 from sliders.config.flags import (
     Parser,
@@ -54,8 +54,8 @@ class SampleSettings(Section):
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**63)], ...]
     width: Pixels | None  # px; None: the size the slider was trained at
     height: Pixels | None
-    steps: Annotated[Whole, Field(ge=1, le=1000)]
-    guidance: Annotated[Number, Field(ge=1, le=100)]
+    steps: Annotated[Whole, Field(ge=1, le=1000)] | None  # None: the model's usual number
+    guidance: Annotated[Number, Field(ge=1, le=100)] | None  # the same
     sampler: Literal[tuple(SAMPLERS)] | None  # None: the model's own scheduler
     from_step: Annotated[Whole, Field(ge=0)]
     batch_size: Annotated[Whole, Field(ge=1)] | None  # pictures; None: what the GPU's memory allows
@@ -70,7 +70,7 @@ class SampleSettings(Section):
 
     @model_validator(mode="after")
     def _joins_in_time(self) -> "SampleSettings":
-        if self.from_step >= self.steps:
+        if self.steps is not None and self.from_step >= self.steps:
             raise ValueError(f"--from_step: {self.from_step} is not below --steps ({self.steps}): lower it")
         return self
 
@@ -114,7 +114,7 @@ def _add_flags(parser: Parser, family: str, out: str) -> None:
     """All but those that name the sliders. out: the default of --out, in words."""
     _add_model(parser, family)
     _add_what(parser)
-    _add_how(parser)
+    _add_how(parser, FAMILIES[family][0])
     add = parser.add_argument_group("the run").add_argument
     add("--out", type=path, metavar="DIR", help=f"folder for the pictures and the page (default: {out})")
     add("--overwrite", action="store_true", help="write into a folder that already contains files (default: refuse)")
@@ -155,12 +155,17 @@ def _add_what(parser: Parser) -> None:
         help=f"one row of pictures per seed (default: {DEFAULT_SEEDS})")  # fmt: skip
 
 
-def _add_how(parser: Parser) -> None:
+def _add_how(parser: Parser, facts: Facts) -> None:
     add = parser.add_argument_group("sampling").add_argument
     add("--width", type=whole, metavar="PX", help="default: the size the slider was trained at")
     add("--height", type=whole, metavar="PX", help="default: the same")
-    add("--steps", type=whole, default=30, metavar="N", help="default: 30")
-    add("--guidance", type=number, default=5.0, metavar="X", help="classifier-free guidance (default: 5; 1: off)")
+    usual, fast = facts.pictures, facts.distilled
+    few, none = (
+        (f", step-distilled models: {fast.steps}", f", step-distilled models: {fast.guidance:g}") if fast else ("", "")
+    )
+    add("--steps", type=whole, metavar="N", help=f"default: {usual.steps}{few}")
+    add("--guidance", type=number, metavar="X",
+        help=f"classifier-free guidance (default: {usual.guidance:g}{none}; 1: off)")  # fmt: skip
     add("--sampler", metavar="NAME", help=f"{', '.join(SAMPLERS)} (default: the model's own)")
     add("--from_step", type=whole, default=0, metavar="N",
         help="run N steps before the slider joins, which keeps the picture's layout (default: 0)")  # fmt: skip

@@ -22,12 +22,13 @@ LONGEST_PATH = 259  # characters, on Windows by default (not verified on Windows
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path, shared: bool = False) -> Iterator[Path]:
     """Yields a temporary path beside `path` to write to. On success it is renamed to `path`, otherwise removed.
 
-    The file is synced to disk before it is renamed, and its folder before this returns. Raises OSError.
+    The file is synced to disk before it is renamed, and its folder before this returns. shared: whether other processes may
+    write `path` at the same time. Raises OSError.
     """
-    temporary = path.with_name(path.name + TEMPORARY)
+    temporary = path.with_name(f"{path.name}{f'.{os.getpid()}' if shared else ''}{TEMPORARY}")
     try:
         yield temporary
         _sync(temporary, os.O_RDWR | BINARY)

@@ -19,6 +19,7 @@ from sliders.system.errors import InputError
 class FlowFamily(Family):
     """Subclasses name the layers, and say what is remarkable."""
 
+    alpha_is_rank = True
     kind: ClassVar[Kind]
     model: ClassVar[type[FlowModel]]
     narrow: ClassVar[Callable[[], DiffusionPipeline]]  # builds the model `tiny`
@@ -40,9 +41,10 @@ class FlowFamily(Family):
             pipe = self.narrow()
             pipe.transformer.to(dtype)
             pipe.text_encoder.to(dtype)
+            encoder = None
         else:
-            pipe = load_pipeline(settings, self.kind, dtype)
-        return self.model(self.facts, pipe, settings.name_or_path, dtype)
+            pipe, encoder = load_pipeline(settings, self.kind, dtype)
+        return self.model(self.facts, pipe, settings.name_or_path, dtype, encoder)
 
     def weightless_denoiser(self, name_or_path: str) -> nn.Module:
         return self.kind.build_adapted(transformer_config(name_or_path, self.kind))

@@ -17,6 +17,7 @@ from torch import nn
 from sliders.compute.device import refuse_nonfinite
 from sliders.config.schema import PretrainedModel
 from sliders.models.flow.kinds import Kind
+from sliders.models.flow.text_encoder import StoredEncoder
 from sliders.models.folders import hub_folder, part_config, part_weights, read_json
 from sliders.models.places import HUB_ID, TINY, loading, place_of
 from sliders.system.errors import InputError
@@ -157,8 +158,11 @@ def transformer_config(name_or_path: str, kind: Kind) -> Mapping[str, Any]:
     return part_config(path, "transformer", name_or_path) if path.is_dir() else kind.usual
 
 
-def load_pipeline(settings: PretrainedModel, kind: Kind, dtype: torch.dtype) -> DiffusionPipeline:
-    """From a hub id, a folder or a file, on the CPU, its VAE in float32, the rest in `dtype`. Raises InputError."""
+def load_pipeline(settings: PretrainedModel, kind: Kind, dtype: torch.dtype) -> tuple[DiffusionPipeline, StoredEncoder]:
+    """From a hub id, a folder or a file, on the CPU, its VAE in float32, its transformer in `dtype`. Raises InputError.
+
+    The text encoder is left to be loaded.
+    """
     place, source = place_of(settings), check_source(settings, kind)
     folder, parts = source.folder, {}
     if source.file is not None:
@@ -171,10 +175,11 @@ def load_pipeline(settings: PretrainedModel, kind: Kind, dtype: torch.dtype) -> 
         inspect_folder(folder, kind, place)
     dtypes = {"default": dtype, "vae": torch.float32}
     with loading("pipeline", place):
+        parts |= {"text_encoder": None}
         pipe = kind.pipeline.from_pretrained(str(folder), local_files_only=True, dtype=dtypes, **parts)
     # the others are checked where they are placed
     refuse_nonfinite(pipe.vae, {name: p.isfinite().all() for name, p in pipe.vae.named_parameters()})
-    return pipe
+    return pipe, StoredEncoder(Path(folder), kind, dtype, place)
 
 
 def _read_transformer(

@@ -1,12 +1,14 @@
 """The modules of diffusers' Flux2Transformer2DModel, and the form of it that is adapted."""
 
+import itertools
+
 from diffusers import Flux2Transformer2DModel
 from torch import Tensor
 
 from sliders.models.architecture import Architecture
 from sliders.models.flux2.latents import to_maps
 
-SEPARATE = ("to_q", "to_k", "to_v", "add_q_proj", "add_k_proj", "add_v_proj")
+JOINED = {"to_qkv": ("to_q", "to_k", "to_v"), "to_added_qkv": ("add_q_proj", "add_k_proj", "add_v_proj")}
 TEXT_STREAM = ("to_added_qkv", "to_add_out")  # layers of a double block's attention that read or write text alone
 
 MIXED = "image and prompt are read by the same attention layers"
@@ -20,7 +22,7 @@ def join_projections(transformer: Flux2Transformer2DModel) -> Flux2Transformer2D
     """
     for block in transformer.transformer_blocks:
         block.attn.fuse_projections()
-        for name in SEPARATE:
+        for name in itertools.chain(*JOINED.values()):
             if hasattr(block.attn, name):
                 delattr(block.attn, name)
     return transformer

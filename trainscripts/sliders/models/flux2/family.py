@@ -1,24 +1,35 @@
 """FLUX.2 [klein] 4B as a model family."""
 
-import re
-from pathlib import Path
+from typing import ClassVar
 
 from sliders.config.families import KLEIN
-from sliders.config.schema import Settings
+from sliders.config.schema import PretrainedModel, Settings
+from sliders.models.base import Naming
 from sliders.models.flow.family import FlowFamily
+from sliders.models.flux2.architecture import JOINED
 from sliders.models.flux2.keys import file_key, klein_file_keys, original_name
-from sliders.models.flux2.kind import KLEIN_KIND
+from sliders.models.flux2.kind import KLEIN_KIND, is_distilled
 from sliders.models.flux2.model import Klein
 from sliders.models.flux2.narrow import build_narrow_klein
-from sliders.models.folders import read_json
+
+UNSPLIT = ("glora", "full")  # algorithms of which SD.Next cannot apply a part of the rows
 
 
 class KleinFamily(FlowFamily):
     facts, kind, model, narrow = KLEIN, KLEIN_KIND, Klein, staticmethod(build_narrow_klein)
+    joined = JOINED
+    namings: ClassVar = {
+        "diffusers": Naming(lambda module: f"transformer.{module}", "peft", separate=True),
+        "ai-toolkit": Naming(lambda module: f"diffusion_model.{original_name(module)}", "peft"),
+        "musubi-tuner": Naming(file_key, "kohya"),
+    }
+
+    def is_distilled(self, settings: PretrainedModel) -> bool:
+        return is_distilled(settings.name_or_path)
 
     def remarks(self, settings: Settings) -> list[str]:
         model, network, found = settings.pretrained_model, settings.network, []
-        if is_distilled(model.name_or_path):
+        if self.is_distilled(model):
             found.append(
                 f"{model.name_or_path} is step-distilled, which training undoes: train on {KLEIN.example}, and use the slider on either."
             )
@@ -28,7 +39,8 @@ class KleinFamily(FlowFamily):
                 "with attention; and InvokeAI takes a file without feed-forward layers of the double blocks for one of FLUX.1."
             )
         if network.algo != "lora":
-            found.append(f"network.algo: {network.algo}: diffusers reads only lora of this model's files.")
+            also = ", and SD.Next skips query, key and value of the double blocks" if network.algo in UNSPLIT else ""
+            found.append(f"network.algo: {network.algo}: diffusers reads only lora of this model's files{also}.")
         return found
 
     def file_key(self, module: str) -> str:
@@ -46,14 +58,6 @@ class KleinFamily(FlowFamily):
             "modelspec.architecture": "Flux.2-klein-4b/lora",  # as Musubi Tuner writes
             "modelspec.implementation": "https://github.com/black-forest-labs/flux2",
         }
-
-
-def is_distilled(name_or_path: str) -> bool:
-    """Whether a model is known to be the step-distilled one: a folder says so, of a hub id only the usual name is known."""
-    path = Path(name_or_path)
-    if path.is_dir():
-        return bool(read_json(path / "model_index.json", name_or_path).get("is_distilled"))
-    return re.fullmatch(r"[\w.-]+/FLUX\.2-klein-4B", name_or_path, re.IGNORECASE) is not None
 
 
 KLEIN_FAMILY = KleinFamily()

@@ -10,7 +10,9 @@ from torch import Tensor
 from sliders.config.families import Facts
 from sliders.models.base import AfterStep, Conditioning, Geometry, PromptEmbeds, to_picture
 from sliders.models.flow.model import TEXT_LENGTH, FlowModel
+from sliders.models.flow.text_encoder import StoredEncoder
 from sliders.models.flux2.architecture import join_projections
+from sliders.models.flux2.kind import is_distilled
 from sliders.models.flux2.latents import image_places, patched, text_places, to_maps, to_tokens, unpatched
 
 
@@ -21,13 +23,17 @@ class Klein(FlowModel):
 
     thinking = False
 
-    def __init__(self, facts: Facts, pipe: Flux2KleinPipeline, name: str, dtype: torch.dtype | None = None):
+    def __init__(
+        self, facts: Facts, pipe: Flux2KleinPipeline, name: str, dtype: torch.dtype | None = None,
+        stored: StoredEncoder | None = None,
+    ):  # fmt: skip
         join_projections(pipe.transformer)
-        super().__init__(facts, pipe, name, dtype)
+        super().__init__(facts, pipe, name, dtype, stored)
+        self._distilled = pipe.config.is_distilled or is_distilled(name)
 
     @property
     def distilled(self) -> bool:
-        return self.pipe.config.is_distilled
+        return self._distilled
 
     @torch.no_grad()
     def encode_image(self, image: Image.Image) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,8 @@ from torch import Tensor
 from sliders.models.architecture import Architecture
 from sliders.models.zimage.transformer import PATCH
 
-LAYERS = "layers."  # before these, refiners read image and prompt alone; older web UIs know no LoRA of those
+LAYERS = "layers."
+REFINERS = ("noise_refiner.", "context_refiner.")  # before the layers, they read image and prompt alone
 
 MIXED = "image and prompt are read by the same attention layers"
 NO_MIDDLE = "its blocks have no bottleneck, in whose middle h-space is"
@@ -20,7 +21,7 @@ def _image_of(output: Tensor, size: tuple[int, int]) -> Tensor:
 ZIMAGE = Architecture(
     adapted={"lierla": ("Attention",), "c3lier": ("Attention", "FeedForward")},
     methods={"full": lambda block, layer: block.startswith(LAYERS)},
-    inside=(LAYERS,),
+    inside=(LAYERS, *REFINERS),
     compiled=("ZImageTransformerBlock",),
     quantized=f".{LAYERS}",  # refiners, embedders and the output stay in high precision
     blocks=lambda transformer: [*transformer.layers[::3]],

@@ -1,7 +1,10 @@
 """Z-Image as a model family."""
 
+from typing import ClassVar
+
 from sliders.config.families import ZIMAGE
-from sliders.config.schema import Settings
+from sliders.config.schema import PretrainedModel, Settings
+from sliders.models.base import Naming
 from sliders.models.flow.family import FlowFamily
 from sliders.models.zimage.keys import file_key, zimage_file_keys
 from sliders.models.zimage.kind import ZIMAGE_KIND, is_turbo, shift_of
@@ -12,11 +15,20 @@ from sliders.models.zimage.narrow import build_narrow_zimage
 class ZImageFamily(FlowFamily):
     facts, kind, model, narrow = ZIMAGE, ZIMAGE_KIND, ZImage, staticmethod(build_narrow_zimage)
     spelling = "peft"
+    joined: ClassVar = {"qkv": ("to_q", "to_k", "to_v")}
+    namings: ClassVar = {
+        "diffusers": Naming(lambda module: f"transformer.{module}", "peft"),
+        "ai-toolkit": Naming(file_key, "peft"),
+        "musubi-tuner": Naming(lambda module: f"lora_unet_{module.replace('.', '_')}", "kohya"),
+    }
     kernels = FlowFamily.kernels | {"flash": "prompts of different lengths need a mask, which flash does not take"}
+
+    def is_distilled(self, settings: PretrainedModel) -> bool:
+        return is_turbo(settings.name_or_path, shift_of(settings.name_or_path))
 
     def remarks(self, settings: Settings) -> list[str]:
         name, algo, found = settings.pretrained_model.name_or_path, settings.network.algo, []
-        if is_turbo(name, shift_of(name)):
+        if self.is_distilled(settings.pretrained_model):
             found.append(
                 f"{name} is step-distilled, which training undoes: train on {ZIMAGE.example}, and use the slider on either, "
                 "or train on a copy that was made for training, such as De-Turbo."

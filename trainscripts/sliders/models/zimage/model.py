@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from sliders.config.families import Facts
 from sliders.models.base import AfterStep, Conditioning, Geometry, PromptEmbeds
 from sliders.models.flow.model import TEXT_LENGTH, FlowModel
+from sliders.models.flow.text_encoder import StoredEncoder
 from sliders.models.zimage.kind import is_turbo
 from sliders.models.zimage.transformer import MULTIPLE, stacked
 from sliders.system.errors import InputError
@@ -20,9 +21,12 @@ class ZImage(FlowModel):
 
     thinking = True
 
-    def __init__(self, facts: Facts, pipe: ZImagePipeline, name: str, dtype: torch.dtype | None = None):
+    def __init__(
+        self, facts: Facts, pipe: ZImagePipeline, name: str, dtype: torch.dtype | None = None,
+        stored: StoredEncoder | None = None,
+    ):  # fmt: skip
         pipe.transformer = stacked(pipe.transformer)
-        super().__init__(facts, pipe, name, dtype)
+        super().__init__(facts, pipe, name, dtype, stored)
 
     @property
     def distilled(self) -> bool:
