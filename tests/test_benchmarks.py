@@ -47,6 +47,11 @@ def test_bench_step_measures_other_algorithms(results):
     assert found["finite"] and found["moved"] > 0
 
 
+def test_bench_step_measures_flow_models(results):
+    (found,) = results("bench_step", "--family zimage --resolutions 64 --modes eager --steps 1")["results"]
+    assert found["finite"] and found["moved"] > 0 and found["flops"] > 1e6
+
+
 def test_bench_precision_compares_bfloat16_with_float32(results):
     """Without a GPU there are no kernels, so both kinds of bfloat16 steps are the same but for their attention."""
     found = results("bench_precision", "--resolutions 64 --steps 3")

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Self
 
 import torch
-from diffusers import Flux2Transformer2DModel, ModelMixin, ZImageTransformer2DModel
+from diffusers import ModelMixin, ZImageTransformer2DModel
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
@@ -29,7 +29,6 @@ from sliders.fast.attention import (
     plain_attentions,
 )
 from sliders.fast.blocks import fuse_blocks
-from sliders.fast.flux2_blocks import fuse_flux2
 from sliders.fast.frozen import frozen_kind
 from sliders.fast.kernel_support import can_fuse
 from sliders.fast.low_rank import FusedLoRA
@@ -38,7 +37,7 @@ from sliders.fast.weights import FastWeights
 from sliders.fast.zimage_blocks import fuse_zimage
 from sliders.models.base import Model
 
-TRANSFORMERS = {Flux2Transformer2DModel: fuse_flux2, ZImageTransformer2DModel: fuse_zimage}
+TRANSFORMERS = {ZImageTransformer2DModel: fuse_zimage}
 
 
 class FastPath:
