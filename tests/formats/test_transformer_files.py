@@ -219,6 +219,23 @@ def test_separate_layers_that_share_their_down_keep_their_rank(tmp_path):
     assert found[f"{key}.alpha"] == 4
 
 
+def test_a_converted_file_states_the_alpha_of_its_usual_rank(tmp_path, capsys):
+    """Query, key and value together have three times the rank, and the alpha, of the other layers."""
+    tensors = {}
+    for name, ((out, into), _, _) in KLEIN.items():
+        if name.startswith("single_") or name.rpartition("_")[2] in ("q", "k", "v"):
+            tensors |= {
+                f"transformer.{name}.{PEFT[0]}": torch.randn(4, into),
+                f"transformer.{name}.{PEFT[1]}": torch.randn(out, 4),
+            }
+    save_file(tensors, tmp_path / "a.safetensors")
+    assert convert(tmp_path / "a.safetensors", "flux2") == 0
+    assert "most of them 4 alpha 4, 5 layers" in capsys.readouterr().out
+    denoiser = FAMILIES["flux2"].weightless_denoiser("tiny").to_empty(device="cpu")
+    opened = open_slider(tmp_path / "a_converted.safetensors", denoiser, FAMILIES["flux2"])
+    assert sorted((a.rank, a.alpha) for a in opened.adaptors) == [(4, 4)] * 4 + [(12, 12)]
+
+
 LAYER = "transformer_blocks.0.attn.to_qkv"
 THIRDS = {name: f"transformer_blocks.0.attn.{name}" for name in ("to_q", "to_k", "to_v")}
 LORA = st.tuples(st.integers(1, 5), st.sampled_from([0.25, 0.3, 1.0, 2.0]), st.integers(0, 3))

@@ -28,8 +28,9 @@ def settings_for(path: Path, denoiser: nn.Module, modules: dict[str, Module], al
     if bad := [(rank, name) for name, rank in ranks.items() if rank is not None and not 1 <= rank <= MOST]:
         rank, name = bad[0]
         raise InputError(f"{path}: {name} has rank {rank}, and 1 to {MOST} can be used: get an undamaged file.")
-    alphas = [parts[ALPHA].item() for parts in modules.values() if ALPHA in parts]
-    network, usual = _most_common(denoiser, modules, Network(algo=algo, alpha=max(alphas, default=1.0)), ranks)
+    network, usual = _most_common(denoiser, modules, Network(algo=algo), ranks)
+    # of the layers that have the network's rank, so that others, which keep the gain, mostly have theirs as well
+    alphas = Counter(modules[name][ALPHA].item() for name in usual if ALPHA in modules[name])
     known = architecture_of(denoiser)
     methods = {(t, m): select_layers(denoiser, t, m).keys() for t in known.adapted for m in known.methods}
     # most layers, but first of all none that would have to be excluded: a UNet's methods include one that has none
@@ -45,7 +46,8 @@ def settings_for(path: Path, denoiser: nn.Module, modules: dict[str, Module], al
         same = [name for name in unusual if ranks[name] == rank]
         include += [LayerPattern(pattern=p, rank=rank) for p in _covering(same, set(same), reachable)]
     chosen_by = {"type": kind, "training_method": method, "include": tuple(include), "exclude": tuple(exclude)}
-    return network.model_copy(update=chosen_by)
+    alpha = max(alphas, key=lambda value: (alphas[value], value), default=1.0)
+    return network.model_copy(update={**chosen_by, "alpha": alpha})
 
 
 def _most_common(
