@@ -127,10 +127,7 @@ def encode_world(pipe: Flux2KleinPipeline, until: float, count: int, batch_size:
 def encode_captions(pipe: Flux2KleinPipeline) -> Tensor:
     """[73, 512, C] fp32: states of the text encoder for each caption, and the empty prompt at the end."""
     captions = [*all_captions(), ""]
-    batches = [
-        pipe.encode_prompt(text, device=pipe.vae.device, max_sequence_length=TEXT_LENGTH)[0] for text in captions
-    ]
-    return torch.cat(batches).float()
+    return pipe.encode_prompt(captions, device=pipe.vae.device, max_sequence_length=TEXT_LENGTH)[0].float()
 
 
 def train_denoiser(

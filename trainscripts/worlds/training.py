@@ -52,7 +52,7 @@ class Seconds:
     POWER = 17.0
 
     def __init__(self, seconds: float):
-        self.seconds = seconds
+        self.seconds = max(seconds, 1e-9)  # with none left, no step is made
 
     def progress(self, step: int, seconds: float) -> float:
         if torch.cuda.is_available() and step % 10 == 0:
