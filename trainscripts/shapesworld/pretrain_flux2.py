@@ -18,7 +18,7 @@ from sliders.models.flux2.latents import image_places, patched, text_places, to_
 from sliders.models.flux2.narrow import build_narrow_klein
 from sliders.models.objective import Objective
 from torch import Tensor
-from worlds.training import CAPTION_DROPOUT, Seconds, autocast, fit, print_sizes, save
+from worlds.training import CAPTION_DROPOUT, Pace, Seconds, autocast, fit, print_sizes, save
 
 from shapesworld.pretrain import train_vae
 from shapesworld.world import IMAGE_SIZE, all_captions, caption_index, render, sample_scenes, words
@@ -131,7 +131,7 @@ def encode_captions(pipe: Flux2KleinPipeline) -> Tensor:
 
 
 def train_denoiser(
-    pipe: Flux2KleinPipeline, latents: Tensor, prompts: Tensor, tokens: Tensor, pace: Seconds, batch_size: int,
+    pipe: Flux2KleinPipeline, latents: Tensor, prompts: Tensor, tokens: Tensor, pace: Pace, batch_size: int,
     peak_lr: float,
 ) -> None:  # fmt: skip
     """Trains the transformer to predict velocities, from prompts of as many tokens as [73, L, C] `tokens` have."""
