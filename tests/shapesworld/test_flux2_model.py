@@ -1,17 +1,20 @@
 """The shapes world's FLUX.2 is trained and written, and a slider on it can be trained, measured and compared."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, Flux2Transformer2DModel
 from shapesworld import pretrain_flux2 as pretrain
 from shapesworld.attributes import EVALUATION_SEEDS, evaluation_scenes
 from shapesworld.evaluate import SHAPES
 from shapesworld.pretrain import train_vae
 from shapesworld.world import IMAGE_SIZE, Scenes, all_captions
+from sliders.models.flux2.configs import NARROW
 from sliders.models.flux2.latents import patched
 from sliders.system.errors import InputError
+from torch._subclasses.fake_tensor import FakeTensorMode
 from worlds.compare_settings import Bench, Job, format_table, train_and_measure
 from worlds.models import family_name, family_of, load_model, sample_stock
 from worlds.training import Seconds, Steps, parts, save
@@ -32,6 +35,25 @@ def trained(tmp_path_factory):
         pretrain.train_denoiser(pipe, latents, prompts % 2, tokens[:, :length], pace, 2, 1e-3)
     save(pipe, folder)
     return folder, latents
+
+
+def test_a_run_with_no_time_left_is_over():
+    """It ran forever when what came before had taken longer than it should."""
+    for seconds in (0, -3):
+        assert Seconds(seconds).progress(0, 1e-6) >= 1
+
+
+def test_a_step_on_a_gpu_never_waits_for_it(monkeypatch):
+    """A step that is replayed as a CUDA graph must not. Fake tensors raise where a value is read, or a mask's size needed."""
+    losses = []
+    monkeypatch.setattr(pretrain, "fit", lambda name, parameters, loss, pace, peak_lr: losses.append(loss()))
+    with FakeTensorMode():
+        with torch.device("cuda"):
+            pipe = SimpleNamespace(transformer=Flux2Transformer2DModel(**NARROW))
+        latents, prompts = torch.zeros(8, 128, *pretrain.SIZE, device="cuda"), torch.zeros(8, device="cuda").long()
+        tokens = torch.zeros(3, 4, NARROW["joint_attention_dim"], device="cuda")
+        pretrain.train_denoiser(pipe, latents.half(), prompts, tokens, Steps(1), 2, 1e-3)
+    assert [(loss.device.type, loss.shape) for loss in losses] == [("cuda", ())]
 
 
 def test_the_family_loads_the_folder_and_normalises_its_latents(trained):

@@ -45,7 +45,8 @@ TEXT_DEVIATION = 0.1
 SIZE = (IMAGE_SIZE // 16, IMAGE_SIZE // 16)  # of the map of patches
 SHORT = 64  # tokens of a prompt: more than any has, and an eighth of those that the pipeline pads it to
 SHIFT = 2.0  # of the timesteps towards noise, where size and place are decided (Esser et al. 2024, arXiv:2403.03206)
-VAE_SHARE, ENCODING_SHARE, SHORT_SHARE = 0.22, 0.05, 0.4  # of the time; most of the rest is for prompts in full length
+VAE_SHARE, ENCODING_SHARE = 0.22, 0.05  # of the time
+SHORT_SHARE = 0.55  # of the time that is then left; the rest is for prompts in full length
 SAVING_SECONDS = 5.0  # kept back at the end, at most a tenth of the time
 
 
@@ -54,15 +55,14 @@ def main() -> None:
     seconds, batch_size = arguments.seconds, arguments.batch_size
     torch.manual_seed(arguments.seed)
     started = time.time()
+    end = started + seconds - min(SAVING_SECONDS, 0.1 * seconds)
     pipe = build_pipeline(arguments.size, arguments.seed, torch.device(arguments.device))
     train_vae(pipe, Seconds(VAE_SHARE * seconds), min(batch_size, 64))
-    until = time.time() + ENCODING_SHARE * seconds
-    latents, prompts = encode_world(pipe, until, arguments.scenes, batch_size)
+    latents, prompts = encode_world(pipe, time.time() + ENCODING_SHARE * seconds, arguments.scenes, batch_size)
     tokens = encode_captions(pipe)
-    short = Seconds(SHORT_SHARE * seconds)
+    short = Seconds(SHORT_SHARE * (end - time.time()))
     train_denoiser(pipe, latents, prompts, tokens[:, :SHORT], short, batch_size, peak_lr=1e-3)
-    left = Seconds(seconds - (time.time() - started) - min(SAVING_SECONDS, 0.1 * seconds))
-    train_denoiser(pipe, latents, prompts, tokens, left, batch_size, peak_lr=5e-4)
+    train_denoiser(pipe, latents, prompts, tokens, Seconds(end - time.time()), batch_size, peak_lr=5e-4)
     save(pipe, arguments.out)
     print(f"wrote {arguments.out} after {time.time() - started:.0f} s", flush=True)
 

@@ -97,6 +97,7 @@ def sample_stock(
 
 
 def save_grid(images: Tensor, columns: int, path: Path) -> None:
-    """images [N, 3, H, W], in whole rows."""
+    """images [N, 3, H, W], in whole rows, or in one if they are fewer."""
+    columns = min(columns, len(images))
     rows = [torch.cat(list(row), dim=2) for row in images.split(columns) if len(row) == columns]
     to_picture(torch.cat(rows, dim=1)).save(path)

@@ -52,7 +52,7 @@ class Seconds:
     POWER = 17.0
 
     def __init__(self, seconds: float):
-        self.seconds = max(seconds, 1e-9)  # with none left, no step is made
+        self.seconds = max(seconds, 1e-9)  # none or fewer may be left, and the run is over at once
 
     def progress(self, step: int, seconds: float) -> float:
         if torch.cuda.is_available() and step % 10 == 0:
@@ -105,8 +105,8 @@ def fit(name: str, parameters: Iterable[Tensor], loss: Callable[[], Tensor], pac
         optimizer.step()
         return value.detach()
 
-    run = captured(step) if device.type == "cuda" else step
     started, losses, reported = time.time(), [], 0
+    run = captured(step) if device.type == "cuda" else step
     for index in count():
         progress = pace.progress(index, time.time() - started)
         if losses and progress >= (reported + 1) / REPORTS:
