@@ -5,12 +5,21 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from sliders.config.prompts import PromptSet
 from sliders.config.schema import Train
 from sliders.data.draws import Draws, resolutions
-from sliders.data.timesteps import NoiseLevels, TimestepDistribution, allowed_timesteps, biased, measured, timestep_of
+from sliders.data.timesteps import (
+    NoiseLevels,
+    TimestepDistribution,
+    allowed_timesteps,
+    biased,
+    measured,
+    timestep_of,
+    unmeasured,
+)
 from sliders.system.errors import InputError
 
 STEPS = 4000
@@ -246,6 +255,21 @@ def test_timesteps_come_as_often_as_their_share_says():
     drawn = [found.draw((i + 0.5) / 10_000) for i in range(10_000)]
     assert sum(t > 499 for t in drawn) / 10_000 == pytest.approx(15 / 16, abs=0.002)
     assert sum(t > 749 for t in drawn) / 10_000 == pytest.approx(1 - 0.75**4, abs=0.002)
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_logit_normal_timesteps_come_as_a_shifted_sigmoid_of_normal_numbers_does(shift):
+    found = unmeasured(tuple(range(1000)), Train(timestep_shift=shift))
+    u = torch.randn(200_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64).sigmoid()
+    s = shift * u / (1 + (shift - 1) * u)
+    for edge in (100, 300, 500, 750, 900):
+        assert sum(found.shares[:edge]) == pytest.approx((s < edge / 1000).double().mean().item(), abs=0.005)
+    assert found.median == pytest.approx(1000 * shift / (1 + shift), abs=1)
+
+
+def test_a_shift_and_a_bias_are_not_both_taken():
+    with pytest.raises(ValueError, match="timestep_shift replaces timestep_bias"):
+        Train(timestep_shift=3, timestep_bias=2)
 
 
 def test_a_measured_distribution_follows_the_differences_and_evens_out_the_errors():

@@ -23,7 +23,7 @@ from emojiworld.distance import distance
 from emojiworld.evaluate import MODEL, EmojiWorld
 from emojiworld.looking import look
 from emojiworld.pictures import PICTURES, Pictures
-from emojiworld.world import Scenes, captions, render, sample_scenes
+from emojiworld.world import IMAGE_SIZE, Scenes, captions, render, sample_scenes
 
 MANY = 256  # scenes for the VAE's error
 
@@ -44,7 +44,7 @@ def main() -> int:
     pipe.set_progress_bar_config(disable=True)
     texts = [text for text in captions(scenes, world.pictures) for _ in range(arguments.seeds)]
     started = time.time()
-    made = sample_stock(pipe, texts, arguments.seed, arguments.steps, arguments.guidance)
+    made = sample_stock(pipe, texts, IMAGE_SIZE, arguments.seed, arguments.steps, arguments.guidance)
     print(f"{len(made)} pictures in {time.time() - started:.1f} s on {arguments.device}")
     made = made.unflatten(0, (len(scenes), arguments.seeds))
     report_likeness(world.pictures, scenes, made)

@@ -8,20 +8,20 @@ import time
 from pathlib import Path
 
 import torch
-from diffusers import StableDiffusionXLPipeline
+from diffusers import DiffusionPipeline
 from torch import Tensor
 from worlds.models import sample_stock, save_grid
 
-from shapesworld.world import Scenes, captions, measure, render, sample_scenes
+from shapesworld.world import IMAGE_SIZE, Scenes, captions, measure, render, sample_scenes
 
 
 def main() -> None:
     arguments = parse_arguments()
-    pipe = StableDiffusionXLPipeline.from_pretrained(arguments.model).to(arguments.device)
+    pipe = DiffusionPipeline.from_pretrained(str(arguments.model)).to(arguments.device)
     pipe.set_progress_bar_config(disable=True)
     scenes = sample_scenes(arguments.images, torch.Generator().manual_seed(arguments.seed))
     started = time.time()
-    images = sample_stock(pipe, captions(scenes), arguments.seed, arguments.steps, arguments.guidance)
+    images = sample_stock(pipe, captions(scenes), IMAGE_SIZE, arguments.seed, arguments.steps, arguments.guidance)
     print(f"{len(images)} images in {time.time() - started:.1f} s on {arguments.device}")
     report("model", images, scenes)
     many = sample_scenes(4096, torch.Generator().manual_seed(arguments.seed))

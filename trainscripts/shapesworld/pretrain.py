@@ -9,12 +9,13 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from diffusers import StableDiffusionXLPipeline
+from diffusers import DiffusionPipeline, StableDiffusionXLPipeline
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from sliders.models.sdxl.narrow import NarrowSDXL
 from torch import Tensor
 from worlds.training import (
     CAPTION_DROPOUT,
+    Pace,
     Steps,
     autocast,
     build_pipeline,
@@ -49,7 +50,7 @@ def main() -> None:
     arguments = parse_arguments()
     pipe = build_pipeline(WIDTHS, words(), arguments.seed, torch.device(arguments.device))
     started = time.time()
-    train_vae(pipe, arguments.vae_steps, min(arguments.batch_size, 64))
+    train_vae(pipe, Steps(arguments.vae_steps), min(arguments.batch_size, 64))
     moments, prompts = encode_world(pipe, arguments.scenes, arguments.batch_size)
     train_denoiser(pipe, moments, prompts, arguments.unet_steps, arguments.batch_size)
     save(pipe, arguments.out)
@@ -68,7 +69,7 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def train_vae(pipe: StableDiffusionXLPipeline, steps: int, batch_size: int) -> None:
+def train_vae(pipe: DiffusionPipeline, pace: Pace, batch_size: int) -> None:
     """Trains the VAE: L2 and L1 reconstruction, with a small weight on KL."""
     vae = pipe.vae.train()
 
@@ -80,7 +81,7 @@ def train_vae(pipe: StableDiffusionXLPipeline, steps: int, batch_size: int) -> N
         kl = posterior.kl().mean() / posterior.mean[0].numel()  # per latent
         return F.mse_loss(decoded.float(), pixels) + 0.2 * F.l1_loss(decoded.float(), pixels) + 1e-5 * kl
 
-    fit("vae", vae.parameters(), loss, Steps(steps), peak_lr=2e-3)
+    fit("vae", vae.parameters(), loss, pace, peak_lr=2e-3)
     vae.eval().requires_grad_(False)
 
 

@@ -39,7 +39,7 @@ class World(Protocol):
     """What measuring sliders asks of a world. Pictures are fp32 RGB in [0, 1], and measured on the device that they are on."""
 
     image_size: int  # px
-    model: Path  # the diffusers folder of the world's SDXL
+    model: Path  # the diffusers folder of the model to measure on unless another is named
     attributes: Mapping[str, Attribute]
     columns: Mapping[str, Column]  # the first two are shown in tables
     compared: tuple[str, ...]  # the attributes that are compared unless others are asked for

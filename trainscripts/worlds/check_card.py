@@ -19,7 +19,7 @@ from sliders.system.errors import InputError
 from torch import Tensor
 
 from worlds.base import World
-from worlds.models import FAMILY, attached, device_of, load_model, sampled, world_sampling
+from worlds.models import attached, device_of, family_of, load_model, sampled, world_sampling
 
 MARGIN = 0.25  # of the scale, beyond the folders' own: the ruler is not meant to read farther
 
@@ -121,7 +121,7 @@ def main(world: World, description: str) -> int:
                 keep_card(slider, card)
                 target = Path(temporary) / f"{slider.stem}, calibrated.safetensors"
                 try:
-                    calibrate(slider, target, str(args.model), FAMILY)
+                    calibrate(slider, target, str(args.model), family_of(check.model))
                 except InputError as error:
                     print(error)
                     continue

@@ -27,8 +27,9 @@ from sliders.train.runs import run_all
 
 from worlds.base import World
 from worlds.evaluate import evaluate
-from worlds.models import attached, device_of, load_model, world_sampling
+from worlds.models import attached, device_of, family_name, family_of, load_model, world_sampling
 
+SHIFT = "shift"  # before a number in --biases
 OTHER_SAMPLINGS = {
     "guidance 1": {"guidance": 1.0},
     "guidance 7": {"guidance": 7.0},
@@ -43,7 +44,7 @@ class Job:
     """One slider to train and measure."""
 
     attribute: str
-    bias: str  # train.timestep_bias
+    bias: str  # train.timestep_bias, or SHIFT and train.timestep_shift
     seed: int
     scenes: int
     steps: int
@@ -90,7 +91,9 @@ def train_and_measure(bench: Bench, job: Job, device: str) -> dict:
         nowhere = stack.enter_context(Path(os.devnull).open("w", encoding="utf-8"))
         stack.enter_context(contextlib.redirect_stdout(nowhere))
         stack.enter_context(contextlib.redirect_stderr(nowhere))
-        (report,) = run_all(load_settings([*_write_experiment(root, bench, job), "--device", device])[0])
+        (report,) = run_all(
+            load_settings([*_write_experiment(root, bench, job), "--device", device], family_name(bench.model))[0]
+        )
         if bench.keep is not None:
             shutil.copy(report.path, bench.keep / f"{job.stem}.safetensors")
         model = load_model(bench.model, torch_device(device))
@@ -105,6 +108,7 @@ def train_and_measure(bench: Bench, job: Job, device: str) -> dict:
                     world, model, network, job.attribute, multipliers, replace(sampling, **other)
                 ).calibration
                 for name, other in OTHER_SAMPLINGS.items()
+                if other.get("sampler") in (None, *family_of(model).samplers)
             }
     return found
 
@@ -147,7 +151,7 @@ def _write_experiment(root: Path, bench: Bench, job: Job) -> list[str]:
             "lr_scheduler": "linear",
             "optimizer_args": "betas=(0.9,0.99)",
             "max_denoising_steps": 1000,
-            "timestep_bias": job.bias if job.bias == "auto" else float(job.bias),
+            **_timesteps(job.bias),
             "caption_dropout": job.caption_dropout,
             "max_grad_norm": 0.2,
             "seed": job.seed,
@@ -162,6 +166,13 @@ def _write_experiment(root: Path, bench: Bench, job: Job) -> list[str]:
     folders, scales = ", ".join(table.folders[every]), ", ".join(map(str, table.scales[every]))
     paths = ["--config_file", str(root / "config.yaml"), "--folder_main", str(root / "data")]
     return [*paths, "--folders", folders, "--scales", scales]
+
+
+def _timesteps(bias: str) -> dict:
+    """The settings of `train` that a job's bias stands for."""
+    if bias.startswith(SHIFT):
+        return {"timestep_shift": float(bias.removeprefix(SHIFT))}
+    return {"timestep_bias": bias if bias == "auto" else float(bias)}
 
 
 def format_table(world: World, results: list[dict]) -> str:
@@ -206,11 +217,12 @@ def format_robustness(results: list[dict]) -> str:
     runs = [r for r in results if "robustness" in r]
     if not runs:
         return ""
-    lines = [f"| attribute | bias | as above | {' | '.join(OTHER_SAMPLINGS)} |", f"|---|---|{'---:|' * 6}"]
+    names = list(runs[0]["robustness"])
+    lines = [f"| attribute | bias | as above | {' | '.join(names)} |", f"|---|---|{'---:|' * (1 + len(names))}"]
     for attribute, bias in dict.fromkeys((r["attribute"], r["bias"]) for r in runs):
         those = [r for r in runs if (r["attribute"], r["bias"]) == (attribute, bias)]
         values = [statistics.mean(r["calibration"] for r in those)]
-        values += [statistics.mean(r["robustness"][name] for r in those) for name in OTHER_SAMPLINGS]
+        values += [statistics.mean(r["robustness"][name] for r in those) for name in names]
         lines.append(f"| {attribute} | {bias} | {' | '.join(f'{value:.2g}' for value in values)} |")
     return "\n".join(lines)
 
@@ -220,7 +232,12 @@ def parse_arguments(world: World, description: str) -> argparse.Namespace:
     add = parser.add_argument
     add("--results", type=Path, required=True, metavar="JSONL", help="where results are kept")
     add("--attributes", nargs="+", choices=world.attributes, default=world.compared)
-    add("--biases", nargs="+", default=("0", "2", "3", "auto"), help="of train.timestep_bias")
+    add(
+        "--biases",
+        nargs="+",
+        default=("0", "2", "3", "auto"),
+        help="of train.timestep_bias; shift3: train.timestep_shift 3",
+    )
     add("--seeds", type=int, nargs="+", default=[0, 1, 2])
     add("--scenes", type=int, default=world.fewest_scenes)
     add("--steps", type=int, default=750)

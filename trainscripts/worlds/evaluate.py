@@ -6,7 +6,7 @@ from functools import partial
 from itertools import pairwise
 
 from sliders.adaptors.network import AdaptorNetwork
-from sliders.models.sdxl.model import SDXL
+from sliders.models.base import Model
 from sliders.sample.sampling import Sampling
 
 from worlds.base import Attribute, World, dense_multipliers
@@ -61,7 +61,7 @@ class Curve:
 
 def evaluate(
     world: World,
-    model: SDXL,
+    model: Model,
     network: AdaptorNetwork | None,
     name: str,
     multipliers: Sequence[float] | None = None,
@@ -80,7 +80,7 @@ def evaluate(
     return Curve(name, attribute, multipliers, columns)
 
 
-def vae_limits(world: World, model: SDXL, name: str) -> list[tuple[float, float, float, float]]:
+def vae_limits(world: World, model: Model, name: str) -> list[tuple[float, float, float, float]]:
     """(scale, wanted, measured, second figure) of the training pictures, encoded and decoded: no slider can do better."""
     attribute = world.attributes[name]
     vae = partial(through_the_vae, model)

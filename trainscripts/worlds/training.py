@@ -1,4 +1,4 @@
-"""Trains a world's narrow SDXL from random weights: what does not depend on what the world shows."""
+"""Trains a world's narrow models from random weights: what does not depend on what the world shows."""
 
 import json
 import math
@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from diffusers import StableDiffusionXLPipeline
+from diffusers import DiffusionPipeline, StableDiffusionXLPipeline
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.utils import logging as diffusers_logging
 from sliders.compute.device import place
 from sliders.models.sdxl.narrow import NarrowSDXL, build_narrow_sdxl
-from torch import Tensor
+from torch import Tensor, nn
 
 CAPTION_DROPOUT = 0.1  # share of rows with an empty prompt, for classifier-free guidance
 WARMUP_STEPS = 200
@@ -52,7 +52,7 @@ class Seconds:
     POWER = 17.0
 
     def __init__(self, seconds: float):
-        self.seconds = seconds
+        self.seconds = max(seconds, 1e-9)  # none or fewer may be left, and the run is over at once
 
     def progress(self, step: int, seconds: float) -> float:
         if torch.cuda.is_available() and step % 10 == 0:
@@ -72,10 +72,18 @@ def build_pipeline(
     pipe = build_narrow_sdxl(widths, words, seed).to(device)
     # SDXL's pipeline replaces a missing negative prompt with zeros, but this model learns the empty prompt.
     pipe.register_to_config(force_zeros_for_empty_prompt=False)
-    for name in ("unet", "vae", "text_encoder", "text_encoder_2"):
-        parameters = sum(parameter.numel() for parameter in getattr(pipe, name).parameters())
-        print(f"{name}: {parameters:,} parameters", flush=True)
+    print_sizes(pipe)
     return pipe
+
+
+def parts(pipe: DiffusionPipeline) -> dict[str, nn.Module]:
+    """The networks of a pipeline."""
+    return {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
+
+
+def print_sizes(pipe: DiffusionPipeline) -> None:
+    for name, part in parts(pipe).items():
+        print(f"{name}: {sum(parameter.numel() for parameter in part.parameters()):,} parameters", flush=True)
 
 
 def fit(name: str, parameters: Iterable[Tensor], loss: Callable[[], Tensor], pace: Pace, peak_lr: float) -> int:
@@ -97,8 +105,8 @@ def fit(name: str, parameters: Iterable[Tensor], loss: Callable[[], Tensor], pac
         optimizer.step()
         return value.detach()
 
-    run = captured(step) if device.type == "cuda" else step
     started, losses, reported = time.time(), [], 0
+    run = captured(step) if device.type == "cuda" else step
     for index in count():
         progress = pace.progress(index, time.time() - started)
         if losses and progress >= (reported + 1) / REPORTS:
@@ -188,16 +196,16 @@ def time_ids(image_size: int, rows: int, device: torch.device) -> Tensor:
     return torch.tensor([[*size, 0, 0, *size]], device=device, dtype=torch.float32).repeat(rows, 1)
 
 
-def save(pipe: StableDiffusionXLPipeline, out: Path) -> None:
+def save(pipe: DiffusionPipeline, out: Path) -> None:
     """Writes a diffusers folder: fp16 weights, loaded as fp32 unless the caller specifies another dtype."""
-    for part in (pipe.unet, pipe.vae, pipe.text_encoder, pipe.text_encoder_2):
+    for part in parts(pipe).values():
         place(part, "cpu", torch.float16)
     pipe.save_pretrained(out)
-    for name in ("text_encoder", "text_encoder_2"):
+    for name in (name for name in parts(pipe) if name.startswith("text_encoder")):
         # transformers loads the dtype in its config, diffusers fp32: one pipeline would get both.
         config_file = out / name / "config.json"
         config = json.loads(config_file.read_text()) | {"dtype": "float32"}
         config_file.write_text(json.dumps(config, indent=2) + "\n")
-    for name in ("tokenizer", "tokenizer_2"):
+    for name in (name for name in pipe.components if name.startswith("tokenizer")):
         # vocab.json and merges.txt, for programs that do not read tokenizer.json
         getattr(pipe, name).backend_tokenizer.model.save(str(out / name))

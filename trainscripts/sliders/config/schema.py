@@ -113,6 +113,9 @@ class Train(Section):
     timestep_bias: Annotated[Number, Field(ge=0, le=20)] | Literal["auto"] = Field(  # (ours) see data/timesteps.py
         2.0, examples=["a number from 0 to 20", "auto"]
     )
+    timestep_shift: Annotated[Number, Field(gt=0, le=100)] | None = (
+        None  # (ours) instead: logit-normal, with this shift
+    )
     min_timestep: Annotated[Whole, Field(ge=0, le=999)] = 0  # (ours) 0: the image, 999: noise
     max_timestep: Annotated[Whole, Field(ge=0, le=999)] = 999  # (ours)
     min_snr_gamma: Annotated[Number, Field(ge=0)] = 0.0  # (ours) 0: every timestep's error counts alike
@@ -121,6 +124,12 @@ class Train(Section):
     max_grad_norm: Annotated[Number, Field(ge=0)] = 0.0  # (ours) 0: gradients are not clipped
     skip_nonfinite: AtLeast0 = 0  # (ours) bad steps in a row that are left out, not stopped at
     seed: Seed = 0  # (ours)
+
+    @model_validator(mode="after")
+    def _one_distribution(self) -> "Train":
+        if self.timestep_shift is not None and "timestep_bias" in self.model_fields_set:
+            raise ValueError("timestep_shift replaces timestep_bias, and both are given: remove one")
+        return self
 
 
 class Save(Section):

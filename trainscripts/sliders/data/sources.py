@@ -13,7 +13,7 @@ from sliders.data.draws import ROWS_PER_PAIR, Draws, TextDraws
 from sliders.data.latents import LatentCache, View, views
 from sliders.data.noise_levels import measure_noise_levels
 from sliders.data.text import MultiplierRange, TextBatchMaker
-from sliders.data.timesteps import TimestepDistribution, biased, measured, timestep_of
+from sliders.data.timesteps import TimestepDistribution, measured, timestep_of, unmeasured
 from sliders.models.base import Model, PromptEmbeds
 from sliders.system.errors import InputError
 from sliders.system.processes import Processes
@@ -67,10 +67,10 @@ class ImageSource(Source):
         return Steps(draw, make_batch, timesteps)
 
     def _distribution(self, network: AdaptorNetwork, embeds: dict[str, PromptEmbeds]) -> TimestepDistribution:
-        """By `train.timestep_bias`, or measured on the images, each under the neutral prompt of the first prompt set."""
-        bias, chosen = self._settings.train.timestep_bias, self._settings.prompts[0]
-        if bias != "auto":
-            return biased(self._timesteps, bias)
+        """By the settings, or measured on the images, each under the neutral prompt of the first prompt set."""
+        train, chosen = self._settings.train, self._settings.prompts[0]
+        if train.timestep_bias != "auto":
+            return unmeasured(self._timesteps, train)
         neutral = [embeds[text] for text, _ in self._texts[0]]
         network.set_multipliers(None)
         view = View(chosen.resolution, chosen.dynamic_crops)
@@ -110,7 +110,7 @@ class TextSource(Source):
     def steps(self, network: AdaptorNetwork, embeds: dict[str, PromptEmbeds]) -> Steps:
         settings, count = self._settings, self._settings.train.max_denoising_steps
         path = tuple(timestep_of(k, count) for k in range(count))
-        timesteps = biased(self._timesteps, settings.train.timestep_bias)
+        timesteps = unmeasured(self._timesteps, settings.train)
         draw = TextDraws(settings.train.seed, settings.prompts, self._data.scales, timesteps, self._processes.count)
         return Steps(
             draw, TextBatchMaker(self._model, network, settings.prompts, embeds, path, self._device), timesteps

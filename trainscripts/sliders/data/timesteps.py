@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
+from math import exp, log
 
 from sliders.config.schema import Train
 from sliders.system.errors import InputError
@@ -76,6 +77,25 @@ def biased(timesteps: Sequence[int], bias: float) -> TimestepDistribution:
     the gradient to timesteps that only matter for detail; so does a weight on the error, which Adam divides out again.
     """
     return TimestepDistribution(tuple(timesteps), _normalised(((t + 1) / NUM_TIMESTEPS) ** bias for t in timesteps))
+
+
+def logit_normal(timesteps: Sequence[int], shift: float) -> TimestepDistribution:
+    """Draws of the noise's share s = shift · u / (1 + (shift − 1) · u), with logit(u) normal (Esser et al. 2024, arXiv:2403.03206,
+    sections 3.1 and 5.3.2). Timestep t is drawn in proportion to the density of s at (t + 1/2) / 1000.
+    """
+
+    def density(timestep: int) -> float:
+        s = (timestep + 0.5) / NUM_TIMESTEPS
+        return exp(-0.5 * (log(s / (1 - s)) - log(shift)) ** 2) / (s * (1 - s))
+
+    return TimestepDistribution(tuple(timesteps), _normalised(map(density, timesteps)))
+
+
+def unmeasured(timesteps: Sequence[int], train: Train) -> TimestepDistribution:
+    """The distribution that the settings name, where `timestep_bias` is not `auto`."""
+    if train.timestep_shift is not None:
+        return logit_normal(timesteps, train.timestep_shift)
+    return biased(timesteps, train.timestep_bias)
 
 
 def measured(timesteps: Sequence[int], levels: NoiseLevels) -> TimestepDistribution:

@@ -14,7 +14,7 @@ from sliders.compute.device import how_to_get_gpu, is_gpu_missing, torch_device,
 from sliders.compute.quantization import check_quantization
 from sliders.config.optimizers import OPTIMIZERS
 from sliders.config.prompts import PromptSet
-from sliders.config.schema import Network, Settings
+from sliders.config.schema import Network, Settings, Train
 from sliders.data.contract import Checked
 from sliders.data.sources import SOURCES
 from sliders.data.timesteps import allowed_timesteps
@@ -184,8 +184,7 @@ def describe(plan: Plan, processes: int = 1, whole: bool = True) -> str:
         f"layers  {len(plan.layers)} of {plan.choice}: {_algorithm(network)}, {plan.parameters:,} parameters",
         f"steps   {train.iterations} of {' or '.join(dict.fromkeys(sets))}, {train.optimizer} lr {train.lr:g} "
         f"{train.lr_scheduler}, seed {train.seed}",
-        f"noise   timesteps {min(plan.timesteps)} to {max(plan.timesteps)}, "
-        + ("measured on the images" if train.timestep_bias == "auto" else f"bias {train.timestep_bias:g}"),
+        f"noise   timesteps {min(plan.timesteps)} to {max(plan.timesteps)}, " + _drawn(train),
         *([f"resume  {_resumption(plan)}"] if settings.resume else []),
         f"files   {saves + 1}: {f'every {settings.save.per_steps} steps, and ' if saves else ''}{settings.stem}_last.safetensors",
         *data.describe(settings.prompts, whole or settings.logging.verbose),
@@ -195,6 +194,13 @@ def describe(plan: Plan, processes: int = 1, whole: bool = True) -> str:
         lines += ["", "prompts", *(f"  {p.model_dump_json()}" for p in settings.prompts)]
         lines += ["", "layers", *(f"  {p}" for p in plan.layers)]
     return "\n".join(lines)
+
+
+def _drawn(train: Train) -> str:
+    """How timesteps are drawn, in words."""
+    if train.timestep_shift is not None:
+        return f"logit-normal with shift {train.timestep_shift:g}"
+    return "measured on the images" if train.timestep_bias == "auto" else f"bias {train.timestep_bias:g}"
 
 
 def _algorithm(network: Network) -> str:

@@ -1,9 +1,12 @@
 """Small text encoders and tokenizers like Qwen3's, made without the files of a trained one."""
 
+from collections.abc import Iterable
+
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import Qwen2Tokenizer, Qwen3Config, Qwen3ForCausalLM
 
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+SPACE = "Ġ"  # as byte-level tokens spell it
 TEXT_WIDTH = 32  # 2560 in Qwen3-4B
 # Qwen3's template for a single turn: without thinking, the answer begins with an empty thought.
 CHAT_TEMPLATE = (
@@ -13,9 +16,9 @@ CHAT_TEMPLATE = (
 )
 
 
-def build_text_encoder(layers: int) -> Qwen3ForCausalLM:
-    """With random weights; Qwen3-4B has 36 layers."""
-    vocabulary = _vocabulary()
+def build_text_encoder(layers: int, words: Iterable[str] = (), deviation: float = 0.02) -> Qwen3ForCausalLM:
+    """With random weights of that standard deviation; Qwen3-4B has 36 layers. words: as in `build_tokenizer`."""
+    vocabulary, _ = _vocabulary(words)
     config = Qwen3Config(
         vocab_size=len(vocabulary),
         hidden_size=TEXT_WIDTH,
@@ -26,17 +29,19 @@ def build_text_encoder(layers: int) -> Qwen3ForCausalLM:
         head_dim=8,
         max_position_embeddings=1024,
         tie_word_embeddings=True,
+        initializer_range=deviation,
         pad_token_id=vocabulary[PAD],
         eos_token_id=vocabulary[END],
     )
     return Qwen3ForCausalLM(config)
 
 
-def build_tokenizer() -> Qwen2Tokenizer:
-    """A token for each byte, and the three special ones that the template needs."""
+def build_tokenizer(words: Iterable[str] = ()) -> Qwen2Tokenizer:
+    """A token for each byte, for each of `words` (ASCII letters) after a space, and the three special ones of the template."""
+    vocabulary, merges = _vocabulary(words)
     tokenizer = Qwen2Tokenizer(
-        vocab=_vocabulary(),
-        merges=[],
+        vocab=vocabulary,
+        merges=merges,
         unk_token=PAD,
         pad_token=PAD,
         eos_token=END,
@@ -46,5 +51,8 @@ def build_tokenizer() -> Qwen2Tokenizer:
     return tokenizer
 
 
-def _vocabulary() -> dict[str, int]:
-    return {token: index for index, token in enumerate([*sorted(ByteLevel.alphabet()), PAD, START, END])}
+def _vocabulary(words: Iterable[str]) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """{token: id} and merges. A word grows from its space by a letter at a time, so all its beginnings are tokens too."""
+    merges = dict.fromkeys((SPACE + word[:end], word[end]) for word in words for end in range(len(word)))
+    tokens = [*sorted(ByteLevel.alphabet()), *(first + second for first, second in merges), PAD, START, END]
+    return {token: index for index, token in enumerate(tokens)}, list(merges)
