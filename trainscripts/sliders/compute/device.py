@@ -46,6 +46,11 @@ def is_gpu_missing(name: str) -> bool:
     return name.isdigit() and torch.cuda.device_count() == 0
 
 
+def gpu_memory(device: str) -> tuple[int, int] | None:
+    """(free, total) bytes of a GPU, counting what other programs use. None if `device`, as torch names it, is none."""
+    return torch.cuda.mem_get_info(device) if device.startswith("cuda") else None
+
+
 def use_device(device: str) -> None:
     """Makes a GPU the current one, the only one that Triton, streams and graphs use. device: as torch names it."""
     if device.startswith("cuda"):
