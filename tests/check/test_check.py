@@ -106,6 +106,7 @@ def test_a_pytorch_without_kernels_for_the_card_is_replaced():
     found = todo("NVIDIA GeForce RTX 5090", torch=old)
     assert f"no kernels for NVIDIA GeForce RTX 5090 (sm_120): once, {command}" in found
     assert todo("NVIDIA GeForce RTX 4090", torch=old) == ""  # runs the kernels of sm_86
+    assert todo("NVIDIA GeForce RTX 5090", torch=replace(TORCH, architectures=())) == ""  # it does not say
     pascal = Card("NVIDIA GeForce GTX 1080 Ti", 11 * GIB, 11 * GIB, (6, 1))
     assert "(sm_61): once, `uv pip install --torch-backend=cu126 " in todo("Tesla T4", cards=(pascal,))
 

@@ -41,7 +41,7 @@ def torch_lines(report: Report) -> Iterator[str]:
         return
     build = f"CUDA {torch.cuda}" if torch.cuda else "no CUDA"
     yield f"torch   {torch.version}, built for {build}, uses {torch.cards} GPU(s)"
-    if torch.cuda:
+    if torch.architectures:
         yield f"        has kernels for {' '.join(torch.architectures)}"
     for number, card in enumerate(report.cards):
         yield f"GPU {number}   {'; '.join(_abilities(card, report))}"

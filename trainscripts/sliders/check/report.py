@@ -31,7 +31,9 @@ class Torch:
 
     version: str  # with its build, such as 2.13.0+cu130
     cuda: str | None  # that it was built for; None: for none
-    architectures: tuple[str, ...]  # sm_80, compute_120 and so on, for which it has kernels
+    architectures: tuple[
+        str, ...
+    ]  # sm_80, compute_120 and so on, for which it has kernels; some say none where CUDA cannot start
     cards: int  # that it can use
     problem: str = ""  # its own words, if it could not be imported, or could not start CUDA
 
@@ -103,8 +105,8 @@ class Report:
         return needed is not None and self.driver is not None and int(self.driver.partition(".")[0]) < needed
 
     def unsupported(self) -> list[Card]:
-        """Cards for which PyTorch has no kernels."""
-        return [c for c in self.cards if self.torch and self.torch.cuda and not self.torch.supports(c)]
+        """Cards for which PyTorch has no kernels, where it says for which it has."""
+        return [c for c in self.cards if self.torch and self.torch.architectures and not self.torch.supports(c)]
 
 
 def names_of(cards: list[Card]) -> str:

@@ -210,7 +210,9 @@ class Trainer:
     def _save_midway(self) -> None:
         failures = self._save(f"{self.done}steps")
         if failures:
-            self._warn(f"{reasons(failures)}: training goes on and the next save tries again; make room for it.")
+            self._warn(
+                f"{reasons(failures)}: training goes on and the next save tries again; make room, or close what has the file open."
+            )
 
     def _save_stopped(self) -> None:
         """Save what a run that ends early has not saved yet."""
