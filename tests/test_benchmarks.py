@@ -64,6 +64,16 @@ def test_bench_precision_compares_bfloat16_with_float32(results):
     assert shorter["gradient"] == plain["gradient"], "the gradient is taken before the steps"
 
 
+def test_bench_memory_predicts_without_a_gpu(results, capsys):
+    (row,) = results("bench_memory", "--configurations 64/2/8/true/adamw8bit/int8")["results"]
+    assert row["measured"] is None and row["predicted"] > row["weights"] + row["adaptors"]
+    bench = load_script("bench_memory")
+    demand = bench.Demand("sdxl", bench.frozen_weights(SDXL_FAMILY.weightless_denoiser("tiny")), 1000, 2 * 64**2, 64**2)
+    found = bench.compare("…", demand, (2 * demand.training / bench.GIB, 1.0))
+    assert found["off"] == pytest.approx(-0.5)
+    assert "64/2/8/true/adamw8bit/int8" in capsys.readouterr().out and len(bench.CONFIGURATIONS) == 20
+
+
 def test_bench_sampling_makes_the_same_pictures_together_and_one_by_one(results):
     found = results("bench_sampling", "--resolution 64 --steps 2 --repeats 1")
     assert found["largest_difference"] < 1e-4

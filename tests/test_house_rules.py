@@ -24,6 +24,7 @@ ROOMS = (
     "formats",
     "sample",
     "train",
+    "check",
     "commands",
 )
 

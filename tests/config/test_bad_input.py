@@ -10,7 +10,9 @@ import pytest
 import torch
 from conftest import PROMPT_SET, disc, make_scale_folders, write_experiment, write_yaml
 from experiments import Bomb, everything_in
+from pydantic import ValidationError
 from safetensors.torch import save_file
+from sliders.config.schema import Save
 
 CASES = []
 
@@ -458,3 +460,11 @@ def test_a_dry_run_fails_where_a_run_would(train_main, tmp_path, capsys):
     capsys.readouterr()
     assert train_main([*argv, "--dry_run", "--overwrite"]) == 0
     assert (tmp_path / "models" / RUN / f"{RUN}_last.safetensors").read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize("name", ["con", "NUL.v2", "com1", "lpt³.robe", "aux .x"])
+def test_names_of_windows_devices_are_refused(name):
+    with pytest.raises(ValidationError, match="name of a device in Windows"):
+        Save(name=name)
+    assert Save(name=f"my_{name}").name == f"my_{name}"
+    assert Save(name="console").name == "console"

@@ -1,5 +1,6 @@
 """A file under its final name is complete."""
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -76,6 +77,28 @@ def test_paths_that_are_too_long_for_windows_are_refused_before_training(tmp_pat
     check_folder(folder, "save.path", "choose another", "x" * room)
     with pytest.raises(InputError, match=r"save.path: .* have 260 .* allows 259: choose another, a shorter one\."):
         check_folder(folder, "save.path", "choose another", "x" * (room + 1))
+
+
+@pytest.mark.parametrize(("refused", "waits"), [(2, [0.05, 0.1]), (9, [0.05, 0.1, 0.2, 0.4, 0.8])])
+def test_on_windows_a_file_that_is_open_elsewhere_is_renamed_a_moment_later(tmp_path, monkeypatch, refused, waits):
+    """A stand-in refuses as Windows does. Whatever happens, the file is complete or as it was."""
+    slept, calls = [], []
+
+    def replace(source, target, _replace=Path.replace):
+        calls.append(source)
+        if len(calls) <= refused:
+            raise PermissionError(13, "Access is denied")
+        return _replace(source, target)
+
+    monkeypatch.setattr(files, "WINDOWS", True)
+    monkeypatch.setattr(files.time, "sleep", slept.append)
+    monkeypatch.setattr(Path, "replace", replace)
+    path = tmp_path / "slider"
+    path.write_text("old")
+    with contextlib.suppress(PermissionError), atomic_write(path) as temporary:
+        temporary.write_text("new")
+    assert slept == waits
+    assert path.read_text() == ("new" if refused == 2 else "old") and [*tmp_path.iterdir()] == [path]
 
 
 def test_files_are_synced_as_bytes(tmp_path, monkeypatch):

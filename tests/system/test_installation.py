@@ -94,5 +94,5 @@ def test_only_for_a_full_size_model_is_the_cpu_called_too_slow(monkeypatch):
     assert why_no_gpu("trains", SDXL_FAMILY.is_full_size("tiny")) == "no CUDA GPU was found, so the CPU trains."
     sdxl = "stabilityai/stable-diffusion-xl-base-1.0"
     assert why_no_gpu("trains", SDXL_FAMILY.is_full_size(sdxl)).endswith(
-        "so the CPU trains: for SDXL that is far too slow."
+        "so the CPU trains: for SDXL that is far too slow. `uv run trainscripts/imagesliders/check.py` says why, and what to do."
     )

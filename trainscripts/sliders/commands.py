@@ -4,7 +4,23 @@ Flags and YAML are read before torch is imported, so `--help` and a mistyped key
 """
 
 import argparse
+import contextlib
+import io
+from collections.abc import Iterable
+from dataclasses import replace
 
+from sliders.check.collect import known_at_once, with_torch
+from sliders.check.findings import (
+    AMPERE,
+    NO_BFLOAT16,
+    config_lines,
+    first_lines,
+    problem_lines,
+    torch_lines,
+    trial_lines,
+)
+from sliders.check.report import Report
+from sliders.config.flags import Parser
 from sliders.config.schema import Settings
 from sliders.config.settings import load_settings, load_text_settings
 from sliders.sample.settings import load_comparison_settings, load_sample_settings
@@ -38,6 +54,35 @@ def compare(argv: list[str]) -> None:
         from sliders.sample.compare import compare
 
     print(f"page    {compare(settings)}")
+
+
+@command
+def check(argv: list[str]) -> None:
+    parser = Parser(prog="check.py", description="Say what this machine can do, which settings fit, and what to do.")
+    parser.add_argument("--device", default="0", help="of --test: a CUDA index, cpu or mps (default: 0)")
+    parser.add_argument("--test", action="store_true", help="also train a few steps of the tiny model")
+    flags = parser.parse_args(argv)
+    report = known_at_once()
+    _show(first_lines(report))
+    report = with_torch(report)
+    _show(torch_lines(report))
+    if flags.test and report.torch and report.torch.version:
+        report = _with_trial(report, flags.device)
+        _show(trial_lines(report))
+    _show([*config_lines(report), *problem_lines(report)])
+
+
+def _with_trial(report: Report, device: str) -> Report:
+    with importing_libraries():
+        from sliders.check.trial import tried
+
+    new = all(card.capability >= AMPERE for card in report.cards)
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # what a training says
+        return replace(report, trial=tried(device, "bfloat16" if new else NO_BFLOAT16))
+
+
+def _show(lines: Iterable[str]) -> None:
+    print(*lines, sep="\n", flush=True)
 
 
 def _train(runs: list[Settings], flags: argparse.Namespace) -> None:

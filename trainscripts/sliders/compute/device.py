@@ -7,9 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from sliders.system.errors import InputError
+from sliders.system.installation import how_to_run
 from sliders.system.launch import launch
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+WHY = f"`{how_to_run('check.py')}` says why, and what to do."
 UPLOADED = 2**25  # bytes at once, from a page-locked buffer
 
 
@@ -44,6 +46,11 @@ def torch_device(name: str) -> str:
 def is_gpu_missing(name: str) -> bool:
     """Whether `--device` asks for a CUDA GPU on a machine without any."""
     return name.isdigit() and torch.cuda.device_count() == 0
+
+
+def gpu_memory(device: str) -> tuple[int, int] | None:
+    """(free, total) bytes of a GPU, counting what other programs use. None if `device`, as torch names it, is none."""
+    return torch.cuda.mem_get_info(device) if device.startswith("cuda") else None
 
 
 def use_device(device: str) -> None:
@@ -111,13 +118,14 @@ def why_no_gpu(work: str, full_size: bool, model: str = "SDXL") -> str:
     """Says that the CPU is used instead of a missing GPU. work: what it does, such as `trains`. model: the kind of model."""
     if _is_cpu_build():
         return how_to_get_gpu()
-    return f"no CUDA GPU was found, so the CPU {work}" + (f": for {model} that is far too slow." if full_size else ".")
+    slow = f": for {model} that is far too slow. {WHY}" if full_size else "."
+    return f"no CUDA GPU was found, so the CPU {work}{slow}"
 
 
 def how_to_get_gpu() -> str:
     """The remedy if PyTorch finds no GPU and the work needs one."""
     if not _is_cpu_build():
-        return "no CUDA GPU was found: check that `nvidia-smi` lists one."
+        return f"no CUDA GPU was found: check that `nvidia-smi` lists one. {WHY}"
     version = torch.__version__.partition("+")[0]
     return (
         "this PyTorch cannot use a GPU, as Windows' standard build cannot: once, `uv pip install --torch-backend=auto "

@@ -38,14 +38,18 @@ def quantize(denoiser: nn.Module, kind: str, device: str, dtype: torch.dtype, pa
     if kind == "none":
         return
     # a list of modules instead of names would keep all original weights in memory until the end
-    names = [n for n, m in denoiser.named_modules() if type(m) is nn.Linear and part in f".{n}"]
-    for name in names:
+    for name in quantizable(denoiser, part):
         parent, _, child = name.rpartition(".")
         linear = denoiser.get_submodule(name)
         linear.name_or_path = f"{getattr(denoiser, 'name_or_path', '') or 'the model'}: {name}"  # for errors of `place`
         place(linear, device, dtype)
         layer = _nf4(linear, device) if kind == "nf4" else ByteLinear(linear, BYTE[kind])
         setattr(denoiser.get_submodule(parent), child, layer)
+
+
+def quantizable(denoiser: nn.Module, part: str) -> list[str]:
+    """Paths of the linear layers that `quantize` replaces."""
+    return [n for n, m in denoiser.named_modules() if type(m) is nn.Linear and part in f".{n}"]
 
 
 class ByteLinear(nn.Linear):

@@ -4,6 +4,7 @@ Each key either works or is refused here with a sentence; none is read and ignor
 fork's; what this project adds is marked (ours).
 """
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -26,6 +27,8 @@ from sliders.config.optimizers import OPTIMIZERS
 from sliders.config.prompts import Prompt, PromptSet
 
 NAME_LIMIT = 120  # bytes; leaves room for `_alpha…_rank…_method_…steps.safetensors.tmp` in a 255-byte file name
+# in Windows, in any letter case and with any ending after the first dot; the digits may also be superscripts
+RESERVED = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³]) *(\..*)?", re.IGNORECASE)
 UNSAFE_IN_NAMES = '<>:"/\\|?*'  # A1111 ends a `<lora:…>` at `:` or `>`; Windows refuses the rest
 TRAINING_METHODS = (
     "full", "noxattn", "innoxattn", "selfattn", "xattn", "xattn-strict", "noxattn-hspace", "noxattn-hspace-last",
@@ -149,6 +152,10 @@ class Save(Section):
             raise ValueError(f"{name!r} holds {shown}, which a file name or a web UI's prompt cannot: leave them out")
         if not name or name != name.strip() or name.startswith(".") or name.endswith("."):
             raise ValueError(f"{name!r} must not be empty or start or end with a space or a dot")
+        if RESERVED.fullmatch(name):
+            raise ValueError(
+                f"{name!r} begins with the name of a device in Windows, which no file can have: choose another"
+            )
         if len(name.encode()) > NAME_LIMIT:
             raise ValueError(
                 f"is {len(name.encode())} bytes long; {NAME_LIMIT} is the most a file name leaves room for"

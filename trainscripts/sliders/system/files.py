@@ -4,6 +4,7 @@ import os
 import re
 import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ WINDOWS = os.name == "nt"
 # not verified on Windows: there, a file opened as text loses a last byte of 0x1A
 BINARY = getattr(os, "O_BINARY", 0)
 SAME_NAME = re.IGNORECASE if WINDOWS else 0  # flag for regular expressions that match file names
+PATIENCE = (0.05, 0.1, 0.2, 0.4, 0.8)  # seconds between attempts to rename a file, on Windows
 LONGEST_PATH = 259  # characters, on Windows by default (not verified on Windows)
 
 
@@ -32,11 +34,22 @@ def atomic_write(path: Path, shared: bool = False) -> Iterator[Path]:
     try:
         yield temporary
         _sync(temporary, os.O_RDWR | BINARY)
-        temporary.replace(path)
+        _rename(temporary, path)
         if not WINDOWS:  # where a folder cannot be opened
             _sync(path.parent, os.O_RDONLY)
     finally:
         remove(temporary)
+
+
+def _rename(source: Path, target: Path) -> None:
+    """Windows refuses while any program has one of the two open, as virus scanners do for a moment. Not verified on Windows."""
+    for wait in PATIENCE if WINDOWS else ():
+        try:
+            source.replace(target)
+            return
+        except PermissionError:
+            time.sleep(wait)
+    source.replace(target)
 
 
 def remove(path: Path) -> None:

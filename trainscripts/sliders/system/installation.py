@@ -1,4 +1,4 @@
-"""Which command installs a package that is missing."""
+"""Which command installs a package that is missing, and which runs a script."""
 
 import sys
 
@@ -11,3 +11,9 @@ def how_to_install(module: str, extra: str = "") -> str:
     if extra and sys.platform != "win32":
         return f"start with `uv run --extra {extra} …`"
     return f"once, `uv pip install {module.partition('.')[0].replace('_', '-')}`"
+
+
+def how_to_run(script: str) -> str:
+    """The command that runs a script for image sliders. On Windows `uv run` alone would replace PyTorch by its standard build."""
+    sync = " --no-sync" if sys.platform == "win32" else ""
+    return f"uv run{sync} trainscripts/imagesliders/{script}"

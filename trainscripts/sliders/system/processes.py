@@ -101,13 +101,18 @@ class Together(Processes):
             tensor.copy_(mean.div_(self.count))
 
     def _nccl_group(self, tensor: Tensor) -> Any:
-        """None on CPUs, and if processes share a GPU, which NCCL refuses."""
+        """None on CPUs, if processes share a GPU, which NCCL refuses, and without NCCL."""
         own = str(torch.cuda.get_device_properties(tensor.device).uuid) if tensor.is_cuda else None
         gpus = self.gather(own)
-        if None not in gpus and len(set(gpus)) == self.count:
+        shared = len(set(gpus)) < self.count
+        if None not in gpus and not shared and dist.is_nccl_available():
             return dist.new_group(backend="nccl")
-        if tensor.is_cuda:
+        if tensor.is_cuda and shared:
             print("note: processes share a GPU, so gradients go through main memory; one for each GPU is faster.")
+        elif tensor.is_cuda:  # not verified on Windows
+            print(
+                "note: this PyTorch has no NCCL, as on Windows, so gradients go through main memory, which is slower."
+            )
         return None
 
     def speaks(self, error: Exception) -> bool:

@@ -10,19 +10,21 @@ import torch
 
 from sliders.adaptors import ALGORITHMS, UNSUITABLE
 from sliders.adaptors.network import AdaptorNetwork
-from sliders.compute.device import how_to_get_gpu, is_gpu_missing, torch_device, why_no_gpu
-from sliders.compute.quantization import check_quantization
+from sliders.compute.device import gpu_memory, how_to_get_gpu, is_gpu_missing, torch_device, why_no_gpu
+from sliders.compute.quantization import check_quantization, quantizable
 from sliders.config.optimizers import OPTIMIZERS
 from sliders.config.prompts import PromptSet
 from sliders.config.schema import Network, Settings, Train
 from sliders.data.contract import Checked
+from sliders.data.latents import CROP_ROOM
 from sliders.data.sources import SOURCES
 from sliders.data.timesteps import allowed_timesteps
 from sliders.fast.attention import check_attention
 from sliders.fast.compilation import check_compilation
+from sliders.fast.kernel_support import can_fuse
 from sliders.formats.checkpoint import Checkpoint, check_same_run, checkpoints_of, identity, newest_checkpoint
 from sliders.models import Family, find_family
-from sliders.models.layers import describe_choice
+from sliders.models.layers import architecture_of, describe_choice
 from sliders.sample.preview import preview_remarks
 from sliders.sample.templates import is_read_as_written
 from sliders.system.errors import InputError, either
@@ -30,8 +32,9 @@ from sliders.system.files import check_folder
 from sliders.system.installation import how_to_install
 from sliders.system.lock import check_unlocked
 from sliders.train.losses import LOSSES
+from sliders.train.memory import Demand, Frozen, advise, describe_need
 from sliders.train.optimizers import build_lr_scheduler, build_optimizer
-from sliders.train.resources import DiskNeed, disk_need
+from sliders.train.resources import DiskNeed, disk_need, smaller_images
 
 
 @dataclass(frozen=True)
@@ -48,11 +51,30 @@ class Plan:
     damaged: tuple[Path, ...]  # checkpoints newer than that one, which are not whole
     timesteps: tuple[int, ...]  # that may be drawn
     choice: str = ""  # of layers, in words
+    frozen: Frozen | None = None  # weights of the model; None for narrow ones
+    card: tuple[int, int] | None = None  # (free, total) bytes of the GPU, if there is one
 
     @cached_property
     def identity(self) -> dict:
         """What makes the run this one. Reads every image once."""
         return identity(self.settings, self.data)
+
+    @property
+    def demand(self) -> Demand | None:
+        """What the run needs of a GPU's memory. None for narrow models, and where no GPU is to be used."""
+        settings, prompts = self.settings, self.settings.prompts
+        if self.frozen is None or not settings.device.isdigit():
+            return None
+        sizes = {p: max(w * h for w, h in self.data.fitted_sizes(p.resolution)) for p in prompts}
+        room = CROP_ROOM**2 if any(p.dynamic_crops for p in prompts) else 1
+        return Demand(
+            family=settings.family, frozen=self.frozen, parameters=self.parameters,
+            pixels=max(2 * p.batch_size * size for p, size in sizes.items()),
+            picture=int(room * max(sizes.values())) if settings.data.kind == "images" else 0,
+            precision=settings.train.precision, quantize=settings.pretrained_model.quantize,
+            checkpointing=settings.other.gradient_checkpointing, optimizer=settings.train.optimizer,
+            fused=settings.other.takes_fast_path and (self.card is None or can_fuse(self.device)),
+        )  # fmt: skip
 
     @property
     def disk_need(self) -> DiskNeed:
@@ -80,8 +102,11 @@ def make_plan(settings: Settings) -> Plan:
     _check_output(settings)
     _check_prompt(settings)
     checkpoint, damaged = _checkpoint_to_resume(settings)
-    layers, parameters, choice = _weightless_adaptors(family, settings.pretrained_model.name_or_path, settings.network)
-    plan = Plan(settings, family, device, data, layers, parameters, checkpoint, tuple(damaged), timesteps, choice)
+    layers, parameters, choice, frozen = _weightless(family, settings.pretrained_model.name_or_path, settings.network)
+    plan = Plan(
+        settings, family, device, data, layers, parameters, checkpoint, tuple(damaged), timesteps, choice, frozen,
+        gpu_memory(device),
+    )  # fmt: skip
     if checkpoint is not None:
         check_same_run(checkpoint, {**plan.identity, "model": checkpoint.header["run"]["model"]})
     return plan
@@ -115,13 +140,25 @@ def _check_device(settings: Settings, device: str) -> None:
 
 
 @lru_cache(maxsize=8)
-def _weightless_adaptors(family: Family, name_or_path: str, network: Network) -> tuple[tuple[str, ...], int, str]:
-    """Layers and number of parameters of the run's network, built on the meta device, and the layers in words."""
+def _weightless(family: Family, name_or_path: str, network: Network) -> tuple[tuple[str, ...], int, str, Frozen | None]:
+    """Layers and number of parameters of the run's network, built on the meta device, the layers in words, and the model's weights.
+
+    The latter are None for a narrow model.
+    """
     with torch.device("meta"):
         denoiser = family.weightless_denoiser(name_or_path)
         choice = describe_choice(denoiser, network)
+        frozen = frozen_weights(denoiser) if family.is_full_size(name_or_path) else None
         adaptors = AdaptorNetwork(denoiser, network)
-    return adaptors.module_paths, adaptors.num_parameters(), choice
+    return adaptors.module_paths, adaptors.num_parameters(), choice, frozen
+
+
+def frozen_weights(denoiser: torch.nn.Module) -> Frozen:
+    """Counts the weights of a denoiser that no network adapts yet."""
+    linear = [denoiser.get_submodule(name) for name in quantizable(denoiser, architecture_of(denoiser).quantized)]
+    of_linear = sum(layer.weight.numel() for layer in linear)
+    total = sum(p.numel() for p in denoiser.parameters())
+    return Frozen(total - of_linear, of_linear, sum(layer.out_features for layer in linear))
 
 
 def _checkpoint_to_resume(settings: Settings) -> tuple[Checkpoint | None, list[Path]]:
@@ -184,7 +221,8 @@ def describe(plan: Plan, processes: int = 1, whole: bool = True) -> str:
         f"layers  {len(plan.layers)} of {plan.choice}: {_algorithm(network)}, {plan.parameters:,} parameters",
         f"steps   {train.iterations} of {' or '.join(dict.fromkeys(sets))}, {train.optimizer} lr {train.lr:g} "
         f"{train.lr_scheduler}, seed {train.seed}",
-        f"noise   timesteps {min(plan.timesteps)} to {max(plan.timesteps)}, " + _drawn(train),
+        f"noise   timesteps {min(plan.timesteps)} to {max(plan.timesteps)}, {_drawn(train)}",
+        *([f"memory  {describe_need(plan.demand, plan.card)}"] if plan.demand else []),
         *([f"resume  {_resumption(plan)}"] if settings.resume else []),
         f"files   {saves + 1}: {f'every {settings.save.per_steps} steps, and ' if saves else ''}{settings.stem}_last.safetensors",
         *data.describe(settings.prompts, whole or settings.logging.verbose),
@@ -238,6 +276,8 @@ def _remarks(plan: Plan) -> list[str]:
         *plan.data.remarks(settings.prompts),
         *preview_remarks(settings.preview, plan.data),
     ]
+    if plan.demand and (advice := advise(plan.demand, plan.card, smaller_images(settings, plan.family))):
+        remarks.append(advice)
     train = settings.train
     if OPTIMIZERS[train.optimizer].finds_lr and train.lr < 0.1:
         remarks.append(

@@ -10,12 +10,13 @@ from pathlib import Path
 import torch
 
 from sliders.config.optimizers import OPTIMIZERS
-from sliders.config.prompts import LEAST_RESOLUTION
+from sliders.config.prompts import LEAST_RESOLUTION, PromptSet
 from sliders.config.schema import Settings
 from sliders.formats.checkpoint import checkpoints_of
 from sliders.models import Family
 from sliders.system.errors import InputError
 from sliders.system.files import existing
+from sliders.train.memory import FULL
 
 WEIGHT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 MASTER_BYTES = 4
@@ -94,12 +95,32 @@ def out_of_memory(settings: Settings, family: Family, error: torch.OutOfMemoryEr
     )
 
 
+def _largest(settings: Settings) -> PromptSet:
+    return max(settings.prompts, key=lambda p: p.resolution**2 * p.batch_size)
+
+
+def smaller_images(settings: Settings, family: Family) -> list[str]:
+    """`key: value` of smaller resolutions than the largest, the larger first."""
+    largest, multiple = _largest(settings).resolution, family.facts.size_multiple
+    sizes = [max(LEAST_RESOLUTION, int(largest * share) // multiple * multiple) for share in (0.75, 0.5)]
+    return [f"resolution: {size} in the prompts" for size in dict.fromkeys(sizes) if size < largest]
+
+
+def nearly_full(settings: Settings, family: Family, card: tuple[int, int]) -> str | None:
+    """A sentence if nearly all of a GPU's memory is used, by whatever program. card: (free, total) bytes."""
+    free, total = card
+    if total - free <= FULL * total:
+        return None
+    return (
+        f"{1 - free / total:.0%} of the GPU's memory is used. Windows moves what no longer fits to main memory without an "
+        "error, and steps then take many times as long; elsewhere the run may run out of memory: close other programs, or set "
+        f"{', or '.join(remedies(settings, family)[:2])}."
+    )
+
+
 def remedies(settings: Settings, family: Family, phase: str = TRAINING) -> list[str]:
     """`key: value` that would save memory, the most effective first."""
-    largest = max(settings.prompts, key=lambda p: p.resolution**2 * p.batch_size)
-    multiple = family.facts.size_multiple
-    sizes = [max(LEAST_RESOLUTION, int(largest.resolution * share) // multiple * multiple) for share in (0.75, 0.5)]
-    smaller = [f"resolution: {size} in the prompts" for size in dict.fromkeys(sizes) if size < largest.resolution]
+    largest, smaller = _largest(settings), smaller_images(settings, family)
     lighter = ["pretrained_model.quantize: nf4"] if settings.pretrained_model.quantize == "none" else []
     if phase == ENCODING:
         return smaller or ["smaller images in the folders"]

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from sliders.adaptors.flat_weights import FlatWeights
 from sliders.adaptors.network import AdaptorNetwork
-from sliders.compute.device import DTYPES, place, use_device
+from sliders.compute.device import DTYPES, gpu_memory, place, use_device
 from sliders.compute.patches import Patches
 from sliders.compute.quantization import quantize
 from sliders.data.contract import Steps
@@ -35,7 +35,7 @@ from sliders.train.losses import LOSSES
 from sliders.train.monitor import NonFiniteError, Watch, sum_of_bits
 from sliders.train.outputs import NoOutputs, Outputs, reasons
 from sliders.train.plan import Plan
-from sliders.train.resources import ENCODING, PLACING, during
+from sliders.train.resources import ENCODING, PLACING, during, nearly_full
 from sliders.train.step import Step, StepResult
 
 
@@ -60,6 +60,7 @@ class Trainer:
         self.plan, self.settings, self.data, self.device = plan, plan.settings, plan.data, plan.device
         settings, data = self.settings, self.data
         self.done = 0  # steps
+        self._warned_of_memory = False
         self.processes = processes or Processes()
         self.outputs = (Outputs if self.processes.first else NoOutputs)(plan, self.processes)
         use_device(self.device)
@@ -174,6 +175,7 @@ class Trainer:
                 saves = self.done < total and self.done % save.per_steps == 0
                 if self.done % log_every == 0 or saves or self.done == total:
                     journal.write(log, bar)
+                    self._watch_memory()
                 if saves:
                     self._save_midway()
                 if self._previews_at(self.done) and interrupts.received is None:
@@ -184,6 +186,13 @@ class Trainer:
             journal.write(log, bar)
             if self.done < total:
                 self._save_stopped()
+
+    def _watch_memory(self) -> None:
+        """Warns once when the GPU's memory is nearly full."""
+        card = gpu_memory(self.device)
+        if card and not self._warned_of_memory and (sentence := nearly_full(self.settings, self.plan.family, card)):
+            self._warned_of_memory = True
+            self._warn(sentence)
 
     def _signalled(self, interrupts: Interrupts) -> bool:
         """Whether any process has received a signal; then all stop after the same step."""
@@ -201,7 +210,9 @@ class Trainer:
     def _save_midway(self) -> None:
         failures = self._save(f"{self.done}steps")
         if failures:
-            self._warn(f"{reasons(failures)}: training goes on and the next save tries again; make room for it.")
+            self._warn(
+                f"{reasons(failures)}: training goes on and the next save tries again; make room, or close what has the file open."
+            )
 
     def _save_stopped(self) -> None:
         """Save what a run that ends early has not saved yet."""
