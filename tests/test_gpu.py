@@ -24,7 +24,7 @@ from sliders.compute.quantization import BYTE, ByteLinear, quantize
 from sliders.config.schema import Network
 from sliders.config.settings import load_settings
 from sliders.fast import path
-from sliders.fast.attention import attend_with, set_attention
+from sliders.fast.attention import ChosenAttention, attend_with
 from sliders.fast.blocks import fuse_blocks
 from sliders.fast.frozen import frozen_kind
 from sliders.fast.graphs import CannotCaptureError, CapturedCall
@@ -358,7 +358,7 @@ def unet_output(unet):
 def test_every_attention_layer_uses_the_chosen_kernel(name):
     unet = build_narrow_sdxl().unet.to("cuda", torch.bfloat16).requires_grad_(False)
     wanted = unet_output(unet)
-    set_attention(unet, attend_with(name, unet.device))
+    ChosenAttention(unet, name)
     with torch.profiler.profile() as profiler:
         found = unet_output(unet)
     calls = sum(event.count for event in profiler.key_averages() if event.key == KERNELS[name])

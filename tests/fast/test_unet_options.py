@@ -13,7 +13,7 @@ from sliders.compute import quantization
 from sliders.compute.device import place
 from sliders.compute.quantization import BYTE, ByteLinear, quantize
 from sliders.config.schema import Config, Other
-from sliders.fast.attention import HALF_ONLY, SDPA, attend_with, check_capability, set_attention
+from sliders.fast.attention import HALF_ONLY, SDPA, ChosenAttention, check_capability
 from sliders.fast.compilation import check_compilation, compile_denoiser
 from sliders.fast.kernel_support import can_fuse
 from sliders.formats.slider_file import slider_tensors
@@ -50,11 +50,13 @@ def other(**keys) -> Other:
 )
 def test_every_attention_layer_uses_the_chosen_backend(settings, operation):
     unet = build_narrow_sdxl().unet
-    wanted = unet_output(unet)
-    set_attention(unet, attend_with(other(**settings).attention, unet.device))
+    wanted, before = unet_output(unet), unet.attn_processors
+    chosen = ChosenAttention(unet, other(**settings).attention)
     found, calls = count_operation(unet, operation)
     assert calls == len(unet.attn_processors)
     assert torch.allclose(found, wanted, atol=1e-5)
+    chosen.restore()
+    assert unet.attn_processors == before
 
 
 @pytest.mark.parametrize(
@@ -78,7 +80,7 @@ def test_every_attention_layer_calls_the_package(monkeypatch, name, module, func
     setattr(sys.modules[module], function, attend)
     unet = build_narrow_sdxl().unet
     wanted = unet_output(unet)
-    set_attention(unet, attend_with(name, unet.device))
+    ChosenAttention(unet, name)
     assert torch.allclose(unet_output(unet), wanted, atol=1e-5)
     assert len(shapes) == len(unet.attn_processors)
     heads = {m.heads for m in unet.modules() if isinstance(m, Attention)}

@@ -1,7 +1,7 @@
 """`other.attention`: the kernels with which the denoiser computes attention."""
 
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -82,33 +82,6 @@ def plain_attentions(denoiser: nn.Module) -> dict[str, Attention]:
         for name, module in denoiser.named_modules()
         if isinstance(module, Attention) and isinstance(module.processor, AttnProcessor | AttnProcessor2_0)
     }
-
-
-def set_attention(denoiser: ModelMixin, attend: Attend) -> None:
-    """Makes all attention layers of the denoiser for which it can compute with `attend`."""
-    processors = dict.fromkeys(plain_attentions(denoiser), AttentionProcessor(attend))
-    denoiser.set_attn_processor({**denoiser.attn_processors, **processors})
-
-
-def order_kernels(denoiser: nn.Module, name: str, patches: Patches) -> None:
-    """Has the other attention layers, whose processors call PyTorch's attention, use the kernels of backend `name`.
-
-    Each layer is patched, because gradient checkpointing calls it again outside of the denoiser's `forward`.
-    """
-    order, plain = _kernels(name, denoiser.device), set(plain_attentions(denoiser).values())
-    for module in denoiser.modules() if order else ():
-        if hasattr(module, "get_processor") and module not in plain:
-            patches.replace(module, _with_kernels(order, module.forward))
-
-
-def _with_kernels(order: Sequence[str], forward: Callable) -> Callable:
-    backends = [SDPA[name] for name in order]
-
-    def ordered(*args, **kwargs):
-        with sdpa_kernel(backends, set_priority=True):
-            return forward(*args, **kwargs)
-
-    return ordered
 
 
 def _kernels(name: str, device: torch.device) -> Sequence[str]:
@@ -220,3 +193,42 @@ def _few_keys_or(attend: Attend) -> Attend:
         return attend(query, key, value)
 
     return choose
+
+
+class ChosenAttention:
+    """Until `restore`, all attention layers of a denoiser compute with the kernels of a backend.
+
+    Those that an `AttentionProcessor` can compute get one. The others' processors call PyTorch's attention themselves, so
+    these layers are patched, each by itself, because gradient checkpointing calls it again outside of the denoiser's `forward`.
+    """
+
+    def __init__(
+        self, denoiser: ModelMixin, name: str, processors: Mapping[str, AttentionProcessor] | None = None, kernels: bool = True
+    ):  # fmt: skip
+        """name: of the backend. processors: for all layers that they can compute, if they do more than attend with it.
+
+        kernels: whether `auto` may use this project's own.
+        """
+        self._denoiser, self._before, self._patches = denoiser, dict(denoiser.attn_processors), Patches()
+        plain, order = plain_attentions(denoiser), _kernels(name, denoiser.device)
+        if processors is None:
+            processors = dict.fromkeys(plain, AttentionProcessor(attend_with(name, denoiser.device, kernels)))
+        denoiser.set_attn_processor({**self._before, **processors})
+        computed = set(plain.values())
+        for module in denoiser.modules() if order else ():
+            if hasattr(module, "get_processor") and module not in computed:
+                self._patches.replace(module, _with_kernels(order, module.forward))
+
+    def restore(self) -> None:
+        self._patches.restore()
+        self._denoiser.set_attn_processor(dict(self._before))
+
+
+def _with_kernels(order: Sequence[str], forward: Callable) -> Callable:
+    backends = [SDPA[name] for name in order]
+
+    def ordered(*args, **kwargs):
+        with sdpa_kernel(backends, set_priority=True):
+            return forward(*args, **kwargs)
+
+    return ordered

@@ -1,6 +1,6 @@
 """The fast path: takes over layers and blocks of a denoiser or a VAE as a whole, and gives them back.
 
-Everything that it replaces goes through one `Patches`, so the plain path, PyTorch's own operations, is what remains.
+Everything that it replaces goes through `Patches`, so the plain path, PyTorch's own operations, is what remains.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -21,11 +21,11 @@ from sliders.compute.quantization import ByteLinear, Unpack
 from sliders.compute.quantization import unpacked as plainly_unpacked
 from sliders.fast.attention import (
     AttentionProcessor,
+    ChosenAttention,
     ContextProjections,
     Projection,
     Together,
     attend_with,
-    order_kernels,
     plain_attentions,
 )
 from sliders.fast.blocks import fuse_blocks
@@ -57,7 +57,6 @@ class FastPath:
         for module in denoiser.modules():
             check_own(module)
         self._denoiser, self._networks, self._patches = denoiser, networks, Patches()
-        self._processors = denoiser.attn_processors
         self.weights = [FastWeights(network, denoiser.dtype, trains) for network in networks]
         self._adapted = self._adapted_once()
         self._unpack_with(unpacked)
@@ -72,8 +71,7 @@ class FastPath:
         context = ContextProjections(denoiser, crossing, self._patches)
         projections = {m: self._projection(m) for m in attentions.values() if not m.is_cross_attention}
         own = {n: AttentionProcessor(attend, projections.get(m), context.reader(m)) for n, m in attentions.items()}
-        denoiser.set_attn_processor({**self._processors, **own})
-        order_kernels(denoiser, attention, self._patches)
+        self._attention = ChosenAttention(denoiser, attention, own)
         for layer in self._adapted:
             self._fuse(layer)
 
@@ -143,9 +141,9 @@ class FastPath:
 
     def restore(self) -> None:
         """Gives everything back: the denoiser and the networks compute as before."""
+        self._attention.restore()  # before the patches of blocks, on top of which it may be
         self._patches.restore()
         self._unpack_with(plainly_unpacked)
-        self._denoiser.set_attn_processor(dict(self._processors))
         for network in self._networks:
             for adaptor in network.adaptors:
                 adaptor.compute_with({})

@@ -13,11 +13,10 @@ from tqdm import tqdm
 from sliders.adaptors.flat_weights import FlatWeights
 from sliders.adaptors.network import AdaptorNetwork
 from sliders.compute.device import DTYPES, gpu_memory, place, use_device
-from sliders.compute.patches import Patches
 from sliders.compute.quantization import quantize
 from sliders.data.contract import Steps
 from sliders.data.sources import SOURCES
-from sliders.fast.attention import attend_with, order_kernels, set_attention
+from sliders.fast.attention import ChosenAttention
 from sliders.fast.compilation import compile_denoiser
 from sliders.fast.path import FastPath
 from sliders.formats.checkpoint import changeable, check_same_run, checkpoint_path, first_difference
@@ -114,8 +113,7 @@ class Trainer:
         if other.takes_fast_path:
             (weights,) = FastPath(denoiser, [self.network], other.attention, trains=True).weights
             return weights
-        set_attention(denoiser, attend_with(other.attention, denoiser.device, kernels=False))
-        order_kernels(denoiser, other.attention, Patches())
+        self._attention = ChosenAttention(denoiser, other.attention, kernels=False)
         compile_denoiser(denoiser, other.torch_compile, architecture_of(denoiser).compiled)
         return FlatWeights(self.network)
 
