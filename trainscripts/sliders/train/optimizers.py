@@ -83,11 +83,12 @@ class UpdateGuard:
         self._scaler.scale(torch.zeros((), device=device))  # makes its tensors
 
     def step(self, optimizer: Optimizer, gradient: torch.Tensor, values: torch.Tensor) -> None:
-        """gradient: what the optimizer reads; a bad one is overwritten. values [2]: loss and gradient norm, on the device."""
+        """gradient: flat, what the optimizer reads; a bad one may be changed. values [2]: loss and gradient norm, on the device."""
         bad = values.isfinite().all().logical_not()
         self._in_row.add_(1).mul_(bad)
         self._over.logical_or_(self._in_row > self._tolerated)
-        gradient.masked_fill_(self._over.logical_or(bad), torch.inf)
+        # One value is enough to be found; filling all of them would be one more pass over the memory.
+        gradient[:1].masked_fill_(self._over.logical_or(bad), torch.inf)
         self._scaler.step(optimizer)
         self._scaler.update(new_scale=1.0)
 
