@@ -74,8 +74,7 @@ def _named(data: Data, names: Mapping[str, str]) -> list[str]:
     found = {line: next((key for key in _keys(line) if key in names), None) for line in lines if line}
     if unknown := [repr(line) for line, key in found.items() if key is None]:
         raise InputError(
-            f"{place} names {listed(unknown)}, but {data.folder_main} has no image of that name: correct or remove the line, as the "
-            "names are without folder."
+            f"{place} names {listed(unknown)}, but {data.folder_main} has no image of that name: correct or remove the line."
         )
     return list(found.values())
 

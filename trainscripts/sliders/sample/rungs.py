@@ -176,8 +176,8 @@ def split_levels(template: str) -> tuple[str, tuple[str, ...], str]:
 
 
 def _caption(text: str, neutral: str) -> str:
-    """The prompt without its level. Commas that stood around it do not stay behind."""
-    return text if neutral else re.sub(r"^[\s,]+|\s*,(?=\s*(?:,|$))", "", text)
+    """The prompt without its level. Of commas that stood around it, one stays behind, and none at the ends."""
+    return text if neutral else re.sub(r"\s*,(?:\s*,)*", ",", text).strip(", ")
 
 
 def _scales(given: Sequence[float] | None, levels: tuple[str, ...]) -> tuple[float, ...]:
