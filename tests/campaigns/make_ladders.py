@@ -34,8 +34,7 @@ from sliders.formats.cards import read_card
 from sliders.report.card import Card
 from sliders.report.verdict import verdict
 from sliders.system.weight_files import open_weights
-from worlds.evaluate import Curve, evaluate
-from worlds.models import attached, load_model
+from worlds.check_card import Agreement, Check
 
 DEMO = SCRIPTS / "data" / "config-xl-demo.yaml"
 SAMPLING = (
@@ -44,6 +43,10 @@ SAMPLING = (
 )  # fmt: skip
 SIZES = ATTRIBUTES["size"].scales
 LEFT_OUT = 2  # rows
+SCENES = {
+    "warmth": SHAPES.fewest_scenes,
+    "size": 24,
+}  # in the folders by which all sliders of an attribute are measured
 SCENES_OF_LEVELS = ("circle on a white", "square on a grey", "triangle on a beige", "circle on a black")
 SCENES_OF_SLIDER = (
     "red square on a white", "green circle on a grey", "blue circle on a beige", "purple square on a black",
@@ -54,20 +57,17 @@ UNSEEN = ("cyan square on a grey", "blue triangle on a white", "purple circle on
 
 @dataclass(frozen=True)
 class Outcome:
-    """A slider as its card and as the world sees it."""
+    """A slider as its own card sees it, and as the world does beside a card by the world's folders."""
 
     name: str
-    card: Card
-    curve: Curve
+    own: Card
+    found: Agreement
+    by_folders: Card
 
     def __str__(self) -> str:
-        scales = self.curve.attribute.scales
-        shown = " / ".join(f"{self.curve.at('mean', scale):.1f}" for scale in scales)
-        wanted = " / ".join(f"{self.curve.attribute.at_scale(scale):.1f}" for scale in scales)
-        return (
-            f"{self.name}: truly off by {self.curve.calibration:.2f} {self.curve.attribute.unit} ({shown}; wanted {wanted}), by its card "
-            f"by {self.card.calibration:.2f} ± {self.card.doubt:.2f} of the scale: {verdict(self.card)}"
-        )
+        own = f"by its own card off by {self.own.calibration:.2f} ± {self.own.doubt:.2f} ({verdict(self.own)})"
+        other = f"by the world's folders by {self.found.calibration:.2f} ({verdict(self.by_folders)})"
+        return f"{self.name}: {own}, {other}, truly by {self.found.true_calibration:.2f} of a scale"
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Lengths:
     """Of a run of this campaign."""
 
     steps: int = 300  # of the sliders that are trained on ladders
-    few: int = 120  # of the slider that makes the second ladder
+    few: int = 80  # of the slider that makes the second ladder
     seeds: int = 3  # of each prompt
 
 
@@ -160,11 +160,9 @@ def outcome(name: str, slider: Path, folder: Path, attribute: str, *flags: str) 
     ]
     print(said("sample_slider-xl", *argv, *SAMPLING, *flags), end="")
     card = read_card(open_weights(slider, "").metadata)
-    model = load_model(SHAPES.model)
-    network = attached(slider, model)
-    curve = evaluate(SHAPES, model, network, attribute, (0.0, *ATTRIBUTES[attribute].scales))
-    network.remove()
-    return Outcome(name, card, curve)
+    with tempfile.TemporaryDirectory() as temporary:
+        check = Check(SHAPES, attribute, Path(temporary) / "data", SCENES[attribute], "cpu")
+        return Outcome(name, card, *check.agreement(slider))
 
 
 def from_a_prompt(root: Path, lengths: Lengths) -> Outcome:

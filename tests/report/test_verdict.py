@@ -5,7 +5,19 @@ from dataclasses import replace
 import pytest
 from sliders.report.card import Card
 from sliders.report.summary import measured, sentence
-from sliders.report.verdict import OFF, STRONG, UNEVEN, VISIBLE, WEAK, strength, unevenness, verdict
+from sliders.report.verdict import (
+    BLIND,
+    OFF,
+    STRONG,
+    UNCHANGED,
+    UNEVEN,
+    VISIBLE,
+    WEAK,
+    blindness,
+    strength,
+    unevenness,
+    verdict,
+)
 
 SCALES = (0.5, 1.0, 1.5, 2.0)
 
@@ -39,6 +51,7 @@ def card_showing(*shown: float, scales=SCALES, rows=1, **changes) -> Card:
         ((0.1, 0.2, 1.6, 1.9), "uneven", "--ladder DIR --shows 0.5, 1, 1.5, 2"),
         ((1.1, 1.6, 2.1, 2.6), "strong", "convert_slider.py --calibrate"),  # even steps; half the weights would do
         ((1.0, 2.0, 3.0, 4.0), "strong", "convert_slider.py --calibrate"),
+        ((1.3, 1.25, 1.2, 1.15), "weak", "train it for longer"),
         ((2.0, 1.5, 1.0, 0.5), "broken", "check which scale each folder has"),
     ],
 )
@@ -55,6 +68,21 @@ def test_a_slider_without_a_visible_effect_is_weak_and_never_usable():
     text = sentence(card_showing(0.01, 0.02, 0.03, 0.05))
     assert "usable" not in text and text.endswith("weak: it shows 3% of what the folders do.")
     assert sentence(card_showing(*SCALES)).endswith("good; usable from -2 to 4.")
+
+
+def test_a_ruler_that_cannot_read_the_folders_says_nothing_of_a_slider():
+    """The mean of the scales is 1.25, from which they are 0.5 away on average."""
+    for error, word in ((0.5 * BLIND - 0.01, "good"), (0.5 * BLIND + 0.01, "unsure")):
+        card = card_showing(*SCALES, ruler_error=error)
+        assert blindness(card) == pytest.approx(error / 0.5)
+        assert verdict(card).word == word
+    assert "usable" not in sentence(card) and "errs by 0.26 on the folders' own images" in sentence(card)
+
+
+@pytest.mark.parametrize(("foreign", "word"), [(UNCHANGED - 0.01, "weak"), (UNCHANGED + 0.01, "unsure")])
+def test_even_then_pictures_that_hardly_change_are_weak(foreign, word):
+    card = card_showing(0.01, 0.02, 0.03, 0.05, ruler_error=0.4)
+    assert verdict(replace(card, foreign=(foreign,) * len(card.multipliers))).word == word
 
 
 def test_pictures_that_have_become_others_are_broken_whatever_they_show():

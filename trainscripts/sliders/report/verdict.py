@@ -10,6 +10,8 @@ from sliders.report.card import Card
 WEAK = 0.6  # of the change between the folders, by the slope of the shown scales: a slider that shows less is weak
 STRONG = 1 / WEAK  # one that shows more is strong
 VISIBLE = 0.15  # of the same: below it, no factor would do, because the slider has hardly learnt anything
+BLIND = 0.5  # the ruler's error on the folders' images, over that of reading the mean scale in all: above it, it reads too little
+UNCHANGED = 0.1  # foreign change, in distances between two scenes, below which even a blind ruler misses nothing
 UNEVEN = 0.5  # standard deviation over mean of the slopes between neighbouring scales
 OFF = 0.25  # calibration, of the distance between the lowest and the highest scale
 MENDED = 0.5  # share of a calibration that a factor on the weights must leave at most, for it to be worth while
@@ -17,43 +19,65 @@ MENDED = 0.5  # share of a calibration that a factor on the weights must leave a
 
 @dataclass(frozen=True)
 class Verdict:
-    word: str  # good, weak, strong, uneven or broken
+    word: str  # good, weak, strong, uneven, broken or unsure
     why: str
     advice: str  # what to do next; empty if nothing
 
     @property
     def is_usable(self) -> bool:
         """Whether a range of multipliers is worth naming."""
-        return self.word not in ("weak", "broken")
+        return self.word not in ("weak", "broken", "unsure")
 
     def __str__(self) -> str:
         return f"{self.word}: {self.why}" if self.why else self.word
 
 
 def verdict(card: Card) -> Verdict:
-    """The first that holds of: broken, weak or strong, uneven; otherwise good."""
-    for found in (_broken(card), _weak_or_strong(card), _uneven(card)):
-        if found is not None:
+    """The first that holds of: pictures lost, nothing changed, unsure, the wrong way, weak or strong, uneven; otherwise good."""
+    for look in (_lost, _unchanged, _unsure, _reversed, _weak_or_strong, _uneven):
+        if (found := look(card)) is not None:
             return found
     return Verdict("good", "", "")
 
 
-def _broken(card: Card) -> Verdict | None:
-    if card.lost:
-        why = f"at {' / '.join(f'{scale:g}' for scale in card.lost)} the pictures have become others"
-        return Verdict("broken", why, "train with fewer steps or a lower lr, and check the captions")
-    if strength(card) < -VISIBLE:
-        why = f"it shows less at {card.scales[-1]:g} than at {card.scales[0]:g}"
-        return Verdict("broken", why, "check which scale each folder has")
-    return None
+def _lost(card: Card) -> Verdict | None:
+    if not card.lost:
+        return None
+    why = f"at {' / '.join(f'{scale:g}' for scale in card.lost)} the pictures have become others"
+    return Verdict("broken", why, "train with fewer steps or a lower lr, and check the captions")
+
+
+def _unchanged(card: Card) -> Verdict | None:
+    foreign = np.interp(card.scales, card.multipliers, card.foreign)
+    if card.still:
+        why = "the slider changes nothing"
+    elif abs(strength(card)) < VISIBLE and (blindness(card) <= BLIND or foreign.max() < UNCHANGED):
+        why = _shows(card)
+    else:
+        return None
+    return Verdict("weak", why, "train it for longer, or with a higher rank or lr")
+
+
+def _unsure(card: Card) -> Verdict | None:
+    if blindness(card) <= BLIND:
+        return None
+    why = f"the ruler errs by {card.ruler_error:.2f} on the folders' own images"
+    return Verdict("unsure", why, "look at the pictures, or measure by more images and scenes")
+
+
+def _reversed(card: Card) -> Verdict | None:
+    if strength(card) > 0:
+        return None
+    why = f"it shows less at {card.scales[-1]:g} than at {card.scales[0]:g}"
+    return Verdict("broken", why, "check which scale each folder has")
+
+
+def _shows(card: Card) -> str:
+    return f"it shows {max(strength(card), 0.0):.0%} of what the folders do"
 
 
 def _weak_or_strong(card: Card) -> Verdict | None:
-    slope, factor = strength(card), card.factor()
-    shows = f"it shows {max(slope, 0.0):.0%} of what the folders do"
-    if card.still or slope < VISIBLE:
-        longer = "train it for longer, or with a higher rank or lr"
-        return Verdict("weak", "the slider changes nothing" if card.still else shows, longer)
+    slope, factor, shows = strength(card), card.factor(), _shows(card)
     after = card.calibration_with(factor)
     if card.calibration > _tolerance(card) and after <= MENDED * card.calibration:
         shows = f"with its weights times {factor:.2g} it would be off by {after:.2f}"
@@ -85,6 +109,12 @@ def _uneven(card: Card) -> Verdict | None:
 def _tolerance(card: Card) -> float:
     """The largest calibration of a good slider."""
     return OFF * (card.scales[-1] - card.scales[0])
+
+
+def blindness(card: Card) -> float:
+    """The ruler's error on images of scenes that it was not fitted on, over that of reading the mean scale in all of them."""
+    scales = np.array(card.scales)
+    return card.ruler_error / float(np.abs(scales - scales.mean()).mean())
 
 
 def strength(card: Card) -> float:
