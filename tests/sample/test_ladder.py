@@ -297,9 +297,22 @@ def slider(tmp_path_factory):
 
 
 def test_a_sliders_ladder_shows_what_the_sample_command_shows(sample_main, slider, tmp_path, capsys):
-    given = ["--slider", str(slider), "--prompt", "a disc", "--seeds", "3", "--multipliers=-1, 0.5, 2", *SMALL]
+    given = [
+        "--slider",
+        str(slider),
+        "--prompt",
+        "a disc",
+        "--seeds",
+        "3",
+        "--multipliers=-1, 0.5, 2",
+        "--clip_skip",
+        "1",
+        *SMALL,
+    ]
     assert sample_main([*given, "--ladder", str(tmp_path / "ladder")]) == 0
-    assert "--folders 'x-1, x0.5, x2' --resolution 64 --scales -1, 0.5, 2" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "--folders 'x-1, x0.5, x2' --resolution 64 --scales -1, 0.5, 2" in printed
+    assert 'config  it needs pretrained_model: {"clip_skip": 1}\n' in printed
     assert sample_main([*given, "--out", str(tmp_path / "out")]) == 0
     for label in ("-1", "0.5", "2"):
         one, other = (

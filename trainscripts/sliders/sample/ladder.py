@@ -1,5 +1,6 @@
 """Writes a ladder: pictures as the folders of a data set, with captions and a page to look through them."""
 
+import json
 import re
 import shlex
 from collections.abc import Sequence
@@ -33,15 +34,18 @@ class Ladder:
     rows: int
     rungs: Sequence[Rung]
     command: str  # that trains on it
+    config: str  # what the model needs besides, for which the trainer has no flags; as YAML
 
     @property
     def closing(self) -> str:
         """What the command says at the end."""
-        return (
-            f"page    {self.page}\n"
-            f"ladder  {self.rows} rows in {len(self.rungs)} folders; tick bad ones on the page, and add --leave_out FILE with their names\n"
-            f"train   {self.command}"
-        )
+        lines = [
+            f"page    {self.page}",
+            f"ladder  {self.rows} rows in {len(self.rungs)} folders; tick bad ones on the page, and add --leave_out FILE with their names",
+            *([f"config  it needs pretrained_model: {self.config}"] if self.config else []),
+            f"train   {self.command}",
+        ]
+        return "\n".join(lines)
 
 
 def make_ladder(settings: SampleSettings) -> Ladder:
@@ -76,7 +80,10 @@ def _make(settings: SampleSettings, plan: SamplePlan) -> Ladder:
     sampling = plan.sampling
     page = LadderPage(f"Ladder {root.name}", sampling.width, sampling.height, columns, rows, output.facts())
     write_ladder_page(root / PAGE, page)
-    return Ladder(root / PAGE, len(rows), plan.rungs, training_command(settings, plan))
+    config = settings.model.model_dump(exclude_defaults=True, exclude={"name_or_path"}, mode="json")
+    return Ladder(
+        root / PAGE, len(rows), plan.rungs, training_command(settings, plan), json.dumps(config) if config else ""
+    )
 
 
 def _save(
