@@ -15,6 +15,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,7 +53,7 @@ SCENES_OF_SLIDER = (
     "red square on a white", "green circle on a grey", "blue circle on a beige", "purple square on a black",
     "cyan circle on a white", "yellow triangle on a black", "red triangle on a grey", "green triangle on a beige",
 )  # fmt: skip
-UNSEEN = ("cyan square on a grey", "blue triangle on a white", "purple circle on a beige", "yellow circle on a grey")
+UNSEEN = ("cyan square on a beige", "blue triangle on a white", "purple circle on a beige", "yellow circle on a grey")
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class Lengths:
     """Of a run of this campaign."""
 
     steps: int = 300  # of the sliders that are trained on ladders
-    few: int = 80  # of the slider that makes the second ladder
+    few: int = 120  # of the slider that makes the second ladder
     seeds: int = 3  # of each prompt
 
 
@@ -146,19 +147,8 @@ def outcome(name: str, slider: Path, folder: Path, attribute: str, *flags: str) 
     if attribute == "warmth":
         prompts = [prompt_of(f"purple {scene.partition(' ')[2]}") for scene in UNSEEN]
     out = slider.parent / "card"
-    argv = [
-        "--slider",
-        str(slider),
-        "--card",
-        str(folder),
-        "--out",
-        str(out),
-        "--prompt",
-        *prompts,
-        "--seeds",
-        "11, 12",
-    ]
-    print(said("sample_slider-xl", *argv, *SAMPLING, *flags), end="")
+    argv = ["--slider", str(slider), "--card", str(folder), "--out", str(out), "--prompt", *prompts]
+    print(said("sample_slider-xl", *argv, "--seeds", "11, 12", *SAMPLING, *flags), end="")
     card = read_card(open_weights(slider, "").metadata)
     with tempfile.TemporaryDirectory() as temporary:
         check = Check(SHAPES, attribute, Path(temporary) / "data", SCENES[attribute], "cpu")
@@ -177,7 +167,7 @@ def from_a_prompt(root: Path, lengths: Lengths) -> Outcome:
     return outcome("warmth, from a prompt's levels", slider, folder, "warmth", *leave_out)
 
 
-def from_a_slider(root: Path, lengths: Lengths) -> tuple[Outcome, Outcome]:
+def from_a_slider(root: Path, lengths: Lengths) -> Iterator[Outcome]:
     data, folder = ROOT / "datasets" / "shapes_size", root / "size"
     first_flags = [
         "--config_file", "", "--name", "first", "--folder_main", str(data), "--resolution", str(IMAGE_SIZE),
@@ -187,7 +177,7 @@ def from_a_slider(root: Path, lengths: Lengths) -> tuple[Outcome, Outcome]:
     few.write_text("\n".join(sorted(p.stem for p in (data / "base").glob("*.png"))[3:]), encoding="utf-8")
     config = write_config(root / "first.yaml", "noxattn", lengths.few, dropout=0.0)
     slider, _ = train(config, first_flags, "--leave_out", str(few))
-    first = outcome("first size slider, of three names", slider, data, "size")
+    yield outcome("first size slider, of three names", slider, data, "size")
     flags = ladder(
         folder, "--slider", str(slider), "--shows", ", ".join(map(str, SIZES)), "--seeds", seeds(lengths),
         "--prompt", *map(prompt_of, SCENES_OF_SLIDER),
@@ -196,7 +186,7 @@ def from_a_slider(root: Path, lengths: Lengths) -> tuple[Outcome, Outcome]:
     config = write_config(root / "second.yaml", "noxattn", lengths.steps, dropout=0.0)
     slider, output = train(config, flags, "--leave_out", str(folder / "leave_out.txt"))
     print(next(line for line in output.splitlines() if line.startswith("images ")))
-    return first, outcome(
+    yield outcome(
         "second, of the first's pictures", slider, folder, "size", "--leave_out", str(folder / "leave_out.txt")
     )
 
@@ -205,8 +195,9 @@ def seeds(lengths: Lengths) -> str:
     return ", ".join(str(seed) for seed in range(1, lengths.seeds + 1))
 
 
-def main(root: Path, lengths: Lengths) -> list[Outcome]:
-    return [from_a_prompt(root, lengths), *from_a_slider(root, lengths)]
+def main(root: Path, lengths: Lengths) -> Iterator[Outcome]:
+    yield from_a_prompt(root, lengths)
+    yield from from_a_slider(root, lengths)
 
 
 if __name__ == "__main__":
@@ -219,7 +210,7 @@ if __name__ == "__main__":
     place, began = arguments.keep or Path(tempfile.mkdtemp()), time.monotonic()
     place.mkdir(parents=True, exist_ok=True)
     for found in main(place, Lengths(arguments.steps, arguments.few, arguments.seeds)):
-        print(found)
+        print(found, flush=True)
     print(f"{time.monotonic() - began:.0f} s in all")
     if arguments.keep is None:
         shutil.rmtree(place)
