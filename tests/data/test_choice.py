@@ -125,10 +125,13 @@ def test_the_flags_reach_the_plan_and_a_mistake_leaves_no_file(root, tmp_path, t
     assert everything_in(tmp_path) == before
 
 
-def test_a_card_measures_what_the_training_read(tmp_path):
+def test_a_card_measures_what_the_training_read():
     """The sample command has the same two flags, for the folders of --card."""
-    argv = ["--slider", "s", "--model", "tiny", "--prompt", "a", "--leave_out", "x.txt", "--incomplete", "drop"]
-    settings = load_sample_settings(argv)
+    argv = ["--slider", "s", "--model", "tiny", "--prompt", "a"]
+    for flag, value in (("--leave_out", "x.txt"), ("--incomplete", "drop")):
+        with pytest.raises(InputError, match=f"{flag}: is about the folders of --card, which is not given"):
+            load_sample_settings([*argv, flag, value])
+    settings = load_sample_settings([*argv, "--card", "y", "--leave_out", "x.txt", "--incomplete", "drop"])
     assert (str(settings.leave_out), settings.incomplete) == ("x.txt", "drop")
 
 

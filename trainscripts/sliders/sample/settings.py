@@ -167,7 +167,8 @@ def _add_what(parser: Parser) -> None:
     add("--negative", default="", metavar="TEXT", help="negative prompt (default: empty)")
     add("--wildcard_dir", type=path, metavar="DIR",
         help="folder of files for Dynamic Prompts' __wildcards__ (default: none)")  # fmt: skip
-    add("--multipliers", metavar="X, Y, …", help="for prompts that do not name the slider (default: the trained ones)")
+    add("--multipliers", metavar="X, Y, …",
+        help="for prompts that do not name the slider (default: the trained ones), or of a ladder's levels, in their order")  # fmt: skip
     add("--seeds", default=DEFAULT_SEEDS, metavar="N, M, …",
         help=f"one row of pictures per seed (default: {DEFAULT_SEEDS})")  # fmt: skip
 
@@ -185,7 +186,7 @@ def _add_how(parser: Parser, facts: Facts) -> None:
         help=f"classifier-free guidance (default: {usual.guidance:g}{none}; 1: off)")  # fmt: skip
     add("--sampler", metavar="NAME", help=f"{', '.join(SAMPLERS)} (default: the model's own)")
     add("--from_step", type=whole, default=0, metavar="N",
-        help="run N steps before the slider joins, which keeps the picture's layout (default: 0)")  # fmt: skip
+        help="run N steps before the slider joins, or in a ladder the level, which keeps the picture's layout (default: 0)")  # fmt: skip
 
 
 def load_sample_settings(argv: list[str], family: str = DEFAULT_FAMILY) -> SampleSettings:
@@ -232,6 +233,11 @@ def load_comparison_settings(argv: list[str]) -> SampleSettings:
 
 
 def _settings(flags: dict, family: str, script: str, out: Path) -> SampleSettings:
+    for name, given in (("leave_out", flags["leave_out"]), ("incomplete", flags["incomplete"] != "refuse")):
+        if given and flags["card"] is None:
+            raise InputError(
+                f"--{name}: is about the folders of --card, which is not given: add --card, or leave it out."
+            )
     flags["family"] = family
     model = {"v_pred": flags.pop("v_pred"), "clip_skip": flags.pop("clip_skip"), "config": flags.pop("model_config")}
     model["v2"] = flags.pop("v2", False)
