@@ -3,8 +3,11 @@
 import sys
 
 import pytest
-from campaigns import count_lines, fuzz, kill, resume_old, same_sliders, soak
+from campaigns import count_lines, fuzz, kill, make_ladders, resume_old, same_sliders, soak
 from conftest import ROOT
+from shapesworld.attributes import training_scenes
+from shapesworld.world import captions, render
+from sliders.report.grids import to_picture
 
 
 def test_kills_lose_nothing(tmp_path):
@@ -46,6 +49,22 @@ def test_a_run_that_another_checkout_began_ends_with_its_slider(tmp_path):
     names = ("c3lier noxattn",)
     hashes, wrong = resume_old.main(ROOT, tmp_path, names)
     assert (tuple(hashes), wrong) == (names, [])
+
+
+def test_the_rows_with_the_most_foreign_pixels_are_left_out(tmp_path):
+    """Shapes of the world, two rows of which have a stripe of another colour in one picture."""
+    scenes = training_scenes("warmth", 0.0, 4)
+    (tmp_path / "captions").mkdir()
+    for scale in (-1.0, 1.0):
+        (tmp_path / f"x{scale}").mkdir()
+        for row, picture in enumerate(render(training_scenes("warmth", scale, 4))):
+            if (row, scale) in ((1, 1.0), (2, -1.0)):
+                picture[1, :9] = 1.0
+            to_picture(picture).save(tmp_path / f"x{scale}" / f"{row}.png")
+    for row, text in enumerate(captions(scenes)):
+        (tmp_path / "captions" / f"{row}.txt").write_text(f"{text}\n")
+    assert set(make_ladders.tick_the_worst(tmp_path)) == {"1", "2"}
+    assert set((tmp_path / "leave_out.txt").read_text().split()) == {"1", "2"}
 
 
 SOURCE = '''"""A module,

@@ -22,12 +22,13 @@ SHIPPED = sorted((SCRIPTS / "data").glob("config*.yaml"))
 SHIPPED_PROMPTS = sorted((SCRIPTS / "data").glob("prompts*.yaml"))
 
 GOLDEN_FLAGS = {
-    "--help", "--config_file", "--folder_main", "--folders", "--scales", "--stylecheck", "--attributes", "--name", "--rank",
+    "--help", "--config_file", "--folder_main", "--folders", "--scales", "--stylecheck", "--leave_out",
+    "--incomplete", "--attributes", "--name", "--rank",
     "--alpha", "--training_method", "--model", "--prompts_file", "--iterations", "--lr", "--optimizer", "--seed",
     "--resolution", "--batch_size", "--save_path", "--per_steps", "--device", "--dry_run", "--overwrite", "--resume",
 }  # fmt: skip
 
-GOLDEN_TEXT_FLAGS = GOLDEN_FLAGS - {"--folder_main", "--folders", "--stylecheck"}
+GOLDEN_TEXT_FLAGS = GOLDEN_FLAGS - {"--folder_main", "--folders", "--stylecheck", "--leave_out", "--incomplete"}
 
 
 def parsed(words: list[str]):

@@ -66,8 +66,8 @@ def test_a_slider_whose_pictures_are_all_the_same_changes_nothing():
     assert still.calibration < CARD.calibration
     assert list(best_first({"still": still, "weak": CARD})) == ["weak", "still"]
     assert "changes nothing" in table({"still": still})
-    assert sentence(still).endswith("on average); the slider changes nothing.")
-    assert "changes nothing" in measured("a", still).rows[0][1]
+    assert sentence(still).endswith("on average); weak: the slider changes nothing.")
+    assert "changes nothing" in measured("a", still).rows[1][1]
     assert not replace(still, readings=(still.readings[0], CARD.readings[0])).still
 
 
@@ -101,9 +101,11 @@ def test_texts_for_web_uis_cover_the_usable_range():
 
 def test_the_sentence_and_the_table_say_what_was_measured():
     assert sentence(CARD) == (
-        "Measured on 2 rows of pictures: at 0.5 / 1 / 2 they show 0.25 / 0.50 / 1.00 (off by 0.58 ± 0.02 on average); usable from -1 to 2."
+        "Measured on 2 rows of pictures: at 0.5 / 1 / 2 they show 0.25 / 0.50 / 1.00 (off by 0.58 ± 0.02 on average); "
+        "weak: with its weights times 2 it would be off by 0.00."
     )
     better = CARD.with_factor(1.9)
+    assert sentence(better).endswith("on average); good; usable from -0.526316 to 1.05263.")
     lines = table({"weak": CARD, "strong": better}).splitlines()
     assert [line.split()[0] for line in lines] == ["slider", "strong", "weak"]
     assert measured("a", CARD).chart.wanted == [(0.5, 0.5), (1.0, 1.0), (2.0, 2.0)]

@@ -99,7 +99,8 @@ def test_sliders_are_compared_in_a_table_and_on_one_page(compare_main, slider, t
         "--multipliers=-1, 0, 0.5, 1",
     ]
     assert compare_main([*argv, *SMALL]) == 0
-    table = capsys.readouterr().out.split("usable")[-1].splitlines()[1:]
+    lines = capsys.readouterr().out.splitlines()
+    table = lines[next(n for n, line in enumerate(lines) if line.startswith("slider  ")) :]
     assert {line.split()[0] for line in table[:3]} == {"slider", "other"}  # the heading is `slider`, too
     assert read_card(open_weights(path, "").metadata) == read_card(open_weights(other, "").metadata)
     pictures = [{p.name: p.read_bytes() for p in (out / name).glob("*_seed*.png")} for name in ("slider", "other")]

@@ -42,9 +42,13 @@ def train_on_prompts(argv: list[str], family: str) -> None:
 def sample(argv: list[str], family: str) -> None:
     settings = load_sample_settings(argv, family)
     with importing_libraries():
+        from sliders.sample.ladder import make_ladder
         from sliders.sample.run import run
 
-    print(f"page    {run(settings)}")
+    if settings.ladder:
+        print(make_ladder(settings).closing)
+    else:
+        print(f"page    {run(settings)}")
 
 
 @command

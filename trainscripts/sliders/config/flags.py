@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import get_args
 
 from sliders.config.families import DEFAULT_FAMILY, FAMILIES, Facts
 from sliders.config.fields import DECIMAL
@@ -13,7 +14,7 @@ from sliders.config.migration import ELSEWHERE
 from sliders.config.optimizers import OPTIMIZERS
 from sliders.config.paths import expanded
 from sliders.config.prompts import PromptSet
-from sliders.config.schema import TRAINING_METHODS, Config
+from sliders.config.schema import TRAINING_METHODS, Config, Incomplete
 from sliders.system.errors import InputError
 
 SIZES = ("resolution", "batch_size")  # flags that override a key of every prompt set
@@ -27,6 +28,7 @@ EXAMPLES = {
     "--folders": "'low, high'",
     "--scales": "0.67, 1, 1.3, 2.0",
     "--multipliers": "0, 1, 2",
+    "--shows": "0.5, 1, 1.5",
     "--seeds": "1, 2, 3",
     "--attributes": "'first, second'",
 }
@@ -110,9 +112,18 @@ def build_parser(family: str = DEFAULT_FAMILY) -> Parser:
         f"(default: {DEFAULT_FOLDERS})")  # fmt: skip
     add("--scales", metavar="X, Y, …",
         help=f"the multiplier at which the slider should produce each folder's images (default: {DEFAULT_SCALES})")  # fmt: skip
+    add_choice_of_names(add)
     add("--stylecheck", metavar="A-B",
         help="train one slider for each of the data sets DIR+A … DIR+(B-1), named after its folder (default: only DIR itself)")  # fmt: skip
     return parser
+
+
+def add_choice_of_names(add: Callable[..., object]) -> None:
+    """The flags that choose among the names of a data set's images."""
+    add("--leave_out", type=path, metavar="FILE",
+        help="do without the images of these names: a text file with one name in each line (default: use all)")  # fmt: skip
+    add("--incomplete", choices=get_args(Incomplete), default="refuse",
+        help="what to do with names that some folders lack (default: refuse the data set)")  # fmt: skip
 
 
 def build_text_parser(family: str = DEFAULT_FAMILY) -> Parser:

@@ -232,6 +232,9 @@ class Config(Section):
         return translated(self)
 
 
+Incomplete = Literal["refuse", "drop"]
+
+
 class Data(Section):
     """Where the images lie and what multiplier each folder stands for; both tuples are in ascending order of scale."""
 
@@ -239,6 +242,8 @@ class Data(Section):
     folder_main: Path
     folders: tuple[str, ...]
     scales: tuple[float, ...]
+    leave_out: Path | None = None  # a file with the names of images to do without
+    incomplete: Incomplete = "refuse"  # what becomes of names that some folders lack
 
     @property
     def trained_at(self) -> str:

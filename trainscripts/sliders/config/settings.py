@@ -30,7 +30,8 @@ def load_settings(argv: list[str], family: str = DEFAULT_FAMILY) -> tuple[list[s
         mains = [flags.folder_main.parent / f"{flags.folder_main.name}{i}" for i in flags.stylecheck]
     runs = []
     for main in mains:
-        run = {"data": schema.Data(folder_main=main, folders=folders, scales=scales)}
+        chosen = {"leave_out": flags.leave_out, "incomplete": flags.incomplete}
+        run = {"data": schema.Data(folder_main=main, folders=folders, scales=scales, **chosen)}
         if flags.stylecheck is not None:
             name = validated(schema.Save, {"name": main.name}, "--stylecheck").name
             run["save"] = experiment["save"].model_copy(update={"name": name})

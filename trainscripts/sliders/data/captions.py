@@ -7,7 +7,7 @@ They are matched as images are: in any letter case and Unicode form. `.caption` 
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,28 +30,33 @@ DOCUMENTS = {
 @dataclass(frozen=True)
 class Captions:
     texts: tuple[str, ...]  # of each image name; empty where the data set has none
-    files: frozenset[Path]  # that hold them
+    files: frozenset[Path]  # that hold them, or those of names that are done without
     strays: tuple[Path, ...]  # files that could be captions, but of no image
 
 
-def find_captions(folder_main: Path, keys: Sequence[str], names: Sequence[str], folders: Iterable[Folder]) -> Captions:
+def find_captions(
+    folder_main: Path, keys: Sequence[str], names: Sequence[str], folders: Iterable[Folder],
+    unused: Set[str] = frozenset(),
+) -> Captions:  # fmt: skip
     """keys: the match key of each image name. A caption may stand beside an image at any scale, or in `captions`; where
-    there are several they must agree.
+    there are several they must agree. unused: the match keys of names that are done without, and their captions with them.
 
     Raises InputError with what is wrong: captions that are missing, empty or unreadable, that differ between folders, or
     that fit no image while there are no others.
     """
     candidates, elsewhere = _candidates(folder_main, folders)
-    known, found, strays = set(keys), defaultdict(list), []
+    known, found, strays, of_unused = set(keys), defaultdict(list), [], set()
     for path in candidates:
         key = next((key for key in _keys(path) if key in known), None)
-        if key is None:
+        if key is None and not unused.isdisjoint(_keys(path)):
+            of_unused.add(path)
+        elif key is None:
             strays.append(path)
         else:
             found[key].append(path)
     strays += [path for path in elsewhere if not known.isdisjoint(_keys(path))]
     if not found:
-        return Captions((), frozenset(), _only_documents(strays, names))
+        return Captions((), frozenset(of_unused), _only_documents(strays, names))
     missing = [name for key, name in zip(keys, names, strict=True) if key not in found]
     problems = [_missing(missing, strays)] if missing else []
     texts = []
@@ -62,7 +67,8 @@ def find_captions(folder_main: Path, keys: Sequence[str], names: Sequence[str], 
             problems.append(str(error))
     if problems:
         raise InputError("\n".join(problems))
-    return Captions(tuple(texts), frozenset(p for paths in found.values() for p in paths), tuple(strays))
+    files = of_unused.union(*found.values())
+    return Captions(tuple(texts), frozenset(files), tuple(strays))
 
 
 def _candidates(folder_main: Path, folders: Iterable[Folder]) -> tuple[list[Path], list[Path]]:

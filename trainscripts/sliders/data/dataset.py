@@ -13,6 +13,7 @@ from tqdm import tqdm
 from sliders.config.prompts import CAPTION, PromptSet
 from sliders.config.schema import Data
 from sliders.data.captions import Captions, find_captions
+from sliders.data.choice import Choice, choose
 from sliders.data.colours import Colours
 from sliders.data.contract import Checked
 from sliders.data.draws import RowDraw
@@ -37,6 +38,7 @@ class ScaleFolders(Checked):
     sizes: tuple[tuple[int, int], ...]  # (width, height) px of each name; of most of its images, if they differ
     seen: Reading  # of the files, each when it was checked
     captioning: Captions
+    choice: Choice  # names that are done without
     ignored: tuple[str, ...]  # files that are neither images nor captions
     size_multiple: int  # px: training sizes are multiples of it
 
@@ -45,17 +47,19 @@ class ScaleFolders(Checked):
         """Match files by name across the folders and decode each once.
 
         Raises one InputError with a line for everything that is wrong: folders that are missing, empty or the same,
-        names without a partner, two files of one name, files that cannot be read, proportions that differ within a name;
+        names without a partner, two files of one name, no name that is left, files that cannot be read, proportions that
+        differ within a name;
         where the images are in order, captions that are missing, disagree or fit no image.
         """
         found, missing = find_folders(data)
+        choice, found = choose(data, found)
         keys = sorted({key for folder in found.values() for key in folder.images})
         files = tuple(tuple(path for folder in found.values() for path in folder.images.get(key, ())) for key in keys)
         seen, unfit = read_all(files)
         if problems := missing + unmatched(data.folder_main, found) + unfit:
             raise InputError("\n".join(problems))
         names = tuple(row[0].stem for row in files)
-        captioning = find_captions(data.folder_main, keys, names, found.values())
+        captioning = find_captions(data.folder_main, keys, names, found.values(), choice.keys)
         others = [path for folder in found.values() for path in folder.others]
         return cls(
             folder_main=data.folder_main,
@@ -66,6 +70,7 @@ class ScaleFolders(Checked):
             sizes=tuple(map(usual_size, seen.sizes)),
             seen=seen,
             captioning=captioning,
+            choice=choice,
             ignored=tuple(f"{path.parent.name}/{path.name}" for path in others if path not in captioning.files),
             size_multiple=size_multiple,
         )
@@ -146,7 +151,11 @@ class ScaleFolders(Checked):
         return dict(sorted(tags.items()))
 
     def describe(self, prompts: tuple[PromptSet, ...], whole: bool = False) -> list[str]:
-        return [f"images  {len(self.names)} names × {len(self.scales)} scales", "", self.table(whole)]
+        return [
+            f"images  {len(self.names)} names × {len(self.scales)} scales{self.choice.describe()}",
+            "",
+            self.table(whole),
+        ]
 
     def remarks(self, prompts: tuple[PromptSet, ...]) -> list[str]:
         remarks = [*self._remarks_on_files(), *self._remarks_on_images(max(p.resolution for p in prompts))]

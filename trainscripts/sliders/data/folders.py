@@ -125,7 +125,7 @@ def unmatched(main: Path, found: dict[str, Folder]) -> list[str]:
         if folder.images and missing:
             problems.append(
                 f"{main}: folder {name!r} has {len(folder.images)} of {len(everything)} images and lacks {listed(missing)}: "
-                "each image must be in every folder under the same name."
+                "each image must be in every folder under the same name; --incomplete drop does without those that are not."
             )
     return problems
 

@@ -11,17 +11,20 @@ from sliders.models import Family
 from sliders.models.layers import reachable_layers
 from sliders.report.card import Card
 from sliders.report.summary import MEASURED, sentence
+from sliders.report.verdict import verdict
 from sliders.system.errors import InputError
 
 CARD = "sliders.card"  # in the metadata
 
 
 def keep_card(slider: Path, card: Card) -> None:
-    """Prints the card in a sentence, and writes it into the slider's metadata and the notes of its sidecar, if it has one.
+    """Prints the card in a sentence and what to do next. Writes it into the slider's metadata, and its sidecar's notes if it has one.
 
     A file that cannot be written is a warning: the pictures and the page are worth more.
     """
     print(f"{slider.stem}: {sentence(card)}", flush=True)
+    if advice := verdict(card).advice:
+        print(f"next    {advice}", flush=True)
     try:
         add_metadata(slider, {CARD: card.as_json()})
         add_to_notes(slider, MEASURED, sentence(card))

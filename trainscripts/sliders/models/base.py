@@ -18,7 +18,6 @@ from sliders.system.errors import InputError
 
 SAMPLED = 16  # values of each weight in a fingerprint
 Conditioning = dict[str, Tensor]  # a denoiser's inputs besides noisy latents and timesteps; each [B, …]
-AfterStep = Callable[[int], None]  # called with the number of denoising steps done
 
 
 @dataclass(frozen=True)
@@ -27,6 +26,10 @@ class PromptEmbeds:
 
     tokens: Tensor  # [n, C]
     pooled: Tensor | None = None  # [P], in families whose denoiser reads it
+
+
+# Called with the number of denoising steps done. Returns the prompts of all rows from then on, None: as before.
+AfterStep = Callable[[int], Sequence[PromptEmbeds] | None]
 
 
 @dataclass(frozen=True)

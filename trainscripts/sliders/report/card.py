@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Self
 
 import numpy as np
@@ -66,6 +67,22 @@ class Card:
             return self.multipliers[0], self.multipliers[-1]
         run = longest_run([share >= RECOGNISED for share in self.recognised])
         return (0.0, 0.0) if run is None else (self.multipliers[run[0]], self.multipliers[run[1]])
+
+    def multiplier_showing(self, scale: float) -> float | None:
+        """The usable multiplier nearest to 0 at which the curve shows `scale`, to four decimals; None if there is none."""
+        low, high = self.usable
+        found = []
+        for (a, start), (b, end) in pairwise(zip(self.multipliers, self.curve, strict=True)):
+            if low <= a and b <= high and min(start, end) <= scale <= max(start, end):
+                share = (scale - start) / (end - start) if end != start else 0.0
+                found.append(round(float(a + share * (b - a)), 4))
+        return min(found, key=abs, default=None)
+
+    def shown_within(self) -> tuple[float, float]:
+        """The lowest and the highest scale that the curve shows within the usable range."""
+        low, high = self.usable
+        inside = [shown for m, shown in zip(self.multipliers, self.curve, strict=True) if low <= m <= high]
+        return float(min(inside)), float(max(inside))
 
     @property
     def lost(self) -> tuple[float, ...]:

@@ -2,9 +2,10 @@
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
@@ -166,7 +167,12 @@ def write_page(path: Path, page: Page) -> None:
 
 def render(page: Page) -> str:
     """The page as HTML. User text such as prompts is escaped."""
+    return rendered("page", {"label": multiplier_label}, page=page)
+
+
+def rendered(name: str, filters: dict[str, Callable[[Any], str]], **content: object) -> str:
+    """The template `name` with the style that pages share and its own script. All text in `content` is escaped."""
     environment = Environment(loader=FileSystemLoader(WEB, encoding="utf-8"), autoescape=True, trim_blocks=True)
-    environment.filters["label"] = multiplier_label
-    style, script = (Markup((WEB / name).read_text(encoding="utf-8")) for name in ("page.css", "page.js"))
-    return environment.get_template("page.html").render(page=page, css=style, js=script)
+    environment.filters.update(filters)
+    style, script = (Markup((WEB / file).read_text(encoding="utf-8")) for file in ("page.css", f"{name}.js"))
+    return environment.get_template(f"{name}.html").render(css=style, js=script, **content)

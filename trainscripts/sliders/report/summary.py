@@ -6,10 +6,11 @@ import numpy as np
 
 from sliders.report.card import RECOGNISED, Card
 from sliders.report.page import Chart, Measured
+from sliders.report.verdict import verdict
 from sliders.report.web_ui import multiplier_list, multiplier_template
 
 MEASURED = "Measured on "  # how the sentence starts
-NAME_WIDTH = 48  # characters
+NAME_WIDTH = 40  # characters
 
 
 def measured(title: str, card: Card) -> Measured:
@@ -22,8 +23,9 @@ def measured(title: str, card: Card) -> Measured:
 
 def _rows(card: Card) -> list[tuple[str, str, str]]:
     low, high = card.usable
-    order, top = sum(card.order) / len(card.order), max(card.scales, key=abs)
+    order, top, found = sum(card.order) / len(card.order), max(card.scales, key=abs), verdict(card)
     return [
+        ("verdict", found.word, "; next: ".join(part for part in (found.why, found.advice) if part)),
         (
             "calibration",
             f"off by {card.calibration:.2f} ± {card.doubt:.2f}"
@@ -68,7 +70,8 @@ def sentence(card: Card) -> str:
     scales = " / ".join(f"{scale:g}" for scale in card.scales)
     shown = " / ".join(f"{value:.2f}" for value in card.shown_at(card.scales))
     low, high = card.usable
-    use = "the slider changes nothing" if card.still else f"usable from {low:g} to {high:g}"
+    found = verdict(card)
+    use = f"{found}; usable from {low:g} to {high:g}" if found.is_usable else f"{found}"
     return (
         f"{MEASURED}{len(card.readings)} rows of pictures: at {scales} they show {shown} (off by {card.calibration:.2f} ± "
         f"{card.doubt:.2f} on average); {use}."

@@ -11,7 +11,7 @@ from sliders.report.page import multiplier_label
 from sliders.sample.infotext import infotext, png_info
 from sliders.sample.plan import SamplePlan
 from sliders.sample.settings import SampleSettings
-from sliders.sample.templates import Group
+from sliders.sample.templates import Group, Variant
 from sliders.system.files import atomic_write
 
 PAGE = "index.html"  # the page beside them
@@ -31,7 +31,7 @@ class Output:
         seeds, labels = self._settings.seeds, [multiplier_label(m) for m in group.multipliers]
         for seed, row in zip(seeds, pictures, strict=True):
             for multiplier, label, pixels in zip(group.multipliers, labels, row, strict=True):
-                text = self._parameters(group, multiplier, seed)
+                text = self.parameters(group.at(multiplier), seed)
                 path = self._folder / f"{self._groups:02d}_seed{seed}_x{label}.png"
                 with atomic_write(path) as temporary:
                     to_picture(pixels).save(temporary, format="PNG", pnginfo=png_info(text))
@@ -39,7 +39,7 @@ class Output:
         with atomic_write(self._folder / f"{self._groups:02d}_grid.png") as temporary:
             grid.save(temporary, format="PNG")
 
-    def _parameters(self, group: Group, multiplier: float, seed: int) -> str:
+    def parameters(self, variant: Variant, seed: int) -> str:
         """The infotext of one picture."""
         settings, plan, model = self._settings, self._plan, self._model
         sampling = plan.sampling
@@ -54,8 +54,7 @@ class Output:
         if settings.model.clip_skip is not None:
             fields["Clip skip"] = settings.model.clip_skip + model.facts.webui_clip_skip
         if sampling.from_step:
-            fields["Slider from step"] = sampling.from_step
-        variant = group.at(multiplier)
+            fields[f"{self._joining} from step"] = sampling.from_step
         return infotext(
             variant, settings.negative, fields, {name: plan.hashes[name] for name, _ in variant.multipliers}
         )
@@ -71,8 +70,13 @@ class Output:
         if settings.negative:
             facts["negative prompt"] = settings.negative
         if sampling.from_step:
-            facts["slider joins"] = f"after step {sampling.from_step}"
+            facts[f"{self._joining.lower()} joins"] = f"after step {sampling.from_step}"
         return facts
+
+    @property
+    def _joining(self) -> str:
+        """What joins after `from_step`."""
+        return "Slider" if self._settings.slider else "Level"
 
 
 def sampler_name(settings: SampleSettings, model: Model) -> str:

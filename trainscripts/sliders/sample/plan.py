@@ -17,6 +17,7 @@ from sliders.report.learned_measures import check_lpips
 from sliders.report.page import multiplier_label
 from sliders.report.yardstick import card_multipliers, check_folders
 from sliders.sample.preview import completed, preview_multipliers
+from sliders.sample.rungs import Rung, Scene, rungs_and_scenes
 from sliders.sample.sampling import Sampling, pixels_per_batch, rows_within
 from sliders.sample.settings import MAX_PICTURES, Pixels, SampleSettings
 from sliders.sample.templates import Group, Variant, expand, group, web_ui_syntax
@@ -31,13 +32,14 @@ class SamplePlan:
     """A sampling run that has passed all checks."""
 
     family: Family
-    groups: tuple[Group, ...]
+    groups: tuple[Group | Scene, ...]
     sliders: dict[str, Path]  # {name in a prompt: file}, only those that the prompts name
     hashes: dict[str, str]  # {name: SHA-256 of the slider's tensors}, for the PNGs' infotext
     sampling: Sampling
     device: str
     notes: tuple[str, ...]  # about input that is valid but perhaps not intended
     measured_by: ScaleFolders | None = None  # the folders to measure the first slider by
+    rungs: tuple[Rung, ...] = ()  # of a ladder, whose groups are scenes
 
 
 def make_plan(settings: SampleSettings) -> SamplePlan:
@@ -48,31 +50,37 @@ def make_plan(settings: SampleSettings) -> SamplePlan:
         raise InputError(
             f"--sampler: {settings.sampler} cannot sample from {family.facts.title}, but only the model's own can: leave it out."
         )
-    check_folder(settings.out, "--out", "choose another --out", f"000_seed{max(settings.seeds)}_x-0.123.png")
+    flag = "--ladder" if settings.ladder else "--out"
+    check_folder(settings.out, flag, f"choose another {flag}", f"000_seed{max(settings.seeds)}_x-0.123.png")
     if settings.out.exists() and any(settings.out.iterdir()) and not settings.overwrite:
-        raise InputError(f"--out: {settings.out} already contains files: choose another folder, or add --overwrite.")
+        remedy = "choose another folder" if settings.ladder else "choose another folder, or add --overwrite"
+        raise InputError(f"{flag}: {settings.out} already contains files: {remedy}.")
     if settings.lpips:
         check_lpips()
     known = known_sliders(settings)
-    first = settings.slider[0]
+    first = settings.slider[0] if settings.slider else None
     denoiser = family.weightless_denoiser(settings.model.name_or_path)
     checked = {p.stem: check_slider(p, denoiser, family) for p in settings.slider}
-    metadata = checked[first.stem].metadata
+    metadata = checked[first.stem].metadata if first else {}
     folders = _folders_of_card(settings, metadata, family) if settings.card is not None else None
-    groups = [g for prompt in settings.prompt for g in _groups(prompt, settings, metadata)]
+    rungs: tuple[Rung, ...] = ()
     added: tuple[float, ...] = ()
+    if settings.ladder:
+        rungs, groups = rungs_and_scenes(settings, metadata)
+    else:
+        groups = [g for prompt in settings.prompt for g in _groups(prompt, settings, metadata)]
     if folders is not None:
         groups, added = _for_card(groups, first.stem, folders.scales)
-    named = dict.fromkeys(name for g in groups for name in (g.axis, *(other for other, _ in g.others)))
+    named = dict.fromkeys(name for g in groups for variant in g.variants for name, _ in variant.multipliers)
     for name in named:
         if name not in known:
+            use = f"use {either(sorted(known)[:8])}, or " if known else ""
             raise InputError(
-                f"--prompt: <lora:{name}:…> does not name a known slider: use {either(sorted(known)[:8])}, "
-                "or add its file with --slider or its folder with --lora_dir."
+                f"--prompt: <lora:{name}:…> does not name a known slider: {use}add its file with --slider or its folder with --lora_dir."
             )
         if name not in checked:
             checked[name] = check_slider(known[name], denoiser, family)
-    count = sum(len(g.multipliers) for g in groups) * len(settings.seeds)
+    count = sum(len(g.variants) for g in groups) * len(settings.seeds)
     if count > MAX_PICTURES:
         raise InputError(f"--prompt: {count} pictures exceed the limit {MAX_PICTURES}: use fewer prompts or --seeds.")
     shown = {name: checked[name] for name in named}
@@ -80,7 +88,7 @@ def make_plan(settings: SampleSettings) -> SamplePlan:
     hashes = {name: slider.model_hash for name, slider in shown.items()}
     sampling = _sampling(settings, metadata, device, family)
     notes = (*_notes(settings, family, groups), *_notes_on_sliders(shown, first, added))
-    return SamplePlan(family, tuple(dict.fromkeys(groups)), paths, hashes, sampling, device, notes, folders)
+    return SamplePlan(family, tuple(dict.fromkeys(groups)), paths, hashes, sampling, device, notes, folders, rungs)
 
 
 def _folders_of_card(settings: SampleSettings, metadata: dict[str, str], family: Family) -> ScaleFolders:
@@ -92,7 +100,10 @@ def _folders_of_card(settings: SampleSettings, metadata: dict[str, str], family:
             "do not: leave --card out."
         )
     folders = sorted(scales, key=scales.get)
-    data = Data(folder_main=settings.card, folders=tuple(folders), scales=tuple(scales[f] for f in folders))
+    data = Data(
+        folder_main=settings.card, folders=tuple(folders), scales=tuple(scales[f] for f in folders),
+        leave_out=settings.leave_out, incomplete=settings.incomplete,
+    )  # fmt: skip
     found = ScaleFolders.find(data, family.facts.size_multiple)
     check_folders(found, "--card")
     return found
@@ -116,18 +127,18 @@ def _for_card(groups: list[Group], slider: str, scales: tuple[float, ...]) -> tu
     return found, tuple(added)
 
 
-def _notes(settings: SampleSettings, family: Family, groups: list[Group]) -> Iterator[str]:
+def _notes(settings: SampleSettings, family: Family, groups: list[Group | Scene]) -> Iterator[str]:
     if is_gpu_missing(settings.device):
         full_size = family.is_full_size(settings.model.name_or_path)
         yield why_no_gpu("makes the pictures", full_size, family.facts.title)
     if settings.guidance not in (None, 1) and family.is_distilled(settings.model):
         yield f"--guidance: {settings.guidance:g} has no effect, because {settings.model.name_or_path} is step-distilled."
-    if plain := web_ui_syntax([*(g.text for g in groups), settings.negative]):
+    if plain := web_ui_syntax([*(v.text for g in groups for v in g.variants), settings.negative]):
         shown = ", ".join(plain[:4]) + (" …" if len(plain) > 4 else "")
         yield f"prompt weights, schedules, BREAK and AND are read as plain text here, unlike in a web UI: {shown}."
 
 
-def _notes_on_sliders(sliders: dict[str, Slider], first: Path, added: tuple[float, ...]) -> Iterator[str]:
+def _notes_on_sliders(sliders: dict[str, Slider], first: Path | None, added: tuple[float, ...]) -> Iterator[str]:
     if added:
         shown = ", ".join(map(multiplier_label, added))
         yield f"{shown} is added to the multipliers, because the report card needs all at which {first.stem} was trained."

@@ -47,7 +47,8 @@ class Sampling:
     steps: int
     guidance: float
     sampler: str | None = None  # a key of SAMPLERS; None: the model's own scheduler
-    from_step: int = 0  # steps before the slider joins; keeps the layout (Gandikota et al. 2024, section 4.4)
+    # steps before the slider joins and a row's own prompt is read; keeps the layout (Gandikota et al. 2024, section 4.4)
+    from_step: int = 0
     batch_size: int = MAX_ROWS  # pictures
     cuda_graph: bool = True  # whether a GPU may replay the denoiser as a CUDA graph
     decode_on_cpu: bool = True  # if the device has no memory left for the VAE; otherwise sampling raises
@@ -60,6 +61,7 @@ class Row:
     prompt: PromptEmbeds
     seed: int
     multipliers: tuple[float, ...]  # one per network
+    before: PromptEmbeds | None = None  # the prompt of the steps before `from_step`; None: the same
 
 
 @torch.no_grad()
@@ -117,23 +119,25 @@ def _sample_latents(
     generators = [torch.Generator().manual_seed(row.seed) for row in rows]  # on the CPU: the same noise on every device
     noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
     after_step = _apply_multipliers(model, networks, rows, sampling)
-    prompts = [row.prompt for row in rows]
+    prompts = [row.before or row.prompt for row in rows] if sampling.from_step else [row.prompt for row in rows]
     return model.sample_latents(prompts, negative, noise, generators, sampling.steps, sampling.guidance, after_step)
 
 
 def _apply_multipliers(
     model: Model, networks: Sequence[AdaptorNetwork], rows: Sequence[Row], sampling: Sampling
 ) -> AfterStep:
-    """Sets the networks' multipliers now, or, through the returned callback, after step `from_step`."""
+    """Sets the networks' multipliers now, or, through the returned callback, after step `from_step`, with the rows' own prompts."""
     parts = model.rows_at_once(sampling.guidance)
 
     def join() -> None:
         for i, network in enumerate(networks):
             network.set_multipliers(torch.tensor([row.multipliers[i] for row in rows]).repeat(parts))
 
-    def after_step(done: int) -> None:
-        if done == sampling.from_step:
-            join()
+    def after_step(done: int) -> list[PromptEmbeds] | None:
+        if done != sampling.from_step:
+            return None
+        join()
+        return [row.prompt for row in rows] if any(row.before for row in rows) else None
 
     if sampling.from_step:
         for network in networks:

@@ -10,6 +10,7 @@ from sliders.config.families import DEFAULT_FAMILY, FAMILIES, SD2, Facts
 from sliders.config.fields import Number, SavePrecision, Section, Whole
 from sliders.config.flags import (
     Parser,
+    add_choice_of_names,
     join_list_flags,
     number,
     parse_device,
@@ -20,11 +21,11 @@ from sliders.config.flags import (
     whole,
 )
 from sliders.config.prompts import Prompt
-from sliders.config.schema import SAMPLERS, PretrainedModel
+from sliders.config.schema import SAMPLERS, Incomplete, PretrainedModel
 from sliders.config.settings import validated
 from sliders.system.errors import InputError
 
-LIST_FLAGS = ("--seeds", "--multipliers")
+LIST_FLAGS = ("--seeds", "--multipliers", "--shows")
 DEFAULT_SEEDS = "1, 2, 3"
 COMPARE = "compare_sliders.py"
 MAX_PICTURES = 4096
@@ -45,12 +46,14 @@ class SampleSettings(Section):
 
     family: str  # a name in models.FAMILIES, chosen by the command
     model: PretrainedModel
-    slider: tuple[Path, ...]
+    slider: tuple[Path, ...]  # none: a ladder of a prompt's levels
     lora_dir: Path | None
     prompt: tuple[Prompt, ...]
+    neutral: Prompt  # of a ladder of levels: what its captions have in their place
     negative: Prompt
     wildcard_dir: Path | None
     multipliers: tuple[Number, ...] | None  # for prompts that do not name the slider; None: those it was trained at
+    shows: tuple[Number, ...] | None  # instead, for a ladder: what its card says that it shows
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**63)], ...]
     width: Pixels | None  # px; None: the size the slider was trained at
     height: Pixels | None
@@ -60,6 +63,7 @@ class SampleSettings(Section):
     from_step: Annotated[Whole, Field(ge=0)]
     batch_size: Annotated[Whole, Field(ge=1)] | None  # pictures; None: what the GPU's memory allows
     out: Path
+    ladder: bool  # whether `out` becomes a data set
     overwrite: bool
     device: str
     precision: SavePrecision | None  # None: float16 on a GPU, float32 elsewhere
@@ -67,6 +71,8 @@ class SampleSettings(Section):
     clip_text: str | None
     lpips: bool
     card: Path | None  # folder_main of the training; None: no report card
+    leave_out: Path | None  # of the training, as in schema.Data
+    incomplete: Incomplete
 
     @model_validator(mode="after")
     def _joins_in_time(self) -> "SampleSettings":
@@ -85,9 +91,18 @@ def build_parser(family: str) -> Parser:
         description="Show what a slider does: pictures at several multipliers with fixed seeds, on one page to scrub through.",
         epilog="A prompt that does not name the slider is shown at the multipliers the slider was trained at.",
     )
-    parser.add_argument("--slider", required=True, nargs="+", type=path, metavar="FILE",
-        help="sliders: <slider:X> is the first at multiplier X, <lora:NAME:X> is any of them")  # fmt: skip
+    parser.add_argument("--slider", default=[], nargs="+", type=path, metavar="FILE",
+        help="sliders: <slider:X> is the first at multiplier X, <lora:NAME:X> is any of them "
+        "(default: none, which only --ladder allows)")  # fmt: skip
     _add_flags(parser, family, "NAME_samples beside the slider")
+    add = parser.add_argument_group("training data").add_argument
+    add("--ladder", type=path, metavar="DIR",
+        help="write the pictures as a data set to train on, with a folder for each of --multipliers, or, without --slider, for each "
+        "alternative in the first braces of the prompts, such as 'a {young|old} man' (default: do not)")  # fmt: skip
+    add("--shows", metavar="X, Y, …",
+        help="instead of --multipliers: those at which the slider shows these scales by its report card (default: none)")  # fmt: skip
+    add("--neutral", default="", metavar="TEXT",
+        help="what captions have in the place of those alternatives, and pictures show before --from_step (default: nothing)")  # fmt: skip
     add = parser.add_argument_group("learned measures of change").add_argument
     add("--clip", type=place, metavar="MODEL",
         help="plot the increase in CLIP score, with a model such as openai/clip-vit-large-patch14 (default: none)")  # fmt: skip
@@ -125,8 +140,10 @@ def _add_flags(parser: Parser, family: str, out: str) -> None:
     )
     add("--batch_size", type=whole, metavar="N",
         help="pictures per batch (default: 4 at 1024 px on 24 GB); halved until they fit")  # fmt: skip
-    parser.add_argument_group("report card").add_argument("--card", type=path, metavar="DIR",
+    add = parser.add_argument_group("report card").add_argument
+    add("--card", type=path, metavar="DIR",
         help="measure it against the images it was trained on: DIR is the --folder_main of its training (default: do not)")  # fmt: skip
+    add_choice_of_names(add)
 
 
 def _add_model(parser: Parser, family: str) -> None:
@@ -150,7 +167,8 @@ def _add_what(parser: Parser) -> None:
     add("--negative", default="", metavar="TEXT", help="negative prompt (default: empty)")
     add("--wildcard_dir", type=path, metavar="DIR",
         help="folder of files for Dynamic Prompts' __wildcards__ (default: none)")  # fmt: skip
-    add("--multipliers", metavar="X, Y, …", help="for prompts that do not name the slider (default: the trained ones)")
+    add("--multipliers", metavar="X, Y, …",
+        help="for prompts that do not name the slider (default: the trained ones), or of a ladder's levels, in their order")  # fmt: skip
     add("--seeds", default=DEFAULT_SEEDS, metavar="N, M, …",
         help=f"one row of pictures per seed (default: {DEFAULT_SEEDS})")  # fmt: skip
 
@@ -168,14 +186,38 @@ def _add_how(parser: Parser, facts: Facts) -> None:
         help=f"classifier-free guidance (default: {usual.guidance:g}{none}; 1: off)")  # fmt: skip
     add("--sampler", metavar="NAME", help=f"{', '.join(SAMPLERS)} (default: the model's own)")
     add("--from_step", type=whole, default=0, metavar="N",
-        help="run N steps before the slider joins, which keeps the picture's layout (default: 0)")  # fmt: skip
+        help="run N steps before the slider joins, or in a ladder the level, which keeps the picture's layout (default: 0)")  # fmt: skip
 
 
 def load_sample_settings(argv: list[str], family: str = DEFAULT_FAMILY) -> SampleSettings:
     """Parses the command line of the sample command. Raises InputError with one message per mistake."""
     flags = vars(build_parser(family).parse_args(join_list_flags(argv, LIST_FLAGS)))
-    first = flags["slider"][0]
-    return _settings(flags, family, script_name(family), first.with_name(f"{first.stem}_samples"))
+    _check_ladder(flags)
+    flags["ladder"], folder = flags["ladder"] is not None, flags["ladder"]
+    if not (flags["slider"] or folder):
+        raise InputError("--slider: is missing: name the slider's file; only --ladder can do without.")
+    if flags["shows"] is not None:
+        flags["shows"] = parse_scales(flags["shows"], "--shows")
+    return _settings(flags, family, script_name(family), folder or _beside(flags["slider"][0]))
+
+
+def _beside(slider: Path) -> Path:
+    return slider.with_name(f"{slider.stem}_samples")
+
+
+def _check_ladder(flags: dict) -> None:
+    """Raises InputError for flags that mean nothing together with --ladder, or without it."""
+    if flags["ladder"] is None:
+        problems = [f"--{name}: is for --ladder, which is not given" for name in ("shows", "neutral") if flags[name]]
+    else:
+        refused = ("out", "card", "clip", "clip_text", "lpips")
+        problems = [f"--{name}: has no effect with --ladder" for name in refused if flags[name]]
+        if flags["overwrite"]:
+            problems.append("--overwrite: would mix the pictures of two ladders in one data set")
+    if flags["shows"] is not None and flags["multipliers"] is not None:
+        problems.append("--shows: replaces --multipliers, and both are given")
+    if problems:
+        raise InputError("\n".join(f"{problem}: leave it out." for problem in problems))
 
 
 def load_comparison_settings(argv: list[str]) -> SampleSettings:
@@ -186,11 +228,16 @@ def load_comparison_settings(argv: list[str]) -> SampleSettings:
     flags = vars(build_comparison_parser(family).parse_args(join_list_flags(argv, LIST_FLAGS)))
     if len(flags["slider"]) < 2:
         raise InputError(f"SLIDER: only {flags['slider'][0]} is given: name at least two sliders to compare.")
-    flags |= {"clip": None, "clip_text": None, "lpips": False}
+    flags |= {"clip": None, "clip_text": None, "lpips": False, "ladder": False, "shows": None, "neutral": ""}
     return _settings(flags, family, COMPARE, flags["slider"][0].with_name("comparison"))
 
 
 def _settings(flags: dict, family: str, script: str, out: Path) -> SampleSettings:
+    for name, given in (("leave_out", flags["leave_out"]), ("incomplete", flags["incomplete"] != "refuse")):
+        if given and flags["card"] is None:
+            raise InputError(
+                f"--{name}: is about the folders of --card, which is not given: add --card, or leave it out."
+            )
     flags["family"] = family
     model = {"v_pred": flags.pop("v_pred"), "clip_skip": flags.pop("clip_skip"), "config": flags.pop("model_config")}
     model["v2"] = flags.pop("v2", False)

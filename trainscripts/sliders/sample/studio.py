@@ -15,9 +15,10 @@ from sliders.formats.slider_file import open_slider
 from sliders.report.card import Card
 from sliders.report.yardstick import Yardstick
 from sliders.sample.plan import SamplePlan
+from sliders.sample.rungs import Scene
 from sliders.sample.sampling import Row, sample
 from sliders.sample.settings import SampleSettings
-from sliders.sample.templates import Group
+from sliders.sample.templates import Group, Variant
 from sliders.system.progress import now
 
 
@@ -32,7 +33,8 @@ class Studio:
         now("loading the model")
         model = self.model = plan.family.load(settings.model, DTYPES[precision])
         model.check_sampling("--model", None if settings.sampler else f"add --sampler, such as {next(iter(SAMPLERS))}")
-        texts = dict.fromkeys(group.text for plan in plans for group in plan.groups)
+        groups = [group for plan in plans for group in plan.groups]
+        texts = dict.fromkeys(text for g in groups for text in (g.text, *(v.text for v in g.variants)))
         self._embeds = model.encode_prompts([settings.negative, "", *texts], device)
         model.free_text_encoders()
         place(model.denoiser, device, model.dtype)
@@ -42,8 +44,8 @@ class Studio:
         fuse_vae(model.vae, device)
         self._yardsticks: dict[tuple, Yardstick] = {}
 
-    def pictures(self, plan: SamplePlan) -> Iterator[tuple[Group, Tensor]]:
-        """Yields each group with its pictures [seeds, multipliers, 3, H, W]. Batches run across groups and seeds."""
+    def pictures(self, plan: SamplePlan) -> Iterator[tuple[Group | Scene, Tensor]]:
+        """Yields each group with its pictures [seeds, variants, 3, H, W]. Batches run across groups and seeds."""
         model, seeds = self.model, self._settings.seeds
         networks = [open_slider(path, model.denoiser, plan.family) for path in plan.sliders.values()]
         negative = model.negative(self._settings.negative, self._embeds)
@@ -54,16 +56,18 @@ class Studio:
         ):
             bar = iter(tqdm(made, "sampling", total=len(rows), unit="img"))
             for group in plan.groups:
-                count = len(seeds) * len(group.multipliers)
+                count = len(seeds) * len(group.variants)
                 yield group, torch.stack([next(bar) for _ in range(count)]).unflatten(0, (len(seeds), -1))
         for network in reversed(networks):
             network.remove()
 
-    def _rows(self, plan: SamplePlan, group: Group) -> list[Row]:
-        variants = [group.at(m) for m in group.multipliers]
-        columns = [tuple(v.multiplier(name) for name in plan.sliders) for v in variants]
-        prompt = self._embeds[group.text]
-        return [Row(prompt, seed, multipliers) for seed in self._settings.seeds for multipliers in columns]
+    def _rows(self, plan: SamplePlan, group: Group | Scene) -> list[Row]:
+        def row(variant: Variant, seed: int) -> Row:
+            before = self._embeds[group.text] if variant.text != group.text else None
+            multipliers = tuple(variant.multiplier(name) for name in plan.sliders)
+            return Row(self._embeds[variant.text], seed, multipliers, before)
+
+        return [row(variant, seed) for seed in self._settings.seeds for variant in group.variants]
 
     def card(self, plan: SamplePlan, sweeps: Sequence[Sequence[Image.Image]]) -> Card:
         """Measures the sweeps of all groups by the plan's folders. Not while `pictures` is being read."""

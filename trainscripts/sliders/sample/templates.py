@@ -44,6 +44,11 @@ class Group:
         return Variant(self.text, ((self.axis, multiplier), *self.others))
 
     @property
+    def variants(self) -> tuple[Variant, ...]:
+        """One for each multiplier."""
+        return tuple(map(self.at, self.multipliers))
+
+    @property
     def title(self) -> str:
         return " ".join([self.text, *(f"<lora:{name}:{m:g}>" for name, m in self.others)])
 
@@ -88,7 +93,7 @@ def _combinations(template: str, limit: int, wildcard_dir: Path | None) -> Itera
 
     from sliders.sample.wildcards import Wildcards
 
-    _check_braces(PROTECTED.sub(lambda match: " " * len(match[0]), template), template)
+    check_braces(PROTECTED.sub(lambda match: " " * len(match[0]), template), template)
     tags = list(dict.fromkeys(match[0] for match in PROTECTED.finditer(template)))
     protected = PROTECTED.sub(lambda match: chr(FIRST_PLACEHOLDER + tags.index(match[0])), template)
     generator = CombinatorialPromptGenerator(Wildcards(wildcard_dir), ignore_whitespace=True)
@@ -110,7 +115,7 @@ def _combinations(template: str, limit: int, wildcard_dir: Path | None) -> Itera
         yield PLACEHOLDER.sub(lambda c: tags[ord(c[0]) - FIRST_PLACEHOLDER], prompt)
 
 
-def _check_braces(text: str, template: str) -> None:
+def check_braces(text: str, template: str) -> None:
     """The library accepts a stray } as text, and for an unclosed { it does not report the position.
 
     text: the template with blanks in place of its tags.

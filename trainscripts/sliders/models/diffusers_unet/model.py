@@ -1,6 +1,7 @@
 """A loaded diffusers pipeline with a UNet, as a `Model`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from diffusers import DiffusionPipeline
@@ -20,6 +21,9 @@ class UNetModel(PipelineModel):
     """
 
     part = "unet"
+    in_calls: ClassVar[Mapping[str, str]] = {
+        "prompt_embeds": "prompt_embeds"
+    }  # {input of the pipeline: name in its loop}
 
     def __init__(
         self, facts: Facts, pipe: DiffusionPipeline, objective: Objective, name: str, clip_skip: int | None = None,
@@ -51,6 +55,12 @@ class UNetModel(PipelineModel):
             "negative_prompt_embeds": negative.tokens.expand(len(prompts), -1, -1),
         }
 
+    def _in_calls(self, inputs: dict[str, Tensor], guidance: float) -> dict[str, Tensor]:
+        """`_prompt_inputs` as the pipeline's loop passes them on: with guidance, those of the negative prompt come first."""
+        device, dtype, guided = self.denoiser.device, self.denoiser.dtype, self.rows_at_once(guidance) > 1
+        both = {name: [inputs[f"negative_{name}"]] * guided + [inputs[name]] for name in self.in_calls}
+        return {self.in_calls[name]: torch.cat(parts).to(device, dtype) for name, parts in both.items()}
+
     def rows_at_once(self, guidance: float) -> int:
         return 2 if guidance > 1 else 1
 
@@ -60,8 +70,8 @@ class UNetModel(PipelineModel):
         steps: int, guidance: float, after_step: AfterStep,
     ) -> Tensor:  # fmt: skip
         def callback(pipe, step: int, timestep: int, kwargs: dict) -> dict:
-            after_step(step + 1)
-            return kwargs
+            later = after_step(step + 1)
+            return kwargs if later is None else self._in_calls(self._prompt_inputs(later, negative), guidance)
 
         factor = self.facts.latent_factor
         return self.pipe(

@@ -92,8 +92,8 @@ class Klein(FlowModel):
         def callback(pipe, step: int, timestep: Tensor, kwargs: dict) -> dict:
             nonlocal found
             found = kwargs["latents"]
-            after_step(step + 1)
-            return kwargs
+            later = after_step(step + 1)
+            return kwargs if later is None else {"prompt_embeds": torch.stack([p.tokens for p in later])}
 
         height, width = noise.shape[2:]
         self.pipe(

@@ -13,6 +13,7 @@ class SDXL(UNetModel):
     """A prompt's tokens are [77, 2048], both text encoders' concatenated, and its pooled embedding [1280]."""
 
     encoders = ("text_encoder", "text_encoder_2")
+    in_calls = {"prompt_embeds": "prompt_embeds", "pooled_prompt_embeds": "add_text_embeds"}  # noqa: RUF012
 
     def _encode(self, prompt: str, device: torch.device) -> PromptEmbeds:
         tokens, _, pooled, _ = self.pipe.encode_prompt(

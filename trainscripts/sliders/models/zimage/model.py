@@ -81,15 +81,20 @@ class ZImage(FlowModel):
     ) -> Tensor:  # fmt: skip
         """As diffusers' pipeline does, whose guidance scale is `guidance` − 1."""
         parts, device, scheduler = self.rows_at_once(guidance), self.denoiser.device, self.scheduler
-        read = [*[negative] * (len(prompts) * (parts - 1)), *prompts]
-        conditioning = {key: value.to(device) for key, value in self.conditioning(read, []).items()}
+        without = [negative] * (len(prompts) * (parts - 1))
+
+        def read(prompts: Sequence[PromptEmbeds]) -> Conditioning:
+            return {key: value.to(device) for key, value in self.conditioning([*without, *prompts], []).items()}
+
+        conditioning = read(prompts)
         latents = noise.to(device)
         scheduler.set_timesteps(sigmas=torch.linspace(1, 1 / steps, steps).tolist(), device=device)
         scheduler.set_begin_index(0)
         for step, timestep in enumerate(scheduler.timesteps):
-            alpha = ((1000 - timestep) / 1000).expand(len(read))
-            *without, prompted = self._velocity(latents.repeat(parts, 1, 1, 1), alpha, conditioning).chunk(parts)
-            velocity = without[0] + guidance * (prompted - without[0]) if without else prompted
+            alpha = ((1000 - timestep) / 1000).expand(len(prompts) * parts)
+            *base, prompted = self._velocity(latents.repeat(parts, 1, 1, 1), alpha, conditioning).chunk(parts)
+            velocity = base[0] + guidance * (prompted - base[0]) if base else prompted
             latents = scheduler.step(velocity, timestep, latents, return_dict=False)[0]
-            after_step(step + 1)
+            if (later := after_step(step + 1)) is not None:
+                conditioning = read(later)
         return latents
