@@ -44,7 +44,7 @@ class Slider:
 
     @property
     def model_hash(self) -> str:
-        return self.metadata.get(HASH) or _hash(_split(self.path.read_bytes())[1])
+        return self.metadata.get(HASH) or content_hash(self.path)
 
 
 def slider_tensors(network: AdaptorNetwork, family: Family, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -101,6 +101,13 @@ def _split(raw: bytes) -> tuple[dict, bytes]:
     """Header and tensors of a .safetensors file."""
     start = 8 + int.from_bytes(raw[:8], "little")
     return json.loads(raw[8:start]), raw[start:]
+
+
+def content_hash(path: Path) -> str:
+    """SHA-256 of a file's tensors as they are stored, whatever its metadata; of the whole of a pickle."""
+    with suppress(ValueError):
+        return _hash(_split(path.read_bytes())[1])
+    return _hash(path.read_bytes())
 
 
 def _hash(body: bytes) -> str:
