@@ -17,15 +17,13 @@ from sliders.formats.foreign_keys import Layers, find_layers
 from sliders.formats.foreign_layers import LORA, complete, usual_layers
 from sliders.formats.joined_layers import joined_layers, parted
 from sliders.formats.layer_settings import settings_for
-from sliders.formats.metadata import file_metadata
+from sliders.formats.metadata import file_metadata, stated_version
 from sliders.formats.slider_file import check_fit, check_values, save_slider, save_tensors, shapes_of, stored_settings
 from sliders.formats.spelling import SPELLINGS, Module, by_key
 from sliders.models import VERSIONS, Family
 from sliders.models.places import TINY
 from sliders.system.errors import InputError, either
 from sliders.system.weight_files import open_weights
-
-TRAINED_ON = "ss_base_model_version"  # in the metadata, as kohya's scripts and this project write it
 
 
 @dataclass(frozen=True)
@@ -175,24 +173,18 @@ def _similar(
 
 def _version_notes(path: Path, metadata: dict[str, str], family: Family, similar: list[Family]) -> list[str]:
     """Where the layers are no evidence, the metadata decide. Raises InputError if they state another version."""
-    stated = metadata.get(TRAINED_ON, "")
-    others = [other for other in similar if stated.startswith(_version(other))]
-    if others:
+    stated = stated_version(metadata)
+    if stated in similar:
         raise InputError(
-            f"{path}: its metadata say that it is for {others[0].facts.title}, not {family.facts.title}: give --family "
-            f"{others[0].facts.name}."
+            f"{path}: its metadata say that it is for {stated.facts.title}, not {family.facts.title}: give --family "
+            f"{stated.facts.name}."
         )
-    if not similar or stated.startswith(_version(family)):
+    if not similar or stated is family:
         return []
     titles = either(other.facts.title for other in similar)
     return [
         f"its layers fit {titles} as well as {family.facts.title}, so --family could not be checked: make sure that it is right."
     ]
-
-
-def _version(family: Family) -> str:
-    """`sdxl`, `sd_v1` or `sd_v2`"""
-    return family.metadata(None)[TRAINED_ON].partition("_base")[0]
 
 
 def _metadata(

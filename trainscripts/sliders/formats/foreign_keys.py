@@ -17,7 +17,7 @@ from sliders.formats.foreign_parts import VARIANT_PARTS, plain_parts, what_is
 from sliders.formats.joined_layers import joined_layers
 from sliders.formats.spelling import Module
 from sliders.models import Family
-from sliders.models.layers import reachable_layers
+from sliders.models.layers import all_layers, reachable_layers
 from sliders.system.errors import InputError, either
 
 # of the attention processors in diffusers up to 0.21: attn1.processor.to_q_lora.down.weight
@@ -55,13 +55,13 @@ class Layers:
 
 def find_layers(
     path: Path, tensors: dict[str, Tensor], metadata: dict[str, str], denoiser: nn.Module, family: Family,
-    remedy: str = CONVERT,
+    remedy: str = CONVERT, everywhere: bool = False,
 ) -> Layers:  # fmt: skip
     """Raises InputError, naming `path`, if a key is unknown, or if two are for the same part of a layer.
 
-    remedy: for a file with other keys.
+    remedy: for a file with other keys. everywhere: also finds layers outside the denoiser's blocks.
     """
-    names = _module_names(denoiser, family)
+    names = _module_names(denoiser, family, everywhere)
     modules: dict[str, Module] = {}
     seen: dict[tuple[str, str], str] = {}
     unknown, text = [], 0
@@ -106,9 +106,11 @@ def _strange(unknown: list[str], keys: int, text: int, remedy: str) -> str:
     return f"{what} not part of a {either(ALGORITHMS)} of the layers in the model's blocks: {remedy}."
 
 
-def _module_names(denoiser: nn.Module, family: Family) -> dict[str, str]:
+def _module_names(denoiser: nn.Module, family: Family, everywhere: bool) -> dict[str, str]:
     """{name of a layer, in any spelling and form, with underscores for dots: its path in diffusers' denoiser}."""
     found, layers = {}, reachable_layers(denoiser)
+    for path in all_layers(denoiser).keys() - layers.keys() if everywhere else ():
+        found |= {spelling.replace(".", "_"): path for spelling in family.outer_spellings(path)}
     for path in layers:
         of_processor = path.removesuffix(".0") if path.endswith(".to_out.0") else path
         found |= {spelling.replace(".", "_"): path for spelling in (*family.spellings(path), of_processor)}
@@ -147,6 +149,7 @@ def _add_alphas(path: Path, modules: dict[str, Module], metadata: dict[str, str]
             parts[ALPHA] = torch.tensor(alpha * math.sqrt(len(low)) if root else alpha, dtype=torch.float64)
         elif "lokr_w1" in parts and (rank := _by_pattern(config, name, "r", "rank_pattern")):
             parts["lokr_w1"] = parts["lokr_w1"].float() * (alpha / rank)  # PEFT has a gain where the others have none
+            parts[ALPHA] = torch.tensor(rank, dtype=torch.float64)
 
 
 def _peft_config(path: Path, metadata: dict[str, str]) -> dict:

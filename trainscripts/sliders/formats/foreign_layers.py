@@ -13,7 +13,7 @@ from sliders.formats.foreign_keys import Layers
 from sliders.formats.joined_layers import in_form_of
 from sliders.formats.spelling import Module
 from sliders.models import Family
-from sliders.models.layers import reachable_layers
+from sliders.models.layers import all_layers
 from sliders.system.errors import InputError
 
 LORA = "lora"  # of ALGORITHMS
@@ -37,7 +37,7 @@ def usual_layers(
     alpha: used where the file contains none. guess: then takes the rank, as all programs do. Whether sizes are the
     denoiser's remains to be checked.
     """
-    known = reachable_layers(denoiser)
+    known = all_layers(denoiser)
     algos = {name: complete(path, name, parts) for name, parts in layers.modules.items()}
     modules = {name: _prepared(path, name, known.get(name), parts) for name, parts in layers.modules.items()}
     without = _add_alphas(path, modules, algos, alpha, guess or layers.of_processors or family.alpha_is_rank)

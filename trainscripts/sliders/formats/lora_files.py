@@ -12,6 +12,7 @@ from sliders.adaptors.base import ALPHA, Adaptor, shape_of
 from sliders.adaptors.network import AdaptorNetwork
 from sliders.formats.foreign_keys import find_layers
 from sliders.formats.foreign_layers import ReadLayers, usual_layers
+from sliders.formats.metadata import stated_version
 from sliders.formats.slider_file import check_slider, check_values, content_hash, stored_settings
 from sliders.formats.spelling import Module, by_module
 from sliders.models import Family
@@ -67,7 +68,8 @@ def read_lora(path: Path, denoiser: nn.Module, family: Family) -> LoRAFile:
     tensors = file.read_all()
     check_values(path, tensors.items())
     remedy = f"choose a LoRA for {family.facts.title} that adapts only those"
-    found = find_layers(path, tensors, file.metadata, denoiser, family, remedy)
+    found = find_layers(path, tensors, file.metadata, denoiser, family, remedy, everywhere=True)
+    _check_version(path, file.metadata, family)
     read = usual_layers(path, found, denoiser, family, guess=True)
     for name, parts in read.modules.items():
         if not _fits(denoiser.get_submodule(name), parts):
@@ -76,6 +78,16 @@ def read_lora(path: Path, denoiser: nn.Module, family: Family) -> LoRAFile:
                 "that it was made for."
             )
     return LoRAFile(path, read.modules, file.metadata, tuple(_notes(path, read)))
+
+
+def _check_version(path: Path, metadata: dict[str, str], family: Family) -> None:
+    """Raises InputError if the metadata state another version of models, whose layers may have the same names and sizes."""
+    stated = stated_version(metadata)
+    if stated not in (None, family):
+        raise InputError(
+            f"{path}: its metadata say that it is for {stated.facts.title}, not {family.facts.title}: choose a LoRA for "
+            f"{family.facts.title}."
+        )
 
 
 def _is_ours(file: WeightFile, family: Family) -> bool:

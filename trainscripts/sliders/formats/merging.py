@@ -24,6 +24,7 @@ from sliders.formats.metadata import file_metadata
 from sliders.formats.slider_file import check_fit, save_slider, shapes_of
 from sliders.formats.spelling import Module, by_key
 from sliders.models import Family
+from sliders.models.layers import reachable_layers
 from sliders.system.errors import InputError
 
 MERGED = "sliders.merged_from"  # in the metadata: [{name, multiplier, hash}]
@@ -55,6 +56,7 @@ def merge(
     denoiser = family.weightless_denoiser(model)
     files = [(read_lora(path, denoiser, family), multiplier) for path, multiplier in sources]
     _check_algorithms(files, rank)
+    _check_layers(files, denoiser)
     names = [name for name, _ in denoiser.named_modules() if any(name in file.modules for file, _ in files)]
     modules, lost, whole, worst = {}, 0.0, 0.0, (0.0, names[0])
     for name in names:
@@ -87,6 +89,15 @@ def _check_algorithms(files: Sequence[tuple[LoRAFile, float]], rank: int | None)
             raise InputError(
                 f"{file.path}: is a {others[0]}, whose weights cannot be concatenated with others': add --rank N, the rank of the LoRA "
                 "that comes nearest to the sum."
+            )
+
+
+def _check_layers(files: Sequence[tuple[LoRAFile, float]], denoiser: nn.Module) -> None:
+    for file, _ in files:
+        if outside := sorted(file.modules.keys() - reachable_layers(denoiser).keys()):
+            raise InputError(
+                f"{file.path}: adapts {outside[0]}, outside the blocks whose layers all web UIs know, so it cannot be merged: leave it "
+                "out, and use it beside the others."
             )
 
 

@@ -42,10 +42,6 @@ class Slider:
         algorithm = ALGORITHMS[self.network.algo]
         return all(algorithm.is_zero(parts) for parts in self.modules.values())
 
-    @property
-    def model_hash(self) -> str:
-        return self.metadata.get(HASH) or content_hash(self.path)
-
 
 def slider_tensors(network: AdaptorNetwork, family: Family, dtype: torch.dtype) -> dict[str, Tensor]:
     """{key as web UIs read it: tensor on the CPU}, in `dtype`, except alpha: float32, because loaders divide it by rank."""

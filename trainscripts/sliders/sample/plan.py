@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import TypeAdapter
+from torch import nn
 
 from sliders.compute.device import is_gpu_missing, torch_device, why_no_gpu
 from sliders.config.schema import Data
 from sliders.data.dataset import ScaleFolders
-from sliders.formats.slider_file import Slider, check_slider
+from sliders.formats.lora_files import LoRAFile, read_lora
 from sliders.models import Family, find_family
 from sliders.report.learned_measures import check_lpips
 from sliders.report.page import multiplier_label
@@ -31,6 +32,7 @@ class SamplePlan:
     """A sampling run that has passed all checks."""
 
     family: Family
+    weightless: nn.Module  # the denoiser on the meta device, by which files are read
     groups: tuple[Group, ...]
     sliders: dict[str, Path]  # {name in a prompt: file}, only those that the prompts name
     hashes: dict[str, str]  # {name: SHA-256 of the slider's tensors}, for the PNGs' infotext
@@ -56,7 +58,7 @@ def make_plan(settings: SampleSettings) -> SamplePlan:
     known = known_sliders(settings)
     first = settings.slider[0]
     denoiser = family.weightless_denoiser(settings.model.name_or_path)
-    checked = {p.stem: check_slider(p, denoiser, family) for p in settings.slider}
+    checked = {p.stem: read_lora(p, denoiser, family) for p in settings.slider}
     metadata = checked[first.stem].metadata
     folders = _folders_of_card(settings, metadata, family) if settings.card is not None else None
     groups = [g for prompt in settings.prompt for g in _groups(prompt, settings, metadata)]
@@ -71,7 +73,7 @@ def make_plan(settings: SampleSettings) -> SamplePlan:
                 "or add its file with --slider or its folder with --lora_dir."
             )
         if name not in checked:
-            checked[name] = check_slider(known[name], denoiser, family)
+            checked[name] = read_lora(known[name], denoiser, family)
     count = sum(len(g.multipliers) for g in groups) * len(settings.seeds)
     if count > MAX_PICTURES:
         raise InputError(f"--prompt: {count} pictures exceed the limit {MAX_PICTURES}: use fewer prompts or --seeds.")
@@ -80,7 +82,7 @@ def make_plan(settings: SampleSettings) -> SamplePlan:
     hashes = {name: slider.model_hash for name, slider in shown.items()}
     sampling = _sampling(settings, metadata, device, family)
     notes = (*_notes(settings, family, groups), *_notes_on_sliders(shown, first, added))
-    return SamplePlan(family, tuple(dict.fromkeys(groups)), paths, hashes, sampling, device, notes, folders)
+    return SamplePlan(family, denoiser, tuple(dict.fromkeys(groups)), paths, hashes, sampling, device, notes, folders)
 
 
 def _folders_of_card(settings: SampleSettings, metadata: dict[str, str], family: Family) -> ScaleFolders:
@@ -127,11 +129,12 @@ def _notes(settings: SampleSettings, family: Family, groups: list[Group]) -> Ite
         yield f"prompt weights, schedules, BREAK and AND are read as plain text here, unlike in a web UI: {shown}."
 
 
-def _notes_on_sliders(sliders: dict[str, Slider], first: Path, added: tuple[float, ...]) -> Iterator[str]:
+def _notes_on_sliders(sliders: dict[str, LoRAFile], first: Path, added: tuple[float, ...]) -> Iterator[str]:
     if added:
         shown = ", ".join(map(multiplier_label, added))
         yield f"{shown} is added to the multipliers, because the report card needs all at which {first.stem} was trained."
     for name, slider in sliders.items():
+        yield from slider.notes
         if slider.changes_nothing:
             yield f"{slider.path} changes nothing, because all its weights are zero: its pictures are those of {name} at 0."
 
