@@ -87,6 +87,7 @@ def network_metadata(network: Network) -> dict[str, str]:
 def _shareable(settings: Settings) -> dict:
     """The settings without where things lie on the user's disk: files like these are uploaded."""
     config = settings.model_dump(mode="json", include={"pretrained_model", "network", "train", "save", "other"})
+    del config["pretrained_model"]["loras"]  # see `sliders.loras`
     config["pretrained_model"] = {**config["pretrained_model"], "name_or_path": model_name(settings), "config": None}
     del config["save"]["path"]
     return config

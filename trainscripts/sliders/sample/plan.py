@@ -13,6 +13,7 @@ from sliders.compute.device import is_gpu_missing, torch_device, why_no_gpu
 from sliders.config.schema import Data
 from sliders.data.dataset import ScaleFolders
 from sliders.formats.lora_files import LoRAFile, read_lora
+from sliders.formats.model_loras import TRAINED_WITH, lora_tag
 from sliders.models import Family, find_family
 from sliders.report.learned_measures import check_lpips
 from sliders.report.page import multiplier_label
@@ -135,6 +136,10 @@ def _notes_on_sliders(sliders: dict[str, LoRAFile], first: Path, added: tuple[fl
         yield f"{shown} is added to the multipliers, because the report card needs all at which {first.stem} was trained."
     for name, slider in sliders.items():
         yield from slider.notes
+        missing = [one for one in json.loads(slider.metadata.get(TRAINED_WITH, "[]")) if one["name"] not in sliders]
+        if missing:
+            tags = " ".join(lora_tag(one["name"], one["weight"]) for one in missing)
+            yield f"{slider.path} was trained on the model with {tags}: add that to the prompt."
         if slider.changes_nothing:
             yield f"{slider.path} changes nothing, because all its weights are zero: its pictures are those of {name} at 0."
 
