@@ -65,11 +65,11 @@ def read_lora(path: Path, denoiser: nn.Module, family: Family) -> LoRAFile:
         paths = {family.file_key(name): name for name in reachable_layers(denoiser)}
         slider = check_slider(path, denoiser, family)
         return LoRAFile(path, {paths[key]: parts for key, parts in slider.modules.items()}, slider.metadata, ())
+    _check_version(path, file.metadata, family)
     tensors = file.read_all()
     check_values(path, tensors.items())
     remedy = f"choose a LoRA for {family.facts.title} that adapts only those"
     found = find_layers(path, tensors, file.metadata, denoiser, family, remedy, everywhere=True)
-    _check_version(path, file.metadata, family)
     read = usual_layers(path, found, denoiser, family, guess=True)
     for name, parts in read.modules.items():
         if not _fits(denoiser.get_submodule(name), parts):
@@ -81,7 +81,7 @@ def read_lora(path: Path, denoiser: nn.Module, family: Family) -> LoRAFile:
 
 
 def _check_version(path: Path, metadata: dict[str, str], family: Family) -> None:
-    """Raises InputError if the metadata state another version of models, whose layers may have the same names and sizes."""
+    """Raises InputError if the metadata state other models, whose layers may have the same names and sizes."""
     stated = stated_version(metadata)
     if stated not in (None, family):
         raise InputError(
