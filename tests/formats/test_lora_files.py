@@ -180,6 +180,8 @@ BAD = {
     "trained biases": (spoilt(of_kohya, add(f"{FIRST}.diff_b", 64)), ["trained biases", "diff_b"]),
     "unknown keys": (spoilt(of_kohya, add("lora_unet_nowhere.alpha")), ["1 of", "lora_unet_nowhere", "choose a LoRA for SDXL"]),
     "half a layer": (spoilt(of_kohya, lambda t: t.pop(f"{FIRST}.lora_up.weight")), ["only a part", "complete file"]),
+    "half a layer with Tucker": (spoilt(of_lycoris("locon", use_tucker=True), lambda t: t.pop(
+        next(k for k in t if k.endswith("lora_mid.weight")).replace("mid", "down"))), ["only a part"]),
     "another size": (spoilt(of_kohya, lambda t: t.update({f"{FIRST}.lora_up.weight": torch.ones(8, 4, 1, 1)})), ["another size", "SDXL"]),
     "parts of other sizes": (spoilt(of_lycoris("loha", use_tucker=True), lambda t: t.update(
         {next(k for k in t if k.endswith("hada_t1")): torch.ones(9, 9, 3, 3)})), ["do not fit each other"]),

@@ -87,7 +87,7 @@ def find_layers(
 def _plain(path: Path, name: str, parts: Module) -> Module:
     try:
         return plain_parts(parts)
-    except RuntimeError as error:  # of products
+    except (RuntimeError, IndexError, TypeError, ValueError) as error:  # of products of odd shapes
         raise InputError(
             f"{path}: the parts of {name} do not fit each other in size: get an undamaged file."
         ) from error

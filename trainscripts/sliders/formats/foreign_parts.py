@@ -28,11 +28,11 @@ def what_is(key: str) -> str | None:
 
 
 def plain_parts(parts: Module) -> Module:
-    """Parts of one layer, without what `VARIANT_PARTS` name. Raises RuntimeError if their sizes do not fit each other."""
+    """Parts of one layer, without what `VARIANT_PARTS` name. Raises what torch does if their sizes do not fit each other."""
     if not any(part in parts for part in VARIANT_PARTS):
         return parts
     found = {part: t if part == ALPHA else t.float() for part, t in parts.items()}
-    if MID in found:  # [r, r, kh, kw] between up [out, r, 1, 1] and down [r, in, 1, 1]
+    if MID in found and "lora_down.weight" in found:  # [r, r, kh, kw] between up [out, r, 1, 1] and down [r, in, 1, 1]
         down = found["lora_down.weight"].flatten(1)
         found["lora_down.weight"] = torch.einsum("ijkl,jn->inkl", found.pop(MID), down)
     for number in (1, 2):

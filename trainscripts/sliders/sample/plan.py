@@ -41,6 +41,7 @@ class SamplePlan:
     device: str
     notes: tuple[str, ...]  # about input that is valid but perhaps not intended
     measured_by: ScaleFolders | None = None  # the folders to measure the first slider by
+    beside: tuple[str, ...] = ()  # LoRAs in the prompts with which the first slider was not trained, as tags
 
 
 def make_plan(settings: SampleSettings) -> SamplePlan:
@@ -83,7 +84,16 @@ def make_plan(settings: SampleSettings) -> SamplePlan:
     hashes = {name: slider.model_hash for name, slider in shown.items()}
     sampling = _sampling(settings, metadata, device, family)
     notes = (*_notes(settings, family, groups), *_notes_on_sliders(shown, first, added))
-    return SamplePlan(family, denoiser, tuple(dict.fromkeys(groups)), paths, hashes, sampling, device, notes, folders)
+    beside = _beside(groups, first.stem, metadata)
+    return SamplePlan(
+        family, denoiser, tuple(dict.fromkeys(groups)), paths, hashes, sampling, device, notes, folders, beside
+    )
+
+
+def _beside(groups: list[Group], slider: str, metadata: dict[str, str]) -> tuple[str, ...]:
+    trained_with = {lora_tag(one["name"], one["weight"]) for one in json.loads(metadata.get(TRAINED_WITH, "[]"))}
+    tags = dict.fromkeys(lora_tag(name, m) for g in groups for name, m in g.others if name != slider)
+    return tuple(tag for tag in tags if tag not in trained_with)
 
 
 def _folders_of_card(settings: SampleSettings, metadata: dict[str, str], family: Family) -> ScaleFolders:
@@ -104,17 +114,17 @@ def _folders_of_card(settings: SampleSettings, metadata: dict[str, str], family:
 def _for_card(groups: list[Group], slider: str, scales: tuple[float, ...]) -> tuple[list[Group], tuple[float, ...]]:
     """The groups with the slider's scales among their multipliers, and those scales that had to be added.
 
-    Raises InputError unless all groups show the slider alone, at the same multipliers.
+    Raises InputError unless all groups show the slider at the same multipliers. Beside it may be LoRAs at fixed ones.
     """
     found, added = [], {}
     for one in groups:
         multipliers, missing = completed(one.multipliers, scales)
         found.append(replace(one, multipliers=tuple(sorted(multipliers))))
         added |= dict.fromkeys(missing)
-        if one.axis != slider or one.others or found[-1].multipliers != found[0].multipliers:
+        if one.axis != slider or found[-1].multipliers != found[0].multipliers:
             raise InputError(
-                f"--card: the prompt {one.title!r} names sliders itself, but the card needs the first slider alone at the same "
-                "multipliers for all prompts: leave sliders out of --prompt, and use --multipliers."
+                f"--card: the prompt {one.title!r} names the slider itself, but the card needs the first slider at the same "
+                "multipliers for all prompts: leave it out of --prompt, and use --multipliers."
             )
     return found, tuple(added)
 
