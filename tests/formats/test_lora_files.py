@@ -38,7 +38,7 @@ from sliders.sample.studio import Studio
 from sliders.system.errors import InputError
 
 WEIGHTLESS = SDXL_FAMILY.weightless_denoiser("tiny")
-ROWS = ((0.02, 0.7), (-0.01, 0.0), (0.0, -1.3))  # multipliers of the file, whose weights are large, and of the slider
+ROWS = ((0.02, 0.7), (-0.01, -1.3))  # multipliers of the file, whose weights are large, and of the slider
 SETTINGS = {"type": "c3lier", "training_method": "noxattn", "rank": 4, "alpha": 2.0}
 
 
@@ -57,6 +57,11 @@ def slider(unet, tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="module")
+def slider_file(slider):
+    return read_lora(slider, WEIGHTLESS, SDXL_FAMILY)
+
+
 @torch.no_grad()
 def merged(unet, deltas, multiplier):
     """A copy of the UNet with the differences in its weights."""
@@ -69,8 +74,8 @@ def merged(unet, deltas, multiplier):
 
 @torch.no_grad()
 def output(unet, rows=slice(None)):
-    """For some of three rows of inputs."""
-    inputs = random_inputs(3)
+    """For some of two rows of inputs."""
+    inputs = random_inputs(2)
     inputs |= {"added_cond_kwargs": {key: value[rows] for key, value in inputs["added_cond_kwargs"].items()}}
     return unet(**{key: value if isinstance(value, dict) else value[rows] for key, value in inputs.items()}).sample
 
@@ -82,7 +87,7 @@ def largest_difference(found, wanted):
 @contextmanager
 def attached(unet, *files):
     """(file, its multipliers) on a UNet."""
-    networks = [read_lora(path, WEIGHTLESS, SDXL_FAMILY).attach(unet) for path, _ in files]
+    networks = [file.attach(unet) for file, _ in files]
     for network, (_, multipliers) in zip(networks, files, strict=True):
         network.set_multipliers(torch.tensor(multipliers))
     yield networks
@@ -91,25 +96,25 @@ def attached(unet, *files):
 
 
 @pytest.mark.parametrize("make", [*FILES.values(), *READ_ONLY.values()], ids=[*FILES, *READ_ONLY])
-def test_beside_a_slider_each_row_is_that_of_merged_weights(unet, slider, tmp_path, make):
+def test_beside_a_slider_each_row_is_that_of_merged_weights(unet, slider_file, tmp_path, make):
     name, deltas, _ = make(unet, tmp_path)
     others, own = zip(*ROWS, strict=True)
-    with attached(unet, (slider, own), (tmp_path / name, others)):
+    with attached(unet, (slider_file, own), (read_lora(tmp_path / name, WEIGHTLESS, SDXL_FAMILY), others)):
         found = output(unet)
     base = output(unet)
     for number, (multiplier, slider_multiplier) in enumerate(ROWS):
         other = merged(unet, deltas, multiplier)
-        with attached(other, (slider, [slider_multiplier])):
+        with attached(other, (slider_file, [slider_multiplier])):
             wanted = output(other, slice(number, number + 1))
         assert largest_difference(found[number], wanted[0]) < 1e-4
         assert largest_difference(wanted[0], base[number]) > 1e-3
 
 
 @pytest.mark.parametrize("make", [of_several_ranks, of_lycoris("loha"), READ_ONLY["several algorithms"]])
-def test_the_fast_path_computes_the_same(unet, slider, tmp_path, make):
+def test_the_fast_path_computes_the_same(unet, slider_file, tmp_path, make):
     name, _, _ = make(unet, tmp_path)
     others, own = zip(*ROWS, strict=True)
-    with attached(unet, (slider, own), (tmp_path / name, others)) as networks:
+    with attached(unet, (slider_file, own), (read_lora(tmp_path / name, WEIGHTLESS, SDXL_FAMILY), others)) as networks:
         wanted = output(unet)
         with FastPath(unet, networks):
             assert largest_difference(output(unet), wanted) < 1e-5
@@ -148,7 +153,21 @@ def test_sliders_and_loras_are_compared_on_one_page(unet, slider, tmp_path):
     name, _, _ = of_kohya(unet, tmp_path)
     words = [str(slider), str(tmp_path / name), "--model", "tiny", "--prompt", "a disc", "--multipliers", "0.01"]
     settings = load_comparison_settings(
-        [*words, "--device", "cpu", "--seeds", "1", "--steps", "1", "--out", str(tmp_path / "o")]
+        [
+            *words,
+            "--device",
+            "cpu",
+            "--width",
+            "64",
+            "--height",
+            "64",
+            "--seeds",
+            "1",
+            "--steps",
+            "1",
+            "--out",
+            str(tmp_path / "o"),
+        ]
     )
     page = compare(settings).read_text(encoding="utf-8")
     assert "slider, seed 1" in page and f"{Path(name).stem}, seed 1" in page
