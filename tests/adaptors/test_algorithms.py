@@ -97,6 +97,21 @@ def relative_error(found, wanted):
 
 @pytest.mark.parametrize("kind", LAYERS)
 @pytest.mark.parametrize("variant", VARIANTS)
+def test_an_adaptor_of_its_tensors_alone_is_the_same_and_states_its_difference(variant, kind):
+    layer, adaptor, x = make(variant, kind)
+    parts = {part: t.double() for part, t in adaptor.tensors().items()}
+    again = type(adaptor).holding(layer, adaptor.tensors())
+    wanted = dense(parts, layer.weight.double())
+    assert again.difference().dtype is torch.float32
+    assert relative_error(adaptor.difference(), wanted) < 1e-6
+    assert relative_error(again.difference(), wanted) < 1e-6
+    scaling = torch.tensor([0.67, -1.0, 2.0])
+    outputs = [a.adapted(layer.forward, x, scaling * a.gain) for a in (adaptor, again)]
+    assert torch.equal(*outputs)
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_output_and_gradients_are_those_of_the_dense_difference(variant, kind):
     layer, adaptor, x = make(variant, kind)
     multipliers = torch.tensor([0.67, -1.0, 2.0])

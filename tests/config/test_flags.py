@@ -324,6 +324,7 @@ def test_no_flag_is_lost():
         "train_lora-scale.py",
         "sample_slider.py",
         "convert_slider.py",
+        "merge_sliders.py",
         "compare_sliders.py",
     ],
 )

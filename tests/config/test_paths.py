@@ -59,6 +59,7 @@ PARSERS = {
     "sample sd": sampling.build_parser("sd"),
     "compare": sampling.build_comparison_parser("sdxl"),
     "convert": load_script("convert_slider").build_parser(),
+    "merge": load_script("merge_sliders").build_parser(),
 }
 
 

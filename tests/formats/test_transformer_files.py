@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from sliders.formats.joined_layers import in_form_of
+from sliders.formats.merging import merge
 from sliders.formats.slider_file import open_slider
 from sliders.models import FAMILIES
 
@@ -177,6 +178,16 @@ def test_each_product_of_a_converted_file_is_that_of_the_source(tmp_path, spelli
     assert error(converted(family, out), wanted) < 1e-6
     network = open_slider(out, FAMILIES[family].weightless_denoiser("tiny").to_empty(device="cpu"), FAMILIES[family])
     assert len(network.adaptors) > 0
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS.values(), ids=SPELLINGS)
+def test_files_of_any_program_are_merged_as_they_are(tmp_path, spelling):
+    family, form, keys, alpha = spelling
+    wanted = written(tmp_path / "a.safetensors", family, form, keys, alpha)
+    terms = [(tmp_path / "a.safetensors", multiplier) for multiplier in (1.0, -0.3)]
+    merge(terms, tmp_path / "sum.safetensors", "tiny", FAMILIES[family])
+    found = converted(family, tmp_path / "sum.safetensors")
+    assert error(found, {name: 0.7 * product for name, product in wanted.items()}) < 1e-6
 
 
 @pytest.mark.parametrize("program", ["diffusers", "ai-toolkit", "musubi-tuner"])

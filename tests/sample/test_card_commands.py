@@ -1,5 +1,6 @@
 """Report cards through the commands: sampling, comparing, and the end of a training run."""
 
+import json
 import re
 import shutil
 
@@ -12,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from sliders.config.settings import load_settings
 from sliders.formats.cards import read_card
+from sliders.formats.slider_file import add_metadata
 from sliders.system.weight_files import open_weights
 from sliders.train.runs import run_all
 
@@ -72,6 +74,25 @@ def test_sampling_with_a_card_measures_the_slider(sample_main, slider, tmp_path,
     assert text.count('<circle class="wanted"') == 3
 
 
+def test_a_card_beside_another_lora_is_shown_and_kept_only_if_the_slider_was_trained_with_it(
+    sample_main, slider, tmp_path, capsys
+):
+    path, data = slider
+    (tmp_path / "loras").mkdir()
+    shutil.copy(path, tmp_path / "loras" / "style.safetensors")
+    argv = ["--slider", str(path), "--lora_dir", str(tmp_path / "loras"), "--card", str(data), *SMALL, "--seeds", "1"]
+    argv += ["--prompt", "a disc <lora:style:0.6>", "--overwrite", "--out", str(tmp_path / "out")]
+    before = read_card(open_weights(path, "").metadata)
+    assert sample_main(argv) == 0
+    assert "slider beside <lora:style:0.6>, so not kept in its file: " in capsys.readouterr().out
+    assert read_card(open_weights(path, "").metadata) == before
+    assert "Report card" in (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    add_metadata(path, {"sliders.loras": json.dumps([{"name": "style", "weight": 0.6, "hash": ""}])})
+    assert sample_main(argv) == 0
+    assert "not kept" not in capsys.readouterr().out
+    assert read_card(open_weights(path, "").metadata) != before
+
+
 def test_the_same_pictures_get_the_same_card(sample_main, slider, tmp_path):
     path, data = slider
     argv = ["--slider", str(path), "--prompt", "a disc", "--card", str(data), "--overwrite", *SMALL]
@@ -117,7 +138,7 @@ def test_sliders_are_compared_in_a_table_and_on_one_page(compare_main, slider, t
     [
         (["--card", "nowhere"], "error: --card: nowhere is not a folder: check the path"),
         (["--card", "."], "error: --card: 'low' is not a folder in ."),
-        (["--prompt", "a disc <slider:1>"], "the card needs the first slider alone at the same multipliers"),
+        (["--prompt", "a disc <slider:1>"], "the card needs the first slider at the same multipliers"),
     ],
 )
 def test_a_card_that_cannot_be_measured_is_refused_at_once(sample_main, slider, tmp_path, capsys, changed, message):

@@ -366,7 +366,7 @@ CASES = {
     "an unwritable folder": (["--out", "/proc/nowhere/x"], ["--out", "/proc", "choose another --out"]),
     "a file where the folder goes": (["--out", "taken"], ["--out", "taken", "is a file"]),
     "a folder in use": (["--out", "used"], ["--out", "used already contains files", "--overwrite"]),
-    "another family": (["--slider", "sd1.safetensors"], ["sd1.safetensors", "not a slider for SDXL", "lora_te_text", "convert_slider.py"]),
+    "another family": (["--slider", "sd1.safetensors"], ["sd1.safetensors", "1 of 2 keys", "lora_unet_down_blocks_0", "a LoRA for SDXL"]),
     "another size": (["--slider", "wide.safetensors"], ["wide.safetensors", "another size", "trained on"]),
     "no slider at all": (["--slider", "text.safetensors"], ["text.safetensors", "is not a .safetensors file"]),
     "a slider that is not there": (["--slider", "no.safetensors"], ["no.safetensors", "No such file", "check the path"]),

@@ -228,7 +228,7 @@ def test_conversion_restores_the_slider(trained, tmp_path, spelling):
 def test_sliders_of_other_families_are_not_sampled(trained, tmp_path, capsys):
     argv = sample_argv(trained, tmp_path / "o")
     assert script_main("sample_slider-xl")(argv) == 2
-    assert "is not a slider for SDXL" in capsys.readouterr().err
+    assert "not SDXL: choose a LoRA for SDXL" in capsys.readouterr().err
 
 
 def test_the_sample_command_makes_pictures_and_a_card(trained, tmp_path):

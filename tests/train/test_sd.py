@@ -191,7 +191,7 @@ def test_sliders_of_other_versions_and_families_are_not_sampled(trained, tmp_pat
     assert script_main("sample_slider")(sample_argv(path, tmp_path / "o", *version(not v2))) == 2
     assert f"another version than Stable Diffusion {1 if v2 else 2}" in capsys.readouterr().err
     assert script_main("sample_slider-xl")(sample_argv(path, tmp_path / "o")) == 2
-    assert "is not a slider for SDXL" in capsys.readouterr().err
+    assert f"is for Stable Diffusion {2 if v2 else 1}, not SDXL: choose" in capsys.readouterr().err
     assert not (tmp_path / "o").exists()
 
 

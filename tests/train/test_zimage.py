@@ -257,7 +257,7 @@ def test_our_own_file_is_reversed_with_its_settings(trained, tmp_path):
 )
 def test_sliders_of_other_families_are_not_sampled(trained, tmp_path, capsys, script, title):
     assert script_main(script)(sample_argv(trained, tmp_path / "o")) == 2
-    assert f"is not a slider for {title}" in capsys.readouterr().err
+    assert f"not {title}: choose a LoRA for {title}" in capsys.readouterr().err
 
 
 def test_the_sample_command_makes_pictures_and_a_card(trained, tmp_path):

@@ -4,19 +4,17 @@
 
 Accepts `.pt` files (without running any code in them), the keys of LECO, kohya's scripts, LyCORIS, diffusers, PEFT,
 AI Toolkit, SimpleTuner and Musubi Tuner, keys that contain `_orig_mod`, and files without alpha, of LoRA, LoHa, LoKr, GLoRA
-and full differences. Leaves out what is for text encoders. Does not merge sliders. With `--keys`, writes a LoRA for another
+and full differences. Leaves out what is for text encoders. merge_sliders.py merges sliders. With `--keys`, writes a LoRA for another
 program. With `--calibrate`, a slider that has a report card gets the strength at which its multipliers come nearest to the
 folders' scales.
 """
 
 import sys
 
-from sliders.config.families import FAMILIES, SD2
-from sliders.config.flags import Parser, number, path, place
-from sliders.config.schema import PretrainedModel
+from sliders.config.flags import Parser, number, path
+from sliders.config.slider_tools import add_model_flags, add_out_flags, check_out, model_of
 from sliders.system.command import command
 from sliders.system.errors import InputError, places_renamed
-from sliders.system.files import check_folder
 from sliders.system.progress import importing_libraries
 
 REVERSE_NOTE = (
@@ -26,8 +24,6 @@ REVERSE_NOTE = (
 
 
 PROGRAMS = ("diffusers", "ai-toolkit", "musubi-tuner")  # those of Family.namings
-# --family → (family, version)
-VERSIONS = {v.name: (name, v) for name, versions in FAMILIES.items() for v in versions}
 
 
 def build_parser() -> Parser:
@@ -37,24 +33,18 @@ def build_parser() -> Parser:
     )
     add = parser.add_argument
     add("slider", type=path, metavar="SLIDER", help=".safetensors, .pt or .ckpt: what is in it counts, not its name")
-    add("--out", type=path, metavar="FILE", help="default: NAME_converted.safetensors beside the slider")
+    add_out_flags(parser, "NAME_converted.safetensors beside the slider")
     add("--alpha", type=number, help="the alpha it was trained with, if the file does not contain it")
     add("--reverse", action="store_true",
         help="make multiplier X do what -X did, for sliders of the fork, whose direction is swapped; restores only the "
         "direction, not the old strengths, if all scales were positive")  # fmt: skip
-    add("--family", default="sdxl", choices=VERSIONS,
-        help="the kind of model that it is for: sdxl (default), sd1 or sd2 for Stable Diffusion, klein for FLUX.2 [klein], "
-        "zimage for Z-Image")  # fmt: skip
-    add("--model", type=place, metavar="NAME_OR_PATH",
-        help="the model it was trained on, if its layers differ in size from the usual model's, as the demo's do; also for "
-        "--calibrate; no weights are loaded")  # fmt: skip
+    add_model_flags(parser, "; also for --calibrate")
     add("--keys", choices=PROGRAMS,
         help="write a LoRA of klein or zimage with the names that this program reads, instead of those that web UIs and this "
         "project read")  # fmt: skip
     add("--calibrate", action="store_true",
         help="instead of converting, fold the factor of the slider's report card into its weights (default of --out: "
         "NAME_calibrated.safetensors)")  # fmt: skip
-    add("--overwrite", action="store_true", help="replace an existing file")
     return parser
 
 
@@ -69,19 +59,14 @@ def main(argv: list[str]) -> None:
     out = flags.out or flags.slider.with_name(f"{flags.slider.stem}_{ending}.safetensors")
     if flags.alpha is not None and not 0 < flags.alpha < float("inf"):
         raise InputError(f"--alpha: {flags.alpha:g} is not a positive number: give the alpha it was trained with.")
-    if out.suffix != ".safetensors":
-        raise InputError(f"--out: {out} must end in .safetensors: rename it.")
-    if out.exists() and not flags.overwrite:
-        raise InputError(f"--out: {out} already exists: choose another name, or add --overwrite.")
-    check_folder(out.parent, "--out", "choose another --out", out.name)
+    check_out(out, flags.overwrite)
     # imports torch, which --help and a mistyped flag need not wait for
     with importing_libraries():
         from sliders.formats.cards import calibrate
         from sliders.formats.conversion import convert
         from sliders.models import find_family
 
-    name, facts = VERSIONS[flags.family]
-    model = PretrainedModel(name_or_path=flags.model or facts.example, v2=facts is SD2)
+    name, model = model_of(flags.family, flags.model)
     family = find_family(name, model)
     with places_renamed({"pretrained_model.name_or_path": "--model"}):
         if flags.model is not None:

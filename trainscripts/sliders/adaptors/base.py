@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +48,10 @@ class Adaptor(nn.Module, ABC):
         """
         return base_forward(x) + self(x, scaling)
 
+    @abstractmethod
+    def difference(self) -> Tensor:
+        """ΔW [out, in], or [out, in, k, k] for a convolution, float32, at multiplier 1, gain included."""
+
     @property
     def base(self) -> nn.Module:
         return self._base[0]
@@ -81,6 +85,28 @@ class Adaptor(nn.Module, ABC):
     def accepts(self, shapes: dict[str, tuple[int, ...]]) -> bool:
         """Whether `load_tensors` can load tensors of these shapes, {part: shape}."""
         return shapes == {part: tensor.shape for part, tensor in self.tensors().items()}
+
+    @classmethod
+    def holding(cls, base: nn.Module, tensors: dict[str, Tensor]) -> Self:
+        """An adaptor of `base` with the tensors of any other, {part: tensor} as `tensors` returns them, of any rank and gain."""
+        with torch.device("meta"):
+            adaptor = cls(base, 1, float(tensors.get(ALPHA, 1.0)))
+        adaptor._hold(tensors)
+        return adaptor
+
+    def _hold(self, tensors: dict[str, Tensor]) -> None:
+        for name in dict(self.named_parameters()):
+            delattr(self, name)
+        for part, name in self.PARTS.items():
+            if part in tensors:
+                setattr(self, name, nn.Parameter(tensors[part].float()))
+        self.rank = self.rank_of(tensors)
+        self.gain = 1.0 if self.rank is None else self.alpha / self.rank
+
+    @classmethod
+    def rank_of(cls, tensors: dict[str, Tensor]) -> int | None:
+        """By which the gain divides alpha; None if the gain is 1 whatever alpha."""
+        return cls.settings_of([tensors]).get("rank")
 
     @classmethod
     def for_files(cls, tensors: dict[str, Tensor], base: nn.Module) -> dict[str, Tensor]:

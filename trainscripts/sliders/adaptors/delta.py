@@ -15,6 +15,9 @@ class DeltaAdaptor(Adaptor):
     def delta(self, x: Tensor) -> Tensor:
         """Returns ΔW [out, in], or [out, in, k, k] for a convolution, in x's dtype, at scaling 1."""
 
+    def difference(self) -> Tensor:
+        return self.gain * self.delta(next(self.parameters()))
+
     def forward(self, x: Tensor, scaling: Tensor) -> Tensor:
         delta = self.delta(x)
         out = F.conv2d(x, delta, None, *self.geometry) if self.geometry else F.linear(x, delta)

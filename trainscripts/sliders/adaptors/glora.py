@@ -41,6 +41,11 @@ class GLoRA(Adaptor):
         moved = x + F.conv2d(per_row(F.conv2d(x, a2), scaling), a1)
         return base_forward(moved) + F.conv2d(per_row(F.conv2d(x, b2, None, *self.geometry), scaling), b1)
 
+    def difference(self) -> Tensor:
+        weight, mixing = self.base.weight.float(), self.a1.flatten(1) @ self.a2.flatten(1)
+        product = (self.b1.flatten(1) @ self.b2.flatten(1)).view(weight.shape)
+        return self.gain * (torch.einsum("oc...,ci->oi...", weight, mixing) + product)
+
     @classmethod
     def is_zero(cls, tensors: dict[str, Tensor]) -> bool:
         """Of two sums, each with its own factors and the same alpha."""

@@ -61,6 +61,19 @@ class LoKr(Adaptor):
             return self.weight("w2", x)
         return (self.weight("w2_a", x) @ self.weight("w2_b", x)).view(self.shape)
 
+    def difference(self) -> Tensor:
+        product = torch.einsum("lm,kn...->lkmn...", self.w1, self._second(self.w1))
+        return self.gain * product.flatten(0, 1).flatten(1, 2)
+
+    def _hold(self, tensors: dict[str, Tensor]) -> None:
+        super()._hold(tensors)
+        (l, m), (out, into, *kernel) = self.w1.shape, shape_of(self.base)  # noqa: E741
+        self.shape = (out // l, into // m, *kernel)
+
+    @classmethod
+    def rank_of(cls, tensors: dict[str, Tensor]) -> int | None:
+        return None if "lokr_w2" in tensors else super().rank_of(tensors)
+
     @classmethod
     def is_zero(cls, tensors: dict[str, Tensor]) -> bool:
         return super().is_zero({part: t for part, t in tensors.items() if part != ALPHA or "lokr_w2" not in tensors})

@@ -35,6 +35,10 @@ class LoRA(Adaptor):
             return F.conv2d(per_row(F.conv2d(x, down, None, *self.geometry), scaling), up)
         return F.linear(per_row(F.linear(x, down), scaling), up)
 
+    def difference(self) -> Tensor:
+        product = self.up.flatten(1) @ self.down.flatten(1)
+        return self.gain * product.view(len(self.up), *self.down.shape[1:])
+
     @classmethod
     def settings_of(cls, layers: Sequence[dict[str, Tensor]]) -> dict[str, int]:
         return {"rank": max(tensors["lora_down.weight"].shape[0] for tensors in layers)}

@@ -1,7 +1,8 @@
 """Adaptors attached to a frozen denoiser, with one multiplier per row of the batch, and removed without a trace."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -35,9 +36,21 @@ class AdaptorNetwork(nn.Module):
         algorithm = ALGORITHMS[settings.algo]
         if settings.factor is not None:
             algorithm = partial(algorithm, factor=settings.factor)
-        self.module_paths = tuple(chosen)
-        self.adaptors = nn.ModuleList(algorithm(c.layer, c.rank, c.alpha, generator) for c in chosen.values())
-        self.layers = tuple(c.layer for c in chosen.values())  # not a ModuleList, which would register them as ours
+        self._attach(denoiser, {path: algorithm(c.layer, c.rank, c.alpha, generator) for path, c in chosen.items()})
+
+    @classmethod
+    def holding(cls, denoiser: nn.Module, adaptors: Mapping[str, Adaptor]) -> Self:
+        """Attaches {module path: its adaptor}, which may differ in algorithm, rank and gain, with multiplier 1."""
+        network = cls.__new__(cls)
+        nn.Module.__init__(network)
+        network._attach(denoiser, {path: adaptors[path] for path, _ in denoiser.named_modules() if path in adaptors})
+        return network
+
+    def _attach(self, denoiser: nn.Module, adaptors: Mapping[str, Adaptor]) -> None:
+        """adaptors: {module path: its adaptor}, in the denoiser's order."""
+        self.module_paths = tuple(adaptors)
+        self.adaptors = nn.ModuleList(adaptors.values())
+        self.layers = tuple(a.base for a in adaptors.values())  # not a ModuleList, which would register them as ours
         self._device = next(denoiser.parameters()).device
         self.to(self._device)
         self.set_multipliers(torch.ones(1))

@@ -124,6 +124,7 @@ _ELSEWHERE = {  # remedy → keys, in lower case
         "pretrained_model_name_or_path base_model model_path model_name checkpoint name_or_file",
     "use pretrained_model.v_pred": "v_parameterization v_prediction is_v_pred prediction_type",
     "use pretrained_model.v2": "is_v2",
+    "use pretrained_model.loras: a list of file and weight": "base_weights base_weights_multiplier lora_path lora_weights",
     "use the flag --resume": "resume_from_checkpoint network_weights resume_from",
     "use --folder_main and --folders: one folder of images per scale":
         "train_data_dir dataset datasets folder_path image_dir dataset_config data_dir",

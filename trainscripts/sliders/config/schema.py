@@ -53,6 +53,13 @@ AtLeast0, AtLeast1 = Annotated[Whole, Field(ge=0)], Annotated[Whole, Field(ge=1)
 Seed = Annotated[Whole, Field(ge=0, lt=2**63)]
 
 
+class MergedLoRA(Section):
+    """(ours) A LoRA that becomes part of the frozen model, times `weight`."""
+
+    file: Folder
+    weight: Number = 1.0
+
+
 class PretrainedModel(Section):
     name_or_path: Place  # hub id, diffusers folder, .safetensors, .ckpt, or `tiny`
     config: Place | None = None  # (ours) folder with a single file's JSON and tokenizer files; none: asks the hub
@@ -60,6 +67,7 @@ class PretrainedModel(Section):
     v2: bool = False
     v_pred: bool | None = None  # none: what the checkpoint says
     clip_skip: Annotated[Whole, Field(ge=0, le=10)] | None = None  # text-encoder layers skipped before the usual one
+    loras: Annotated[tuple[MergedLoRA, ...], one_or_more] = ()  # (ours) what the slider is trained on top of
 
 
 class LayerPattern(Section):

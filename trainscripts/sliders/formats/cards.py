@@ -1,5 +1,6 @@
 """The report card in a slider's file: stored, read again, and folded into the weights."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,11 +18,15 @@ from sliders.system.errors import InputError
 CARD = "sliders.card"  # in the metadata
 
 
-def keep_card(slider: Path, card: Card) -> None:
+def keep_card(slider: Path, card: Card, beside: Sequence[str] = ()) -> None:
     """Prints the card in a sentence and what to do next. Writes it into the slider's metadata, and its sidecar's notes if it has one.
 
-    A file that cannot be written is a warning: the pictures and the page are worth more.
+    beside: LoRAs, as tags, that changed the pictures as well: then nothing is written, because the card is not the slider's
+    alone. A file that cannot be written is a warning: the pictures and the page are worth more.
     """
+    if beside:
+        print(f"{slider.stem} beside {' '.join(beside)}, so not kept in its file: {sentence(card)}", flush=True)
+        return
     print(f"{slider.stem}: {sentence(card)}", flush=True)
     if advice := verdict(card).advice:
         print(f"next    {advice}", flush=True)

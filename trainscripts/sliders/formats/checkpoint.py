@@ -8,7 +8,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from sliders.config.migration import ADDED_TO_NETWORK
 from sliders.config.schema import Settings
 from sliders.data.contract import Checked
 from sliders.formats.metadata import model_name
+from sliders.formats.model_loras import ModelLoRA
 from sliders.formats.slider_file import not_finite
 from sliders.system.errors import InputError
 from sliders.system.files import SAME_NAME, atomic_write, remove
@@ -133,12 +134,15 @@ def prune_checkpoints(settings: Settings, step: int) -> None:
         remove(checkpoints[other])
 
 
-def identity(settings: Settings, data: Checked) -> dict:
-    """Everything that must not change when a run is resumed, as JSON values."""
+def identity(settings: Settings, data: Checked, loras: Sequence[ModelLoRA] = ()) -> dict:
+    """Everything that must not change when a run is resumed, as JSON values. loras: that became part of the model."""
     found = {
         "pretrained_model": {
-            **settings.pretrained_model.model_dump(mode="json", exclude={"config"}),
+            **settings.pretrained_model.model_dump(mode="json", exclude={"config", "loras"}),
             "name_or_path": model_name(settings),
+            **(
+                {"loras": [lora.identity for lora in loras]} if loras else {}
+            ),  # checkpoints of earlier versions lack it
         },
         "network": settings.network.model_dump(
             mode="json", exclude={k for k in ADDED_TO_NETWORK if not getattr(settings.network, k)}

@@ -7,28 +7,23 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sliders.adaptors import ALGORITHMS
 from sliders.adaptors.base import ALPHA
 from sliders.config.schema import Network
 from sliders.formats.cards import CARD
 from sliders.formats.foreign_keys import Layers, find_layers
-from sliders.formats.joined_layers import in_form_of, joined_layers, parted
+from sliders.formats.foreign_layers import LORA, complete, usual_layers
+from sliders.formats.joined_layers import joined_layers, parted
 from sliders.formats.layer_settings import settings_for
-from sliders.formats.metadata import file_metadata
+from sliders.formats.metadata import file_metadata, stated_version
 from sliders.formats.slider_file import check_fit, check_values, save_slider, save_tensors, shapes_of, stored_settings
 from sliders.formats.spelling import SPELLINGS, Module, by_key
 from sliders.models import VERSIONS, Family
-from sliders.models.layers import reachable_layers
 from sliders.models.places import TINY
 from sliders.system.errors import InputError, either
 from sliders.system.weight_files import open_weights
-
-LORA = "lora"  # of ALGORITHMS
-KEPT = (torch.float32, torch.float16, torch.bfloat16)
-TRAINED_ON = "ss_base_model_version"  # in the metadata, as kohya's scripts and this project write it
 
 
 @dataclass(frozen=True)
@@ -87,16 +82,7 @@ def _fit(
     denoiser = family.weightless_denoiser(model)
     layers = find_layers(path, tensors, metadata, denoiser, family)
     algo = _algorithm(path, layers.modules)
-    known_layers = reachable_layers(denoiser)
-    modules = {name: _prepared(path, name, known_layers.get(name), parts) for name, parts in layers.modules.items()}
-    _add_alphas(path, modules, algo, alpha, layers.of_processors or family.alpha_is_rank)
-    if other := modules.keys() - known_layers.keys():
-        if algo != LORA:
-            raise InputError(
-                f"{path}: {min(other)} has another form in {family.facts.title}'s files, in which only {LORA} can be written, and "
-                f"this is {algo}: use the file as it is."
-            )
-        modules = in_form_of(path, modules, denoiser, family)
+    modules = usual_layers(path, layers, denoiser, family, alpha).modules
     found = {}
     for name, parts in modules.items():
         written = ALGORITHMS[algo].for_files(parts, denoiser.get_submodule(name))
@@ -116,10 +102,7 @@ def _algorithm(path: Path, modules: dict[str, Module]) -> str:
     """The algorithm of a file, as `network.algo` names it. Raises InputError if layers are incomplete or differ in it."""
     found = {}
     for name, parts in modules.items():
-        algo = next((a for a, algorithm in ALGORITHMS.items() if algorithm.is_complete(parts)), None)
-        if algo is None:
-            raise InputError(f"{path}: {name} has only a part of its weights: get the complete file.")
-        found.setdefault(algo, name)
+        found.setdefault(complete(path, name, parts), name)
     if len(found) > 1:
         raise InputError(
             f"{path}: mixes {' and '.join(found)}, as in {' and '.join(found.values())}: use the file as it is."
@@ -146,50 +129,6 @@ def _named(keys: str, modules: dict[str, Module], algo: str, family: Family) -> 
     for name, parts in modules.items():
         found |= {f"{naming.key(name)}.{part}": tensor.contiguous() for part, tensor in spelling.written(parts).items()}
     return found
-
-
-def _prepared(path: Path, name: str, layer: nn.Module | None, parts: Module) -> Module:
-    """Parts as this project writes them: some programs write a linear layer's weights as 1×1 convolutions, or in 8 bits.
-
-    layer: None for one that the denoiser has in another form, which is linear.
-    """
-    found = {}
-    for part, weight in parts.items():
-        shape = tuple(weight.shape)
-        if part == ALPHA and weight.numel() == 1 and not weight.is_complex():
-            found[part] = weight.reshape(()).double()
-        elif part != ALPHA and weight.ndim >= 2 and weight.numel() and weight.is_floating_point():
-            flat = weight if isinstance(layer, nn.Conv2d) else weight.flatten(1)
-            found[part] = (flat if flat.dtype in KEPT else flat.float()).contiguous()
-        else:
-            raise InputError(
-                f"{path}: {part} of {name} has shape {shape} and type {str(weight.dtype).removeprefix('torch.')}, as no slider has: "
-                "get an undamaged file."
-            )
-    return found
-
-
-def _add_alphas(path: Path, modules: dict[str, Module], algo: str, alpha: float | None, known: bool) -> None:
-    """Gives each of `modules` the alpha that it lacks, and removes them all if the algorithm has none. Raises InputError.
-
-    known: whether all programs take a missing alpha to be the rank.
-    """
-    algorithm = ALGORITHMS[algo]
-    if not algorithm.HAS_ALPHA:
-        for parts in modules.values():
-            parts.pop(ALPHA, None)
-        return
-    without = [parts for parts in modules.values() if ALPHA not in parts]
-    if without and alpha is None and not known:
-        raise InputError(
-            f"{path}: {len(without)} layers lack their alpha, so web UIs would guess it: add --alpha, with the alpha it was trained with."
-        )
-    for parts in without:
-        own = alpha or algorithm.settings_of([parts])["rank"]
-        parts[ALPHA] = torch.tensor(own, dtype=torch.float64)
-    bad = [parts[ALPHA].item() for parts in modules.values() if not 0 < parts[ALPHA].item() < float("inf")]
-    if bad:
-        raise InputError(f"{path}: has an alpha of {bad[0]:g}, which is not a positive number: get an undamaged file.")
 
 
 def _described(fitted: Fitted) -> str:
@@ -234,24 +173,18 @@ def _similar(
 
 def _version_notes(path: Path, metadata: dict[str, str], family: Family, similar: list[Family]) -> list[str]:
     """Where the layers are no evidence, the metadata decide. Raises InputError if they state another version."""
-    stated = metadata.get(TRAINED_ON, "")
-    others = [other for other in similar if stated.startswith(_version(other))]
-    if others:
+    stated = stated_version(metadata)
+    if stated in similar:
         raise InputError(
-            f"{path}: its metadata say that it is for {others[0].facts.title}, not {family.facts.title}: give --family "
-            f"{others[0].facts.name}."
+            f"{path}: its metadata say that it is for {stated.facts.title}, not {family.facts.title}: give --family "
+            f"{stated.facts.name}."
         )
-    if not similar or stated.startswith(_version(family)):
+    if not similar or stated is family:
         return []
     titles = either(other.facts.title for other in similar)
     return [
         f"its layers fit {titles} as well as {family.facts.title}, so --family could not be checked: make sure that it is right."
     ]
-
-
-def _version(family: Family) -> str:
-    """`sdxl`, `sd_v1` or `sd_v2`"""
-    return family.metadata(None)[TRAINED_ON].partition("_base")[0]
 
 
 def _metadata(

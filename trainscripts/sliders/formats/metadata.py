@@ -8,9 +8,10 @@ from pathlib import Path
 from sliders import __version__
 from sliders.config.schema import Network, Settings
 from sliders.data.contract import Checked
-from sliders.models import Family
+from sliders.models import VERSIONS, Family
 from sliders.models.objective import EPSILON, V_PREDICTION
 
+TRAINED_ON = "ss_base_model_version"  # as kohya's scripts and this project write it
 # as kohya's scripts write it; the specification has no word for velocities
 PREDICTED = {EPSILON: {"modelspec.prediction_type": "epsilon"}, V_PREDICTION: {"modelspec.prediction_type": "v"}}
 
@@ -56,6 +57,17 @@ def file_metadata(stem: str, network: Network, made: float) -> dict[str, str]:
     }
 
 
+def stated_version(metadata: dict[str, str]) -> Family | None:
+    """The version of models that a file's metadata say it is for, None if they say none that is known here."""
+    stated = metadata.get(TRAINED_ON, "")
+    return next((family for family in VERSIONS if stated.startswith(version_name(family))), None)
+
+
+def version_name(family: Family) -> str:
+    """`sdxl`, `sd_v1` or `sd_v2`, with which TRAINED_ON begins."""
+    return family.metadata(None)[TRAINED_ON].partition("_base")[0]
+
+
 def network_metadata(network: Network) -> dict[str, str]:
     """Module, rank and alpha as kohya's scripts write them, which train LyCORIS' algorithms through `lycoris.kohya`.
 
@@ -75,6 +87,7 @@ def network_metadata(network: Network) -> dict[str, str]:
 def _shareable(settings: Settings) -> dict:
     """The settings without where things lie on the user's disk: files like these are uploaded."""
     config = settings.model_dump(mode="json", include={"pretrained_model", "network", "train", "save", "other"})
+    del config["pretrained_model"]["loras"]  # see `sliders.loras`
     config["pretrained_model"] = {**config["pretrained_model"], "name_or_path": model_name(settings), "config": None}
     del config["save"]["path"]
     return config

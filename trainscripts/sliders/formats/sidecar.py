@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sliders.config.schema import Settings
+from sliders.formats.model_loras import lora_tag
 from sliders.models import Family
 from sliders.report.web_ui import multiplier_template
 from sliders.system.files import atomic_write
@@ -13,6 +14,7 @@ from sliders.system.files import atomic_write
 def sidecar(settings: Settings, stem: str, family: Family) -> dict[str, str | float]:
     """Exactly six keys: A1111 shows and rewrites these and no others."""
     first, data = settings.prompts[0], settings.data
+    tags = " ".join(lora_tag(lora.file.stem, lora.weight) for lora in settings.pretrained_model.loras)
     return {
         "description": f"Concept slider {settings.save.name}, made with fractional-sliders",
         "sd version": family.facts.webui_version,
@@ -20,7 +22,7 @@ def sidecar(settings: Settings, stem: str, family: Family) -> dict[str, str | fl
         "preferred weight": middle_scale(data.scales),
         "negative text": first.negative_text,
         "notes": (
-            f"Trained at {data.trained_at}.\n"
+            f"Trained at {data.trained_at}{f' on the model with {tags}' if tags else ''}.\n"
             "All of them side by side, with Dynamic Prompts in combinatorial mode and a fixed seed:\n"
             f"{multiplier_template(stem, data.scales)}"
         ),

@@ -42,10 +42,6 @@ class Slider:
         algorithm = ALGORITHMS[self.network.algo]
         return all(algorithm.is_zero(parts) for parts in self.modules.values())
 
-    @property
-    def model_hash(self) -> str:
-        return self.metadata.get(HASH) or _hash(_split(self.path.read_bytes())[1])
-
 
 def slider_tensors(network: AdaptorNetwork, family: Family, dtype: torch.dtype) -> dict[str, Tensor]:
     """{key as web UIs read it: tensor on the CPU}, in `dtype`, except alpha: float32, because loaders divide it by rank."""
@@ -101,6 +97,13 @@ def _split(raw: bytes) -> tuple[dict, bytes]:
     """Header and tensors of a .safetensors file."""
     start = 8 + int.from_bytes(raw[:8], "little")
     return json.loads(raw[8:start]), raw[start:]
+
+
+def content_hash(path: Path) -> str:
+    """SHA-256 of a file's tensors as they are stored, whatever its metadata; of the whole of a pickle."""
+    with suppress(ValueError):
+        return _hash(_split(path.read_bytes())[1])
+    return _hash(path.read_bytes())
 
 
 def _hash(body: bytes) -> str:

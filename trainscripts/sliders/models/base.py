@@ -230,6 +230,10 @@ class Family(ABC):
     def spellings(self, module: str) -> tuple[str, ...]:
         """The names of a module in other trainers' files, with dots."""
 
+    def outer_spellings(self, module: str) -> tuple[str, ...]:
+        """The same for a module outside the denoiser's blocks."""
+        return (module,)
+
     @abstractmethod
     def metadata(self, prediction_type: str | None) -> dict[str, str]:
         """The entries in a slider file's metadata that identify the family to web UIs.

@@ -61,7 +61,12 @@ class ChosenLayer:
 def reachable_layers(denoiser: nn.Module) -> dict[str, Layer]:
     """{module path: layer} of all that patterns may name: those inside the blocks, whose names web UIs know."""
     inside = architecture_of(denoiser).inside
-    return {path: m for path, m in denoiser.named_modules() if path.startswith(inside) and isinstance(m, Layer)}
+    return {path: layer for path, layer in all_layers(denoiser).items() if path.startswith(inside)}
+
+
+def all_layers(denoiser: nn.Module) -> dict[str, Layer]:
+    """{module path: layer} of all linear layers and convolutions."""
+    return {path: m for path, m in denoiser.named_modules() if isinstance(m, Layer)}
 
 
 def choose_layers(denoiser: nn.Module, network: Network) -> dict[str, ChosenLayer]:

@@ -41,7 +41,7 @@ def _compare(settings: SampleSettings, plans: list[SamplePlan]) -> Path:
                 sweeps += to_pictures(pictures)
         if plan.measured_by is not None:
             cards[path.stem] = studio.card(plan, sweeps)
-            keep_card(path, cards[path.stem])
+            keep_card(path, cards[path.stem], plan.beside)
     cards = best_first(cards)
     if cards:
         print(table(cards))

@@ -7,11 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import TypeAdapter
+from torch import nn
 
 from sliders.compute.device import is_gpu_missing, torch_device, why_no_gpu
 from sliders.config.schema import Data
 from sliders.data.dataset import ScaleFolders
-from sliders.formats.slider_file import Slider, check_slider
+from sliders.formats.lora_files import LoRAFile, read_lora
+from sliders.formats.model_loras import TRAINED_WITH, lora_tag
 from sliders.models import Family, find_family
 from sliders.report.learned_measures import check_lpips
 from sliders.report.page import multiplier_label
@@ -32,6 +34,7 @@ class SamplePlan:
     """A sampling run that has passed all checks."""
 
     family: Family
+    weightless: nn.Module  # the denoiser on the meta device, by which files are read
     groups: tuple[Group | Scene, ...]
     sliders: dict[str, Path]  # {name in a prompt: file}, only those that the prompts name
     hashes: dict[str, str]  # {name: SHA-256 of the slider's tensors}, for the PNGs' infotext
@@ -40,6 +43,7 @@ class SamplePlan:
     notes: tuple[str, ...]  # about input that is valid but perhaps not intended
     measured_by: ScaleFolders | None = None  # the folders to measure the first slider by
     rungs: tuple[Rung, ...] = ()  # of a ladder, whose groups are scenes
+    beside: tuple[str, ...] = ()  # LoRAs in the prompts with which the first slider was not trained, as tags
 
 
 def make_plan(settings: SampleSettings) -> SamplePlan:
@@ -60,7 +64,7 @@ def make_plan(settings: SampleSettings) -> SamplePlan:
     known = known_sliders(settings)
     first = settings.slider[0] if settings.slider else None
     denoiser = family.weightless_denoiser(settings.model.name_or_path)
-    checked = {p.stem: check_slider(p, denoiser, family) for p in settings.slider}
+    checked = {p.stem: read_lora(p, denoiser, family) for p in settings.slider}
     metadata = checked[first.stem].metadata if first else {}
     folders = _folders_of_card(settings, metadata, family) if settings.card is not None else None
     rungs: tuple[Rung, ...] = ()
@@ -79,7 +83,7 @@ def make_plan(settings: SampleSettings) -> SamplePlan:
                 f"--prompt: <lora:{name}:…> does not name a known slider: {use}add its file with --slider or its folder with --lora_dir."
             )
         if name not in checked:
-            checked[name] = check_slider(known[name], denoiser, family)
+            checked[name] = read_lora(known[name], denoiser, family)
     count = sum(len(g.variants) for g in groups) * len(settings.seeds)
     if count > MAX_PICTURES:
         raise InputError(f"--prompt: {count} pictures exceed the limit {MAX_PICTURES}: use fewer prompts or --seeds.")
@@ -88,7 +92,16 @@ def make_plan(settings: SampleSettings) -> SamplePlan:
     hashes = {name: slider.model_hash for name, slider in shown.items()}
     sampling = _sampling(settings, metadata, device, family)
     notes = (*_notes(settings, family, groups), *_notes_on_sliders(shown, first, added))
-    return SamplePlan(family, tuple(dict.fromkeys(groups)), paths, hashes, sampling, device, notes, folders, rungs)
+    beside = _beside(groups, first.stem, metadata) if first and not settings.ladder else ()
+    return SamplePlan(
+        family, denoiser, tuple(dict.fromkeys(groups)), paths, hashes, sampling, device, notes, folders, rungs, beside
+    )
+
+
+def _beside(groups: list[Group], slider: str, metadata: dict[str, str]) -> tuple[str, ...]:
+    trained_with = {lora_tag(one["name"], one["weight"]) for one in json.loads(metadata.get(TRAINED_WITH, "[]"))}
+    tags = dict.fromkeys(lora_tag(name, m) for g in groups for name, m in g.others if name != slider)
+    return tuple(tag for tag in tags if tag not in trained_with)
 
 
 def _folders_of_card(settings: SampleSettings, metadata: dict[str, str], family: Family) -> ScaleFolders:
@@ -112,17 +125,17 @@ def _folders_of_card(settings: SampleSettings, metadata: dict[str, str], family:
 def _for_card(groups: list[Group], slider: str, scales: tuple[float, ...]) -> tuple[list[Group], tuple[float, ...]]:
     """The groups with the slider's scales among their multipliers, and those scales that had to be added.
 
-    Raises InputError unless all groups show the slider alone, at the same multipliers.
+    Raises InputError unless all groups show the slider at the same multipliers. Beside it may be LoRAs at fixed ones.
     """
     found, added = [], {}
     for one in groups:
         multipliers, missing = completed(one.multipliers, scales)
         found.append(replace(one, multipliers=tuple(sorted(multipliers))))
         added |= dict.fromkeys(missing)
-        if one.axis != slider or one.others or found[-1].multipliers != found[0].multipliers:
+        if one.axis != slider or found[-1].multipliers != found[0].multipliers:
             raise InputError(
-                f"--card: the prompt {one.title!r} names sliders itself, but the card needs the first slider alone at the same "
-                "multipliers for all prompts: leave sliders out of --prompt, and use --multipliers."
+                f"--card: the prompt {one.title!r} names the slider itself, but the card needs the first slider at the same "
+                "multipliers for all prompts: leave it out of --prompt, and use --multipliers."
             )
     return found, tuple(added)
 
@@ -138,11 +151,16 @@ def _notes(settings: SampleSettings, family: Family, groups: list[Group | Scene]
         yield f"prompt weights, schedules, BREAK and AND are read as plain text here, unlike in a web UI: {shown}."
 
 
-def _notes_on_sliders(sliders: dict[str, Slider], first: Path | None, added: tuple[float, ...]) -> Iterator[str]:
+def _notes_on_sliders(sliders: dict[str, LoRAFile], first: Path | None, added: tuple[float, ...]) -> Iterator[str]:
     if added:
         shown = ", ".join(map(multiplier_label, added))
         yield f"{shown} is added to the multipliers, because the report card needs all at which {first.stem} was trained."
     for name, slider in sliders.items():
+        yield from slider.notes
+        missing = [one for one in json.loads(slider.metadata.get(TRAINED_WITH, "[]")) if one["name"] not in sliders]
+        if missing:
+            tags = " ".join(lora_tag(one["name"], one["weight"]) for one in missing)
+            yield f"{slider.path} was trained on the model with {tags}: add that to the prompt."
         if slider.changes_nothing:
             yield f"{slider.path} changes nothing, because all its weights are zero: its pictures are those of {name} at 0."
 

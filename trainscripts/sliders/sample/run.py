@@ -69,7 +69,7 @@ def _run(settings: SampleSettings, plan: SamplePlan) -> Path:
     if plan.measured_by is not None:
         card = studio.card(plan, sweeps)
         cards = [measured(slider.stem, card)]
-        keep_card(slider, card)
+        keep_card(slider, card, plan.beside)
     title, footer = f"Slider {slider.stem}", _footer(settings)
     path = settings.out / PAGE
     write_page(path, Page(title, sampling.width, sampling.height, sections, output.facts(), footer, cards))

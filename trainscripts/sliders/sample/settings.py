@@ -92,7 +92,7 @@ def build_parser(family: str) -> Parser:
         epilog="A prompt that does not name the slider is shown at the multipliers the slider was trained at.",
     )
     parser.add_argument("--slider", default=[], nargs="+", type=path, metavar="FILE",
-        help="sliders: <slider:X> is the first at multiplier X, <lora:NAME:X> is any of them "
+        help="sliders, or LoRAs of other programs: <slider:X> is the first at multiplier X, <lora:NAME:X> is any of them "
         "(default: none, which only --ladder allows)")  # fmt: skip
     _add_flags(parser, family, "NAME_samples beside the slider")
     add = parser.add_argument_group("training data").add_argument
@@ -118,7 +118,7 @@ def build_comparison_parser(family: str) -> Parser:
         description="Show several sliders side by side: the same prompts, seeds and multipliers, on one page.",
         epilog="In prompts, <slider:X> is each of the sliders in turn.",
     )
-    parser.add_argument("slider", nargs="+", type=path, metavar="SLIDER", help="files of at least two sliders")
+    parser.add_argument("slider", nargs="+", type=path, metavar="SLIDER", help="files of at least two sliders or LoRAs")
     parser.add_argument("--family", choices=FAMILIES, default=DEFAULT_FAMILY,
         help="the kind of model that they are for (default: sdxl)")  # fmt: skip
     _add_flags(parser, family, "comparison beside the first slider")
@@ -161,7 +161,12 @@ def _add_model(parser: Parser, family: str) -> None:
 
 def _add_what(parser: Parser) -> None:
     add = parser.add_argument
-    add("--lora_dir", type=path, metavar="DIR", help="folder of more sliders for <lora:NAME:X> (default: none)")
+    add(
+        "--lora_dir",
+        type=path,
+        metavar="DIR",
+        help="folder of more sliders and LoRAs for <lora:NAME:X> (default: none)",
+    )
     add("--prompt", required=True, nargs="+", metavar="TEMPLATE",
         help="prompts in Dynamic Prompts syntax, such as 'a robe {<slider:0>|<slider:0.8>|<slider:2.7>}'")  # fmt: skip
     add("--negative", default="", metavar="TEXT", help="negative prompt (default: empty)")

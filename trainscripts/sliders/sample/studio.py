@@ -11,7 +11,7 @@ from tqdm import tqdm
 from sliders.compute.device import DTYPES, place
 from sliders.config.schema import SAMPLERS
 from sliders.fast.path import FastPath, fuse_vae
-from sliders.formats.slider_file import open_slider
+from sliders.formats.lora_files import read_lora
 from sliders.report.card import Card
 from sliders.report.yardstick import Yardstick
 from sliders.sample.plan import SamplePlan
@@ -47,7 +47,8 @@ class Studio:
     def pictures(self, plan: SamplePlan) -> Iterator[tuple[Group | Scene, Tensor]]:
         """Yields each group with its pictures [seeds, variants, 3, H, W]. Batches run across groups and seeds."""
         model, seeds = self.model, self._settings.seeds
-        networks = [open_slider(path, model.denoiser, plan.family) for path in plan.sliders.values()]
+        files = (read_lora(path, plan.weightless, plan.family) for path in plan.sliders.values())
+        networks = [file.attach(model.denoiser) for file in files]
         negative = model.negative(self._settings.negative, self._embeds)
         rows = [row for group in plan.groups for row in self._rows(plan, group)]
         with (

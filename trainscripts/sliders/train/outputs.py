@@ -1,5 +1,6 @@
 """The files in a run's folder: checkpoints, sliders with their sidecars, pictures, and what an earlier run left there."""
 
+import json
 import os
 import re
 import time
@@ -14,6 +15,7 @@ from sliders.compute.device import DTYPES
 from sliders.formats.cards import keep_card
 from sliders.formats.checkpoint import changeable, checkpoint_path, prune_checkpoints, write_checkpoint
 from sliders.formats.metadata import slider_metadata
+from sliders.formats.model_loras import TRAINED_WITH
 from sliders.formats.sidecar import write_sidecar
 from sliders.formats.slider_file import not_finite, save_slider, slider_tensors
 from sliders.models.base import Model
@@ -96,6 +98,8 @@ class Outputs:
             started=self.started,
             prediction=self._prediction,
         )
+        if loras := [lora.identity for lora in self._plan.loras]:
+            metadata[TRAINED_WITH] = json.dumps(loras)
         tensors = slider_tensors(network, self._plan.family, DTYPES[self._settings.save.precision])
         if key := not_finite(tensors.items()):
             raise InputError(

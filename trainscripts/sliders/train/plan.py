@@ -14,7 +14,7 @@ from sliders.compute.device import gpu_memory, how_to_get_gpu, is_gpu_missing, t
 from sliders.compute.quantization import check_quantization, quantizable
 from sliders.config.optimizers import OPTIMIZERS
 from sliders.config.prompts import PromptSet
-from sliders.config.schema import Network, Settings, Train
+from sliders.config.schema import Network, PretrainedModel, Settings, Train
 from sliders.data.contract import Checked
 from sliders.data.latents import CROP_ROOM
 from sliders.data.sources import SOURCES
@@ -23,6 +23,7 @@ from sliders.fast.attention import check_attention
 from sliders.fast.compilation import check_compilation
 from sliders.fast.kernel_support import can_fuse
 from sliders.formats.checkpoint import Checkpoint, check_same_run, checkpoints_of, identity, newest_checkpoint
+from sliders.formats.model_loras import ModelLoRA, check_loras
 from sliders.models import Family, find_family
 from sliders.models.layers import architecture_of, describe_choice
 from sliders.sample.preview import preview_remarks
@@ -52,12 +53,13 @@ class Plan:
     timesteps: tuple[int, ...]  # that may be drawn
     choice: str = ""  # of layers, in words
     frozen: Frozen | None = None  # weights of the model; None for narrow ones
+    loras: tuple[ModelLoRA, ...] = ()  # that become part of the model
     card: tuple[int, int] | None = None  # (free, total) bytes of the GPU, if there is one
 
     @cached_property
     def identity(self) -> dict:
         """What makes the run this one. Reads every image once."""
-        return identity(self.settings, self.data)
+        return identity(self.settings, self.data, self.loras)
 
     @property
     def demand(self) -> Demand | None:
@@ -103,13 +105,20 @@ def make_plan(settings: Settings) -> Plan:
     _check_prompt(settings)
     checkpoint, damaged = _checkpoint_to_resume(settings)
     layers, parameters, choice, frozen = _weightless(family, settings.pretrained_model.name_or_path, settings.network)
+    loras = _loras(family, settings.pretrained_model)
     plan = Plan(
         settings, family, device, data, layers, parameters, checkpoint, tuple(damaged), timesteps, choice, frozen,
-        gpu_memory(device),
+        loras, gpu_memory(device),
     )  # fmt: skip
     if checkpoint is not None:
         check_same_run(checkpoint, {**plan.identity, "model": checkpoint.header["run"]["model"]})
     return plan
+
+
+def _loras(family: Family, model: PretrainedModel) -> tuple[ModelLoRA, ...]:
+    if not model.loras:
+        return ()
+    return check_loras(model.loras, family.weightless_denoiser(model.name_or_path), family)
 
 
 def _check_names(settings: Settings) -> None:
@@ -218,6 +227,7 @@ def describe(plan: Plan, processes: int = 1, whole: bool = True) -> str:
     lines = [
         f"slider  {settings.run_dir}",
         f"model   {settings.pretrained_model.name_or_path}, {train.precision} on {plan.device}",
+        *(f"with    {lora.path} at {lora.weight:g}, merged into {lora.layers} layers" for lora in plan.loras),
         f"layers  {len(plan.layers)} of {plan.choice}: {_algorithm(network)}, {plan.parameters:,} parameters",
         f"steps   {train.iterations} of {' or '.join(dict.fromkeys(sets))}, {train.optimizer} lr {train.lr:g} "
         f"{train.lr_scheduler}, seed {train.seed}",
@@ -275,9 +285,13 @@ def _remarks(plan: Plan) -> list[str]:
         *plan.family.remarks(settings),
         *plan.data.remarks(settings.prompts),
         *preview_remarks(settings.preview, plan.data),
+        *(note for lora in plan.loras for note in lora.notes),
     ]
     if plan.demand and (advice := advise(plan.demand, plan.card, smaller_images(settings, plan.family))):
         remarks.append(advice)
+    if plan.loras:
+        tags = " ".join(lora.tag for lora in plan.loras)
+        remarks.append(f"pretrained_model.loras: the slider is made for the model with {tags}: add that to prompts.")
     train = settings.train
     if OPTIMIZERS[train.optimizer].finds_lr and train.lr < 0.1:
         remarks.append(

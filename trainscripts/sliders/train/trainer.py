@@ -20,6 +20,7 @@ from sliders.fast.attention import ChosenAttention
 from sliders.fast.compilation import compile_denoiser
 from sliders.fast.path import FastPath
 from sliders.formats.checkpoint import changeable, check_same_run, checkpoint_path, first_difference
+from sliders.formats.model_loras import merge_loras
 from sliders.models.base import Model, PromptEmbeds
 from sliders.models.layers import architecture_of
 from sliders.sample.preview import Previews
@@ -72,6 +73,7 @@ class Trainer:
             now("loading the model")
         self.model = model or plan.family.load(settings.pretrained_model, DTYPES[settings.train.precision])
         self.outputs.know_model(self.model)
+        self._merge_loras()
         with during(ENCODING):
             source = SOURCES[settings.data.kind].source(
                 settings, data, self.model, plan.timesteps, self.device, self.processes
@@ -86,6 +88,14 @@ class Trainer:
         self.previews: Previews | None = None
         if settings.preview.prompts and self.processes.first:
             self.previews = Previews(settings, data, self.model, self.network, self.embeds, self.device)
+
+    def _merge_loras(self) -> None:
+        """Makes the plan's LoRAs part of the frozen model, before anything is computed with it or stored in fewer bits."""
+        plan, model = self.plan, self.model
+        if plan.loras:
+            now("merging LoRAs into the model")
+            weightless = plan.family.weightless_denoiser(self.settings.pretrained_model.name_or_path)
+            merge_loras(plan.loras, model.denoiser, weightless, plan.family, model.dtype)
 
     def _encode(self, prompts: list[str]) -> dict[str, PromptEmbeds]:
         """Encodes each prompt once; the text encoders then leave the device."""

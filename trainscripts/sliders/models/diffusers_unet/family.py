@@ -10,6 +10,7 @@ from diffusers import DiffusionPipeline, UNet2DConditionModel
 from sliders.config.schema import SAMPLERS, PretrainedModel
 from sliders.models.base import Family
 from sliders.models.diffusers_unet import sources
+from sliders.models.diffusers_unet.keys import UNET_ENDS
 from sliders.models.diffusers_unet.kinds import Kind
 from sliders.models.diffusers_unet.loading import load_pipeline
 from sliders.models.diffusers_unet.model import UNetModel
@@ -44,6 +45,9 @@ class UNetFamily(Family):
             self.pipeline, self.kind, settings, dtype, self.configs, self.build_tiny, **self.options
         )
         return self.model(self.facts, pipe, objective, settings.name_or_path, settings.clip_skip, dtype)
+
+    def outer_spellings(self, module: str) -> tuple[str, ...]:
+        return module, UNET_ENDS.get(module, module)
 
     def weightless_denoiser(self, name_or_path: str) -> UNet2DConditionModel:
         return build_weightless(name_or_path, self.configs["unet"], self.build_tiny_unet)
