@@ -5,6 +5,7 @@ from shapesworld.attributes import ATTRIBUTES
 from shapesworld.evaluate import SHAPES
 from shapesworld.two_sliders import format_grid
 from worlds.compare_settings import Job, format_robustness, format_table
+from worlds.measure import main as measure
 
 
 def result(seed, offset, robustness=None):
@@ -63,3 +64,12 @@ def test_two_sliders_are_judged_at_each_multiplier_of_the_other():
     assert float(found["position at    -1"][0]) == pytest.approx(0, abs=1e-6)
     assert float(found["position at     0"][1]) == pytest.approx(0.02)
     assert all(float(found[f"size at {s:5g}"][0]) < 1e-6 for s in size.scales)
+
+
+def test_measuring_without_a_trained_scale_is_refused_before_the_model_is_loaded(monkeypatch, tmp_path, capsys):
+    nothing = ["measure.py", str(tmp_path / "s.safetensors"), "--model", str(tmp_path / "no model")]
+    monkeypatch.setattr("sys.argv", [*nothing, "--multipliers", "0", "0.67", "2"])
+    assert measure(SHAPES, "measures") == 2
+    assert capsys.readouterr().err == (
+        "error: --multipliers: 1, 1.3 is missing, which size is measured by: add it, or leave the flag out.\n"
+    )

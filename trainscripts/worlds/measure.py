@@ -46,6 +46,13 @@ def parse_arguments(world: World, description: str) -> argparse.Namespace:
 def measure_all(world: World, arguments: argparse.Namespace) -> dict[str, Curve]:
     """{file stem: curve}, after the base model's."""
     attribute = arguments.attribute
+    if arguments.multipliers:
+        missing = sorted({0.0, *world.attributes[attribute].scales} - set(arguments.multipliers))
+        if missing:
+            shown = ", ".join(format(m, "g") for m in missing)
+            raise InputError(
+                f"--multipliers: {shown} is missing, which {attribute} is measured by: add it, or leave the flag out."
+            )
     model = load_model(arguments.model, torch_device(arguments.device))
     shown = "  ".join(f"{m:.3g} for {w:.3g} ({s:.2f})" for _, w, m, s in vae_limits(world, model, attribute))
     print(f"training pictures through the VAE, measured for wanted: {shown}")
