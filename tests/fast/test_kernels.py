@@ -11,6 +11,7 @@ from diffusers.models.resnet import ResnetBlock2D
 from networks import random_inputs, random_network
 from sliders.compute.patches import Patches, unpatch
 from sliders.fast.blocks import fuse_blocks
+from sliders.fast.kernel_support import own_kernels
 from sliders.models.sdxl.narrow import build_narrow_sdxl
 from torch.nn import functional as F
 
@@ -315,3 +316,21 @@ def test_kernels_build_for_every_gpu_generation_without_spilling_registers():
     assert built["9.0"] - built["7.5"] == {"_attend", "_attend_backward", "_add_scaled_product"}
     assert len(built["9.0"]) == 21
     assert [row for row in rows if int(row[3]) > 0 or int(row[4]) > 48 * 1024] == []
+
+
+def test_this_projects_kernels_are_told_from_others_by_their_names():
+    """As a profiler lists them, where most of PyTorch's own names contain `kernel`, `add` or `norm`."""
+    assert {
+        "_geglu_backward",
+        "_normalise",
+        "_unpack_rows",
+        "_attend",
+        "_rotate",
+        "_swiglu",
+        "_add_rms_norm",
+    } <= own_kernels()
+    others = (
+        "void at::native::vectorized_elementwise_kernel<4, at::native::CUDAFunctor_add<float>, std::array<char*, 3ul> >",
+        "void at::native::(anonymous namespace)::multi_tensor_apply_kernel<_add_>", "fused_add_kernel", "_kernel", "geglu",
+    )  # fmt: skip
+    assert own_kernels().isdisjoint(others)

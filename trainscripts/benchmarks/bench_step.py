@@ -39,6 +39,7 @@ from bench_world import (
 from naive_flow_step import NaiveFlowStep
 from naive_step import NaiveStep
 from sliders.compute.device import torch_device, use_device
+from sliders.fast.kernel_support import own_kernels
 from sliders.models.base import Model
 from sliders.models.layers import select_layers
 from sliders.train.trainer import Trainer
@@ -52,11 +53,10 @@ MODES = {  # {name: what is set in the config's section other}
     "full": {"torch_compile": "full"},
 }
 WARM_UP, BLOCKS = 3, 5
-KINDS = {  # {kind of kernel: pattern of kernel names}; the first match counts
+KINDS = {  # {kind of kernel: pattern of kernel names}, for those that are not this project's; the first match counts
     "attention": "sdpa|fmha|flash|cudnn::fusion",
     "convolution": "fprop|dgrad|wgrad|conv",
     "matrix products": "nvjet|gemm|splitK|cutlass",
-    "this project's kernels": "geglu|_normalise|_channel_|_group_s|_add_layer_norm|_unpack_rows|_attend|_add_scaled|_beside",
     "layer and group norm": "layer_norm|group_norm|GroupNorm|LayerNorm",
     "optimizer and gathering": "multi_tensor_apply",
     "copies": "copy|Memcpy|Memset",
@@ -142,6 +142,13 @@ def peak_memory(device: str) -> tuple[float, float] | None:
     return found
 
 
+def kind_of(kernel: str) -> str:
+    """The kind of a kernel by its name."""
+    if kernel in own_kernels():
+        return "this project's kernels"
+    return next((kind for kind, pattern in KINDS.items() if re.search(pattern, kernel)), "other")
+
+
 def print_profile(trainer: Trainer, step: int, longest: int) -> None:
     """Prints the GPU time of one step by kind of kernel, then the `longest` kernels."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
@@ -150,7 +157,7 @@ def print_profile(trainer: Trainer, step: int, longest: int) -> None:
     rows = sorted(profiler.key_averages(), key=lambda e: -e.self_device_time_total)
     kinds: dict[str, list[float]] = {}
     for row in rows:
-        kind = next((kind for kind, pattern in KINDS.items() if re.search(pattern, row.key)), "other")
+        kind = kind_of(row.key)
         found = kinds.setdefault(kind, [0.0, 0])
         found[0] += row.self_device_time_total / 1000
         found[1] += row.count

@@ -11,6 +11,7 @@ from sliders.check.report import Trial
 from sliders.compute.device import torch_device
 from sliders.config.prompts import PromptSet
 from sliders.config.schema import Data, Network, Other, PretrainedModel, Save, Settings, Train
+from sliders.fast.kernel_support import own_kernels
 from sliders.system.errors import first_line
 from sliders.train.plan import make_plan
 from sliders.train.trainer import Trainer
@@ -39,20 +40,9 @@ def _tried(settings: Settings, name: str) -> Trial:
     _ = trainer.step(STEPS).loss  # waits for the device
     seconds = time.perf_counter() - began
     kernels = _kernels(trainer) if name.startswith("cuda") else None
-    own = None if kernels is None else sum(any(word in kernel for word in OWN) for kernel in kernels)
+    own = None if kernels is None else sum(kernel in own_kernels() for kernel in kernels)
     apart = max(abs(a / b - 1) for a, b in zip(losses, wanted, strict=True))
     return Trial(name, None if kernels is None else len(kernels), own, trainer.step.captured > 0, seconds, apart)
-
-
-OWN = (
-    "_kernel",
-    "geglu",
-    "_normalise",
-    "_channel_",
-    "_unpack_rows",
-    "_attend",
-    "_add_",
-)  # in names of Triton's kernels
 
 
 def _kernels(trainer: Trainer) -> list[str]:

@@ -1,6 +1,8 @@
 """Whether this project's Triton kernels run on a GPU."""
 
+import importlib
 import importlib.util
+import pkgutil
 import sys
 from functools import cache
 
@@ -34,6 +36,19 @@ def can_fuse(device: str) -> bool:
 def can_multiply(device: str) -> bool:
     """Whether those kernels run on `device` that multiply matrices: they need bfloat16 products, which came with Ampere."""
     return can_fuse(device) and torch.cuda.get_device_capability(device) >= AMPERE
+
+
+@cache
+def own_kernels() -> frozenset[str]:
+    """Names of the functions in `kernels` that Triton compiles, under which a profiler lists those that run. Imports Triton."""
+    from triton.runtime import KernelInterface
+
+    from sliders.fast import kernels
+
+    files = [
+        importlib.import_module(f"{kernels.__name__}.{file.name}") for file in pkgutil.iter_modules(kernels.__path__)
+    ]
+    return frozenset(f.__name__ for file in files for f in vars(file).values() if isinstance(f, KernelInterface))
 
 
 @cache
