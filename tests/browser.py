@@ -12,6 +12,7 @@ FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync", "--hide-scrollbars",
 )  # fmt: skip
+NARROWEST = 500  # px of Chromium's windows
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 
@@ -29,7 +30,10 @@ def find_browser() -> tuple[str, str]:
 
 @contextmanager
 def browser(profile: Path, size: tuple[int, int] = (1280, 1000), dark: bool = False) -> Iterator:
-    """A selenium driver with a profile folder of its own; offline, so a page that needs a network shows it."""
+    """A selenium driver with a profile folder of its own; offline, so a page that needs a network shows it.
+
+    size: of the window, px; a narrow one is that of a phone.
+    """
     from selenium import webdriver
 
     path, driver_path = find_browser()
@@ -42,6 +46,9 @@ def browser(profile: Path, size: tuple[int, int] = (1280, 1000), dark: bool = Fa
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=driver_path))
     try:
+        if size[0] < NARROWEST:
+            metrics = {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": True}
+            driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
         yield driver
     finally:
         driver.quit()

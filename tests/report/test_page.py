@@ -148,9 +148,6 @@ def test_long_names_and_labels_fit_desktop_and_phone(tmp_path, size):
     page = Page(name, 64, 48, sections, {"model": name}, cards=cards)
     (tmp_path / "long.html").write_text(render(page), encoding="utf-8")
     with browser(tmp_path / "profile", size) as driver:
-        if size[0] < 500:  # Chromium's windows cannot be as narrow
-            metrics = {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": True}
-            driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
         driver.get((tmp_path / "long.html").as_uri())
         driver.execute_script("for (const d of document.querySelectorAll('details')) d.open = true")
         assert driver.execute_script("return document.documentElement.scrollWidth") <= size[0]

