@@ -12,9 +12,9 @@ folders' scales.
 import sys
 
 from sliders.config.flags import Parser, number, path
-from sliders.config.slider_tools import add_model_flags, add_out_flags, check_out, model_of
+from sliders.config.slider_tools import add_model_flags, add_out_flags, check_out
 from sliders.system.command import command
-from sliders.system.errors import InputError, places_renamed
+from sliders.system.errors import InputError
 from sliders.system.progress import importing_libraries
 
 REVERSE_NOTE = (
@@ -63,18 +63,14 @@ def main(argv: list[str]) -> None:
     # imports torch, which --help and a mistyped flag need not wait for
     with importing_libraries():
         from sliders.formats.cards import calibrate
+        from sliders.formats.chosen_model import chosen_model
         from sliders.formats.conversion import convert
-        from sliders.models import find_family
 
-    name, model = model_of(flags.family, flags.model)
-    family = find_family(name, model)
-    with places_renamed({"pretrained_model.name_or_path": "--model"}):
-        if flags.model is not None:
-            family.check_source(model)
+    with chosen_model(flags.family, flags.model) as (family, model):
         if not flags.calibrate:
-            done = convert(flags.slider, out, model.name_or_path, family, flags.alpha, flags.reverse, flags.keys)
+            done = convert(flags.slider, out, model, family, flags.alpha, flags.reverse, flags.keys)
         else:
-            found = calibrate(flags.slider, out, model.name_or_path, family)
+            found = calibrate(flags.slider, out, model, family)
     if flags.calibrate:
         print(
             f"saved   {out}\nfactor  {found.factor:.3g}: now off by {found.after:.2f} on average, before by {found.before:.2f}; "

@@ -8,9 +8,9 @@ Exact, because the files' ranks are concatenated. With `--rank N`, the best appr
 import sys
 
 from sliders.config.flags import Parser, join_list_flags, parse_scales, path, whole
-from sliders.config.slider_tools import add_model_flags, add_out_flags, check_out, model_of
+from sliders.config.slider_tools import add_model_flags, add_out_flags, check_out
 from sliders.system.command import command
-from sliders.system.errors import InputError, places_renamed
+from sliders.system.errors import InputError
 from sliders.system.progress import importing_libraries
 
 LIST_FLAGS = ("--multipliers",)
@@ -54,16 +54,12 @@ def main(argv: list[str]) -> None:
     check_out(flags.out, flags.overwrite)
     # imports torch, which --help and a mistyped flag need not wait for
     with importing_libraries():
+        from sliders.formats.chosen_model import chosen_model
         from sliders.formats.merging import merge
-        from sliders.models import find_family
 
-    name, model = model_of(flags.family, flags.model)
-    family = find_family(name, model)
-    with places_renamed({"pretrained_model.name_or_path": "--model"}):
-        if flags.model is not None:
-            family.check_source(model)
+    with chosen_model(flags.family, flags.model) as (family, model):
         sources = list(zip(flags.slider, multipliers, strict=True))
-        done = merge(sources, flags.out, model.name_or_path, family, flags.rank)
+        done = merge(sources, flags.out, model, family, flags.rank)
     ranks = f"rank {done.ranks[0]}" if len(done.ranks) == 1 else f"ranks {done.ranks[0]} to {done.ranks[-1]}"
     print(
         f"saved   {flags.out}\nlayers  {done.layers} of {ranks}\nerror   {error_of(done.error, done.worst, done.layer, flags.rank)}"

@@ -54,8 +54,11 @@ def _abilities(card: Card, report: Report) -> Iterator[str]:
     bits = report.installed("bitsandbytes")
     yield "8-bit optimizers and nf4" if bits else "no 8-bit optimizers and no nf4 (bitsandbytes is missing)"
     yield "CUDA graphs" if supported and report.torch and report.torch.cuda else "no CUDA graphs"
-    triton = report.installed("triton") or report.installed("triton-windows")
-    yield "this project's kernels" if triton and card.capability >= TURING else "none of this project's kernels"
+    yield (
+        "this project's kernels"
+        if report.has_triton and card.capability >= TURING
+        else "none of this project's kernels"
+    )
 
 
 def trial_lines(report: Report) -> Iterator[str]:
@@ -101,7 +104,7 @@ def fitting(card: Card, report: Report) -> tuple[Demand | None, int]:
 
     Counts on all of the card's memory, because what other programs use now, they may not use later.
     """
-    fused = card.capability >= AMPERE and (report.installed("triton") or report.installed("triton-windows"))
+    fused = card.capability >= AMPERE and report.has_triton
     precision = "bfloat16" if card.capability >= AMPERE else NO_BFLOAT16
     room = int(card.total - SCREEN)
     for size in (1024, 768, 512):
@@ -131,20 +134,19 @@ def _driver_problems(report: Report) -> Iterator[str]:
     elif not report.cards:
         yield f"the driver lists no GPU: run `nvidia-smi`; if it lists none either, {DRIVER[report.system]}."
     if report.lacks_newer_driver():
-        version = report.torch.version.partition("+")[0]
         yield (
             f"the driver {report.driver} is too old for CUDA {report.torch.cuda}, which needs {report.needs_driver}: "
-            f"{DRIVER[report.system]}; or take a PyTorch for this driver: `{INSTALL.format('auto', version)}`, and {_no_sync()}."
+            f"{DRIVER[report.system]}; or take a PyTorch for this driver: "
+            f"`{INSTALL.format('auto', report.torch.release)}`, and {_no_sync()}."
         )
 
 
 def _torch_problems(report: Report) -> Iterator[str]:
     torch = report.torch
-    version = torch.version.partition("+")[0]
     if not torch.version:
         yield f"PyTorch could not be imported ({torch.problem}): run `uv sync --reinstall-package torch`."
     elif report.cards and torch.cuda is None:
-        yield f"this PyTorch cannot use a GPU: once, `{INSTALL.format('auto', version)}`; from then on {_no_sync()}."
+        yield f"this PyTorch cannot use a GPU: once, `{INSTALL.format('auto', torch.release)}`; from then on {_no_sync()}."
     elif report.cards and torch.cards == 0 and report.hidden:
         yield f"CUDA_VISIBLE_DEVICES is {report.hidden!r}, which hides the GPU: unset it, or set it to 0."
     elif report.cards and torch.cards == 0 and not report.lacks_newer_driver():
@@ -153,13 +155,12 @@ def _torch_problems(report: Report) -> Iterator[str]:
 
 
 def _card_problems(report: Report) -> Iterator[str]:
-    version = report.torch.version.partition("+")[0]
     if lacking := report.unsupported():
         old = [c for c in lacking if c.capability < CUDA_13_FROM]
         backend = "cu126" if old else "auto"
         yield (
-            f"PyTorch {report.torch.version} has no kernels for {names_of(lacking)}: once, `{INSTALL.format(backend, version)}`; "
-            f"from then on {_no_sync()}."
+            f"PyTorch {report.torch.version} has no kernels for {names_of(lacking)}: once, "
+            f"`{INSTALL.format(backend, report.torch.release)}`; from then on {_no_sync()}."
         )
     for number, card in enumerate(report.cards):
         if card.capability < AMPERE:

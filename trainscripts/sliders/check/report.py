@@ -37,6 +37,11 @@ class Torch:
     cards: int  # that it can use
     problem: str = ""  # its own words, if it could not be imported, or could not start CUDA
 
+    @property
+    def release(self) -> str:
+        """The version without its build."""
+        return self.version.partition("+")[0]
+
     def supports(self, card: Card) -> bool:
         """Whether there are kernels for a card: of its own architecture, an older one of the same generation, or code to translate."""
         major, minor = card.capability
@@ -92,6 +97,10 @@ class Report:
 
     def installed(self, package: str) -> bool:
         return dict(self.packages).get(package) is not None
+
+    @property
+    def has_triton(self) -> bool:
+        return self.installed("triton") or self.installed("triton-windows")
 
     @property
     def needs_driver(self) -> int | None:

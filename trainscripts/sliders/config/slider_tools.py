@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-from sliders.config.families import FAMILIES, SD2
+from sliders.config.families import FAMILIES
 from sliders.config.flags import Parser, path, place
-from sliders.config.schema import PretrainedModel
 from sliders.system.errors import InputError
 from sliders.system.files import check_folder
 
@@ -27,12 +26,6 @@ def add_out_flags(parser: Parser, default: str | None) -> None:
     usual = f"default: {default}" if default else "the file to write"
     parser.add_argument("--out", type=path, metavar="FILE", required=default is None, help=usual)
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
-
-
-def model_of(version: str, name_or_path: str | None) -> tuple[str, PretrainedModel]:
-    """The family's name, and the model that `--family` and `--model` name."""
-    name, facts = VERSIONS[version]
-    return name, PretrainedModel(name_or_path=name_or_path or facts.example, v2=facts is SD2)
 
 
 def check_out(out: Path, overwrite: bool) -> None:

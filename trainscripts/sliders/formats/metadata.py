@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 
@@ -55,6 +56,12 @@ def file_metadata(stem: str, network: Network, made: float) -> dict[str, str]:
         "modelspec.date": time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(made)),
         "sliders.version": __version__,
     }
+
+
+def trained_scales(metadata: Mapping[str, str]) -> list[float]:
+    """The multipliers at which a slider was trained, ascending, by its file's metadata; none if they do not say."""
+    folders = json.loads(metadata.get("sliders.folders", "{}"))
+    return sorted(folders.values() or json.loads(metadata.get("sliders.scales", "[]")))
 
 
 def stated_version(metadata: dict[str, str]) -> Family | None:

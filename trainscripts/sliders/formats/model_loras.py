@@ -1,6 +1,7 @@
 """LoRAs that a slider is trained on top of: checked for the plan, then merged into the frozen weights."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +40,11 @@ class ModelLoRA:
 
 def lora_tag(name: str, weight: float) -> str:
     return f"<lora:{name}:{weight:g}>"
+
+
+def loras_below(metadata: Mapping[str, str]) -> list[tuple[str, str]]:
+    """(name, tag) of the LoRAs that a slider was trained on top of, by its file's metadata."""
+    return [(one["name"], lora_tag(one["name"], one["weight"])) for one in json.loads(metadata.get(TRAINED_WITH, "[]"))]
 
 
 def check_loras(wanted: Sequence[MergedLoRA], denoiser: nn.Module, family: Family) -> tuple[ModelLoRA, ...]:

@@ -10,10 +10,10 @@ from sliders.report.sections import shots
 from sliders.report.summary import best_first, measured, table
 from sliders.sample.output import PAGE, Output
 from sliders.sample.plan import SamplePlan, known_sliders, make_plan
-from sliders.sample.run import ready
-from sliders.sample.settings import PLACES, SampleSettings
+from sliders.sample.run import planned
+from sliders.sample.settings import SampleSettings
 from sliders.sample.studio import Studio
-from sliders.system.errors import InputError, places_renamed
+from sliders.system.errors import InputError
 
 
 def compare(settings: SampleSettings) -> Path:
@@ -21,10 +21,8 @@ def compare(settings: SampleSettings) -> Path:
 
     The pictures of each slider go into a folder of its name. Raises InputError for wrong settings.
     """
-    with places_renamed(PLACES):
-        plans = _plans(settings)
-        with ready(plans):
-            return _compare(settings, plans)
+    with planned(settings, _plans) as plans:
+        return _compare(settings, plans)
 
 
 def _compare(settings: SampleSettings, plans: list[SamplePlan]) -> Path:

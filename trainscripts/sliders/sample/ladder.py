@@ -16,12 +16,11 @@ from sliders.report.ladder_page import LadderPage, LadderRow, write_ladder_page
 from sliders.report.page import multiplier_label
 from sliders.sample.infotext import png_info
 from sliders.sample.output import PAGE, Output
-from sliders.sample.plan import SamplePlan, make_plan
-from sliders.sample.run import ready
+from sliders.sample.plan import SamplePlan
+from sliders.sample.run import planned
 from sliders.sample.rungs import Rung, Scene, caption_files, names_of_rows
-from sliders.sample.settings import PLACES, SampleSettings
+from sliders.sample.settings import SampleSettings
 from sliders.sample.studio import Studio
-from sliders.system.errors import places_renamed
 from sliders.system.files import atomic_write
 from sliders.system.installation import how_to_run
 
@@ -53,10 +52,8 @@ def make_ladder(settings: SampleSettings) -> Ladder:
 
     Raises InputError for wrong settings, and if the GPU has no memory for even one picture.
     """
-    with places_renamed(PLACES):
-        plan = make_plan(settings)
-        with ready([plan]):
-            return _make(settings, plan)
+    with planned(settings) as (plan,):
+        return _make(settings, plan)
 
 
 def _make(settings: SampleSettings, plan: SamplePlan) -> Ladder:

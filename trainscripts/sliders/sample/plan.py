@@ -13,7 +13,8 @@ from sliders.compute.device import is_gpu_missing, torch_device, why_no_gpu
 from sliders.config.schema import Data
 from sliders.data.dataset import ScaleFolders
 from sliders.formats.lora_files import LoRAFile, read_lora
-from sliders.formats.model_loras import TRAINED_WITH, lora_tag
+from sliders.formats.metadata import trained_scales
+from sliders.formats.model_loras import lora_tag, loras_below
 from sliders.models import Family, find_family
 from sliders.report.learned_measures import check_lpips
 from sliders.report.page import multiplier_label
@@ -99,7 +100,7 @@ def make_plan(settings: SampleSettings) -> SamplePlan:
 
 
 def _beside(groups: list[Group], slider: str, metadata: dict[str, str]) -> tuple[str, ...]:
-    trained_with = {lora_tag(one["name"], one["weight"]) for one in json.loads(metadata.get(TRAINED_WITH, "[]"))}
+    trained_with = {tag for _, tag in loras_below(metadata)}
     tags = dict.fromkeys(lora_tag(name, m) for g in groups for name, m in g.others if name != slider)
     return tuple(tag for tag in tags if tag not in trained_with)
 
@@ -157,10 +158,8 @@ def _notes_on_sliders(sliders: dict[str, LoRAFile], first: Path | None, added: t
         yield f"{shown} is added to the multipliers, because the report card needs all at which {first.stem} was trained."
     for name, slider in sliders.items():
         yield from slider.notes
-        missing = [one for one in json.loads(slider.metadata.get(TRAINED_WITH, "[]")) if one["name"] not in sliders]
-        if missing:
-            tags = " ".join(lora_tag(one["name"], one["weight"]) for one in missing)
-            yield f"{slider.path} was trained on the model with {tags}: add that to the prompt."
+        if missing := [tag for lora, tag in loras_below(slider.metadata) if lora not in sliders]:
+            yield f"{slider.path} was trained on the model with {' '.join(missing)}: add that to the prompt."
         if slider.changes_nothing:
             yield f"{slider.path} changes nothing, because all its weights are zero: its pictures are those of {name} at 0."
 
@@ -194,8 +193,7 @@ def _groups(prompt: str, settings: SampleSettings, metadata: dict[str, str]) -> 
 
 def _trained_multipliers(metadata: dict[str, str], for_card: bool) -> tuple[float, ...]:
     """The slider's scales and one step beyond, for a card further; 0, 1 and 2 if the file does not contain them."""
-    folders = json.loads(metadata.get("sliders.folders", "{}"))
-    scales = sorted(folders.values() or json.loads(metadata.get("sliders.scales", "[]")))
+    scales = trained_scales(metadata)
     if len(scales) < 2:
         return 0.0, 1.0, 2.0
     return card_multipliers(scales) if for_card else preview_multipliers(scales)

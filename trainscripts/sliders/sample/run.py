@@ -30,14 +30,30 @@ def run(settings: SampleSettings) -> Path:
 
     Raises InputError for wrong settings, and if the GPU has no memory for even one picture.
     """
-    with places_renamed(PLACES):
-        plan = make_plan(settings)
-        with ready([plan]):
-            return _run(settings, plan)
+    with planned(settings) as (plan,):
+        return _run(settings, plan)
+
+
+def _alone(settings: SampleSettings) -> list[SamplePlan]:
+    return [make_plan(settings)]
 
 
 @contextmanager
-def ready(plans: Sequence[SamplePlan]) -> Iterator[None]:
+def planned(
+    settings: SampleSettings, plan_all: Callable[[SampleSettings], list[SamplePlan]] = _alone
+) -> Iterator[list[SamplePlan]]:
+    """The plans of a command, for whose pictures everything is ready. plan_all: makes and checks them.
+
+    Errors name the command's flags.
+    """
+    with places_renamed(PLACES):
+        plans = plan_all(settings)
+        with _ready(plans):
+            yield plans
+
+
+@contextmanager
+def _ready(plans: Sequence[SamplePlan]) -> Iterator[None]:
     """Says what is worth saying before a model is loaded, and makes advice of a GPU's lack of memory."""
     for note in dict.fromkeys(note for plan in plans for note in plan.notes):
         print(f"note: {note}", flush=True)

@@ -4,7 +4,6 @@ A ladder has a folder for each rung, and in each folder a picture of every scene
 multipliers; without, one of the alternatives in the first `{…|…}` of a prompt.
 """
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from sliders.formats.cards import read_card
+from sliders.formats.metadata import trained_scales
 from sliders.report.page import multiplier_label
 from sliders.sample.settings import MAX_PICTURES, SampleSettings
 from sliders.sample.templates import PROTECTED, TAG, Variant, check_braces, expand
@@ -78,10 +78,7 @@ def _multipliers(settings: SampleSettings, metadata: dict[str, str]) -> dict[flo
     """{scale: multiplier}, ascending. Those of --shows, where the slider's card says so; else --multipliers or the trained ones."""
     if settings.shows is not None:
         return _showing(settings, metadata)
-    trained = json.loads(metadata.get("sliders.folders", "{}")).values() or json.loads(
-        metadata.get("sliders.scales", "[]")
-    )
-    given = settings.multipliers or tuple(trained)
+    given = settings.multipliers or trained_scales(metadata)
     if not given:
         raise InputError(
             f"--multipliers: is missing, and {settings.slider[0]} does not say at which it was trained: write for example "

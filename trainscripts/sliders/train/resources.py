@@ -16,9 +16,8 @@ from sliders.formats.checkpoint import checkpoints_of
 from sliders.models import Family
 from sliders.system.errors import InputError
 from sliders.system.files import existing
-from sliders.train.memory import FULL
+from sliders.train.memory import BYTES, FULL
 
-WEIGHT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 MASTER_BYTES = 4
 MANY_PIXELS = 2**19  # in a step's images of one scale: from here on activations need more memory than weights
 
@@ -43,7 +42,7 @@ def disk_need(settings: Settings, parameters: int, done: int = 0, checkpoints: i
     save, train = settings.save, settings.train
     sliders = (train.iterations - 1) // save.per_steps - done // save.per_steps + 1
     new_checkpoints = max(1, min(sliders, save.keep + 1) - checkpoints)  # one more than is kept, until the oldest goes
-    slider = parameters * WEIGHT_BYTES[save.precision]
+    slider = parameters * BYTES[save.precision]
     checkpoint = parameters * (MASTER_BYTES + OPTIMIZERS[train.optimizer].state_bytes)
     return DiskNeed(settings.run_dir, sliders, slider, new_checkpoints, checkpoint)
 

@@ -123,7 +123,7 @@ class Trainer:
         if other.takes_fast_path:
             (weights,) = FastPath(denoiser, [self.network], other.attention, trains=True).weights
             return weights
-        self._attention = ChosenAttention(denoiser, other.attention, kernels=False)
+        ChosenAttention(denoiser, other.attention, kernels=False)
         compile_denoiser(denoiser, other.torch_compile, architecture_of(denoiser).compiled)
         return FlatWeights(self.network)
 
